@@ -1,0 +1,43 @@
+# lessor: two commands to begin with.
+#   make quickstart   builds lessor, and shows it lease, renew, expire and audit a real PostgreSQL credential
+#   make test         installs the servers that the tests need, and runs everything
+
+export CGO_ENABLED ?= 0
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
+SEED    ?= 0
+
+.PHONY: build quickstart test check race bench sim fuzz servers clients clean
+
+build: ## one static binary: bin/lessor
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
+
+quickstart: servers build ## the main job, narrated; KEEP=1 leaves it running
+	@KEEP='$(KEEP)' scripts/quickstart bin/lessor
+
+servers: ## installs PostgreSQL on Debian where it is missing; elsewhere says what to install
+	@scripts/servers
+
+test: servers build ## everything: vet, unit and system tests, real clients
+	scripts/check
+	$(GO) test ./...
+	cd test/clients && $(GO) test ./...
+
+race: servers ## the same under the race detector
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+check: ## gofmt, vet, staticcheck, import rules, linked modules, govulncheck where its data can be had
+	scripts/check
+
+sim: servers ## a long seeded simulation; SEED=n replays one
+	LESSOR_SIM_LONG=1 LESSOR_SIM_SEED=$(SEED) $(GO) test ./internal/sim -run TestSimulation -v -timeout 60m
+
+bench: servers build ## writes a table of figures beside their limits, measured in the same run
+	$(GO) run ./test/bench -lessor bin/lessor
+
+fuzz: ## every parser for ten minutes
+	scripts/fuzz 10m
+
+clean:
+	rm -rf bin

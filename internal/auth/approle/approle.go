@@ -1,0 +1,124 @@
+// Package approle logs programs in by a role id and a secret id. A role says who they are and on which terms they get
+// tokens; a secret id proves it, for a limited time or number of logins. lessor keeps no secret id, only its keyed hash.
+//
+// A login is two point reads: the role by its role id, the secret id by its hash. What a login uses up, and that role and
+// secret id still are what they were, goes into the commit that makes the token: two logins never share a last use.
+package approle
+
+import (
+	"context"
+	"maps"
+	"strings"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/auth"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// Backend is the auth method.
+type Backend struct{}
+
+type ops = map[lessor.Verb]engine.Handler
+
+// Routes is the method table.
+func (Backend) Routes() []engine.Route {
+	secret := []engine.Field{{Name: "secret_id", Type: engine.String, Help: "the secret id"}}
+	accessor := []engine.Field{{Name: "secret_id_accessor", Type: engine.String, Help: "accessor of the secret id"}}
+	return append([]engine.Route{
+		{Pattern: "role", Help: "List roles.", Ops: ops{lessor.List: listRoles}},
+		{
+			Pattern: "role/{role_name}", Help: "Manage a role. Deleting it destroys its secret ids.", Fields: fields, Exists: exists,
+			Ops: ops{lessor.Read: readRole, lessor.Update: writeRole, lessor.Delete: removeRole},
+		},
+		{
+			Pattern: "role/{role_name}/secret-id", Help: "Make a secret id; list the accessors of all.", Fields: secretIDFields,
+			Ops: ops{lessor.Update: createSecretID, lessor.List: listSecretIDs},
+		},
+		{
+			Pattern: "role/{role_name}/custom-secret-id", Help: "Register a secret id of your own making.",
+			Fields: append(secret[:1:1], secretIDFields...), Ops: ops{lessor.Update: customSecretID},
+		},
+		{
+			Pattern: "role/{role_name}/secret-id/lookup", Help: "Properties of a secret id.", Fields: secret,
+			Ops: ops{lessor.Update: bySecretID(lookup)},
+		},
+		{
+			Pattern: "role/{role_name}/secret-id/destroy", Help: "Destroy a secret id.", Fields: secret,
+			Ops: ops{lessor.Update: bySecretID(destroy), lessor.Delete: bySecretID(destroy)},
+		},
+		{
+			Pattern: "role/{role_name}/secret-id-accessor/lookup", Help: "Properties of a secret id, by its accessor.", Fields: accessor,
+			Ops: ops{lessor.Update: byAccessor(lookup)},
+		},
+		{
+			Pattern: "role/{role_name}/secret-id-accessor/destroy", Help: "Destroy a secret id, by its accessor.", Fields: accessor,
+			Ops: ops{lessor.Update: byAccessor(destroy), lessor.Delete: byAccessor(destroy)},
+		},
+		{Pattern: "tidy/secret-id", Help: "Clear away expired secret ids now.", Ops: ops{lessor.Update: tidy}},
+		{
+			Pattern: "login", Help: "Log in.", Open: true, Ops: ops{lessor.Update: login},
+			Fields: append(secret[:1:1], engine.Field{Name: "role_id", Type: engine.String, Help: "the role id"}),
+		},
+	}, settingRoutes()...)
+}
+
+func refused() error { return api.Errorf(api.Invalid, "invalid role or secret ID") }
+
+func login(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	roleID := strings.TrimSpace(r.Str("role_id"))
+	if roleID == "" {
+		return nil, api.Errorf(api.Invalid, "missing role_id")
+	}
+	ro, row, err := get(r, byRoleID(r, roleID))
+	if err != nil {
+		return nil, err
+	}
+	if ro == nil {
+		return nil, refused()
+	}
+	reply := &engine.Reply{}
+	reply.Txn.Require(row)
+
+	var s *secretID
+	if ro.BindSecretID {
+		if s, err = present(r, ro, reply); err != nil {
+			return nil, err
+		}
+	}
+	if !auth.Within(ro.SecretIDBound, r.Op.Client) {
+		return nil, api.Errorf(api.Invalid, "source address %q unauthorized by CIDR restrictions on the role", r.Op.Client)
+	}
+
+	l := &engine.Login{Alias: ro.RoleID, Role: ro.Name, Metadata: map[string]string{}, Token: ro.Token}
+	if s != nil {
+		maps.Copy(l.Metadata, s.Metadata)
+		l.Instance = s.Accessor
+	}
+	l.Metadata["role_name"] = ro.Name
+	l.AliasMeta = l.Metadata
+	l.Token.BoundCIDRs = tokenBound(ro, s)
+	reply.Login = l
+	return reply, nil
+}
+
+// present checks the secret id that the client presents, and takes one use off it.
+func present(r *engine.Request, ro *role, reply *engine.Reply) (*secretID, error) {
+	id := strings.TrimSpace(r.Str("secret_id"))
+	if id == "" {
+		return nil, api.Errorf(api.Invalid, "missing secret_id")
+	}
+	s, row, err := ro.find(r, r.Opener.TokenHash(id))
+	switch {
+	case err != nil:
+		return nil, err
+	case s == nil:
+		return nil, refused()
+	case !auth.Inside(ro.SecretIDBound, s.Bound):
+		return nil, notInside()
+	case !auth.Within(s.Bound, r.Op.Client):
+		return nil, api.Errorf(api.Invalid, "source address %q unauthorized through CIDR restrictions on the secret ID", r.Op.Client)
+	}
+	ro.use(r, &reply.Txn, s, row)
+	return s, nil
+}

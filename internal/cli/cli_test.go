@@ -1,0 +1,356 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lessor-dev/lessor/client"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// all offers every command; bodies that live elsewhere are not run.
+func all(t *testing.T) Commands {
+	unexpected := errors.New("this body is not to be run")
+	return Commands{
+		Version: "1.2.3",
+		Server: &Server{
+			Usage: "  (flags of the server's configuration)\n",
+			Run:   func(context.Context, ServerOptions) error { t.Error(unexpected); return unexpected },
+		},
+		Restore: func(context.Context, RestoreOptions) error { t.Error(unexpected); return unexpected },
+		Verify: func(context.Context, VerifyOptions) (Verification, error) {
+			t.Error(unexpected)
+			return Verification{}, unexpected
+		},
+	}
+}
+
+func TestHelpOfEveryCommand(t *testing.T) {
+	var got strings.Builder
+	var walk func(*cobra.Command)
+	walk = func(command *cobra.Command) {
+		args := strings.Fields(command.CommandPath())[1:]
+		got.WriteString("$ " + strings.Join(append([]string{"lessor"}, args...), " ") + " -help\n")
+		var out, err strings.Builder
+		if code := Run(t.Context(), System{In: strings.NewReader(""), Out: &out, Err: &err, Env: noEnvironment}, all(t), append(args, "-help")); code != 0 || err.String() != "" {
+			t.Errorf("%v: code %d, %s", args, code, &err)
+		}
+		got.WriteString(out.String() + "\n")
+		for _, child := range command.Commands() {
+			if child.IsAvailableCommand() {
+				walk(child)
+			}
+		}
+	}
+	a := newApp(System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment}, all(t))
+	walk(a.root())
+
+	golden := filepath.Join("testdata", "help.golden")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("the help is not that of %s: look at the difference, and if it is meant, run go test ./internal/cli -run Help -update", golden)
+	}
+}
+
+func noEnvironment(string) (string, bool) { return "", false }
+
+// closedPort is an address where nobody listens.
+func closedPort(t *testing.T) string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	return "http://" + listener.Addr().String()
+}
+
+func TestRun(t *testing.T) {
+	environment := map[string]string{"LESSOR_ADDR": closedPort(t), "VAULT_MAX_RETRIES": "0"}
+	for line, try := range map[string]struct {
+		code     int
+		out, err string // parts
+	}{
+		"":                                {0, "Usage:\n  lessor COMMAND", ""},
+		"-help":                           {0, "Exit codes", ""},
+		"-version":                        {0, "lessor 1.2.3", ""},
+		"--version":                       {0, "lessor 1.2.3", ""},
+		"-v":                              {0, "lessor 1.2.3", ""},
+		"version":                         {0, "lessor 1.2.3", ""},
+		"kv":                              {0, "Usage:\n  lessor kv COMMAND", ""},
+		"kv metadata":                     {0, "Usage:\n  lessor kv metadata COMMAND", ""},
+		"server -h":                       {0, "flags of the server's configuration", ""},
+		"server -dev -help":               {0, "flags of the server's configuration", ""},
+		"raed":                            {1, "", "did you mean read?\nSee: lessor -help"},
+		"kv gte":                          {1, "", "did you mean get?\nSee: lessor kv -help"},
+		"read":                            {1, "", "it needs PATH"},
+		"read -feild=x a":                 {1, "", "unknown flag: --feild\nSee: lessor read -help"},
+		"list a b":                        {1, "", "too many arguments: it takes PATH"},
+		"status x":                        {1, "", "it takes no arguments"},
+		"write a":                         {1, "", "-force"},
+		"write a sesame":                  {1, "", "not of the form key=value"},
+		"read a -format=xml":              {1, "", "table, json or yaml"},
+		"read a":                          {2, "", "Start a server there (lessor server)"},
+		"kv get a/b":                      {2, "", "connection refused"},
+		"status":                          {1, "", "connection refused"},
+		"read -address=ftp://x a":         {1, "", "https://host:port"},
+		"read -wrap-ttl=soon a":           {1, "", "-wrap-ttl"},
+		"read -header=x a":                {1, "", "-header"},
+		"read -ca-cert=/nowhere a":        {1, "", "/nowhere"},
+		"revoke":                          {1, "", "say what to revoke by"},
+		"revoke -owner=":                  {1, "", "-owner needs a value"},
+		"revoke -owner=a -mount=b":        {1, "", "exclude each other"},
+		"revoke -token=hvs.sesame":        {1, "", "takes an accessor"},
+		"lease revoke -force a":           {1, "", "-force needs -prefix"},
+		"lease renew -increment=soon a":   {1, "", "not a duration"},
+		"token revoke":                    {1, "", "-self"},
+		"token create -orphan -role=r":    {1, "", "exclude each other"},
+		"secrets tune a":                  {1, "", "say what to change"},
+		"audit timeline -from=today a":    {1, "", "-from must be a time"},
+		"login":                           {1, "", "there is no terminal"},
+		"login -method=userpass":          {1, "", "username=NAME"},
+		"login -method=userpass username": {1, "", "not of the form key=value"},
+		"login -method=approle":           {1, "", "role_id=ID"},
+		"login -":                         {1, "", "the value is empty"},
+		"completion tcsh":                 {1, "", "bash, zsh, fish or powershell"},
+		"completion bash":                 {0, "__start_lessor", ""},
+		"operator backup /dev/null":       {1, "", "exists already"},
+		"operator backup -f /dev/null":    {1, "", "not a plain file"},
+	} {
+		var out, side strings.Builder
+		code := Run(t.Context(), System{
+			In: strings.NewReader(""), Out: &out, Err: &side, Home: t.TempDir(),
+			Env: func(name string) (string, bool) { value, ok := environment[name]; return value, ok },
+		}, all(t), strings.Fields(line))
+		if code != try.code || !strings.Contains(out.String(), try.out) || !strings.Contains(side.String(), try.err) || (side.String() == "") != (try.err == "") {
+			t.Errorf("lessor %s: code %d, want %d\n%s\n%s", line, code, try.code, &out, &side)
+		}
+		if strings.Contains(side.String(), "sesame") {
+			t.Errorf("lessor %s: the error tells a value: %s", line, &side)
+		}
+	}
+}
+
+func TestServerGetsItsArguments(t *testing.T) {
+	var got ServerOptions
+	commands := Commands{Version: "v", Server: &Server{Run: func(_ context.Context, o ServerOptions) error {
+		got = o
+		return o.StoreToken(client.NewToken("root"))
+	}}}
+	home := t.TempDir()
+	code := Run(t.Context(), System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment, Home: home},
+		commands, []string{"server", "-dev", "-dev-root-token-id=root", "-config", "a.hcl"})
+	if text := strings.Join(got.Args, " "); code != 0 || text != "--dev --dev-root-token-id=root -config a.hcl" && text != "--dev --dev-root-token-id=root --config a.hcl" {
+		t.Errorf("code %d, arguments %s", code, text)
+	}
+	if token, err := (client.TokenFile{Home: home}).Load(); err != nil || token.Reveal() != "root" {
+		t.Errorf("stored %q, %v", token.Reveal(), err)
+	}
+}
+
+func TestOfflineCommandsGetTheirStore(t *testing.T) {
+	var restore RestoreOptions
+	var verify VerifyOptions
+	commands := Commands{
+		Restore: func(_ context.Context, o RestoreOptions) error { restore = o; return nil },
+		Verify: func(_ context.Context, o VerifyOptions) (Verification, error) {
+			verify = o
+			return Verification{Broken: &Broken{Seq: 5, Reason: "altered"}}, nil
+		},
+	}
+	var out strings.Builder
+	system := System{In: strings.NewReader(""), Out: &out, Err: io.Discard, Env: noEnvironment}
+	if code := Run(t.Context(), system, commands, strings.Fields("operator restore -data=/d -key-file=/k -config=1 -config=2 b.lessor")); code != 0 {
+		t.Errorf("restore: code %d", code)
+	}
+	if got := strings.Join(restore.Store, " "); restore.File != "b.lessor" || got != "-config=1 -config=2 -data=/d -key-file=/k" {
+		t.Errorf("restore: %s, %s", restore.File, got)
+	}
+	if code := Run(t.Context(), system, commands, strings.Fields("operator verify -format=json -data /d")); code != 2 {
+		t.Errorf("verify: code %d", code)
+	}
+	if strings.Join(verify.Store, " ") != "-data=/d" || !strings.Contains(out.String(), `"seq": 5`) {
+		t.Errorf("verify: %v, %s", verify.Store, &out)
+	}
+}
+
+func TestAdvice(t *testing.T) {
+	refused := func(status int, path string) error { return &client.Error{Method: "GET", Path: path, Status: status} }
+	for name, try := range map[string]struct {
+		err   error
+		token string
+		want  string
+	}{
+		"no token":         {refused(403, "secret/a"), "", "lessor login"},
+		"not permitted":    {refused(403, "secret/a"), "t", "lessor token capabilities secret/a"},
+		"stale":            {refused(403, "auth/token/lookup-self"), "t", "log in again"},
+		"preflight":        {refused(403, "sys/internal/ui/mounts/secret/a"), "t", "Nothing is mounted there"},
+		"sealed":           {refused(503, "secret/a"), "t", "lessor status"},
+		"TLS is spoken":    {&client.Error{Status: 400, Errors: []string{"Client sent an HTTP request to an HTTPS server."}}, "t", "https://"},
+		"no TLS is spoken": {&client.Unreachable{Err: errors.New("http: server gave HTTP response to HTTPS client")}, "t", "http://"},
+		"no such host":     {&client.Unreachable{Err: &net.DNSError{}}, "t", "LESSOR_ADDR"},
+	} {
+		a, _, _ := screen("")
+		a.token = client.NewToken(try.token)
+		if got := a.advice(try.err); !strings.Contains(got, try.want) {
+			t.Errorf("%s: %q does not say %q", name, got, try.want)
+		}
+		if codeOf(try.err) != exitRemote {
+			t.Errorf("%s: code %d", name, codeOf(try.err))
+		}
+	}
+}
+
+func TestPolicyFormat(t *testing.T) {
+	dir := t.TempDir()
+	file, link, bad := filepath.Join(dir, "p.hcl"), filepath.Join(dir, "link"), filepath.Join(dir, "bad.hcl")
+	const ugly, pretty = "path \"a/*\" {\ncapabilities=[\"read\"]\n  # why\n}\n", "path \"a/*\" {\n  capabilities = [\"read\"]\n  # why\n}\n"
+	for name, text := range map[string]string{file: ugly, bad: "path {"} {
+		if err := os.WriteFile(name, []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	run := func(stdin string, args ...string) (int, string) {
+		var out strings.Builder
+		code := Run(t.Context(), System{In: strings.NewReader(stdin), Out: &out, Err: &out, Env: noEnvironment}, Commands{}, append([]string{"policy", "fmt"}, args...))
+		return code, out.String()
+	}
+	if code, out := run("", link); code != 0 {
+		t.Errorf("code %d, %s", code, out)
+	}
+	text, _ := os.ReadFile(file)
+	info, _ := os.Lstat(file)
+	if string(text) != pretty || info.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v\n%s", info.Mode(), text)
+	}
+	if info, _ := os.Lstat(link); info.Mode()&os.ModeSymlink == 0 {
+		t.Error("the link became a file")
+	}
+	if code, out := run(ugly, "-"); code != 0 || out != pretty {
+		t.Errorf("code %d, %s", code, out)
+	}
+	if code, out := run("", bad); code != 1 || !strings.Contains(out, "line 1") {
+		t.Errorf("code %d, %s", code, out)
+	}
+}
+
+// tape is a terminal that remembers.
+type tape struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (t *tape) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.text.Write(b)
+}
+
+func (t *tape) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.text.String()
+}
+
+func (t *tape) Reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text.Reset()
+}
+
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var terminal, out tape
+		p := newProgress(&terminal, true)
+		w := p.writer(&out)
+		p.begin("waiting for it")
+		time.Sleep(900 * time.Millisecond)
+		synctest.Wait()
+		if terminal.String() != "" {
+			t.Errorf("after 0.9 s: %q", &terminal)
+		}
+		time.Sleep(200 * time.Millisecond)
+		synctest.Wait()
+		if terminal.String() != "waiting for it (1 s)" {
+			t.Errorf("after 1.1 s: %q", &terminal)
+		}
+		terminal.Reset()
+		if _, err := w.Write([]byte("result\n")); err != nil || terminal.String() != "\r\x1b[K" || out.String() != "result\n" {
+			t.Errorf("after writing: %q, %q, %v", &terminal, &out, err)
+		}
+		terminal.Reset()
+		p.say("received 5 MiB")
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if !strings.HasSuffix(terminal.String(), "received 5 MiB (2 s)") && !strings.HasSuffix(terminal.String(), "received 5 MiB (1 s)") {
+			t.Errorf("after 2 s more: %q", &terminal)
+		}
+		p.end()
+		terminal.Reset()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		p.end()
+		if terminal.String() != "" {
+			t.Errorf("after the end: %q", &terminal)
+		}
+	})
+	var out strings.Builder
+	silent := newProgress(&out, false)
+	silent.begin("x")
+	silent.say("y")
+	silent.end()
+	if out.String() != "" {
+		t.Errorf("%q", &out)
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "backup")
+	if err := writeFile(name, 0o600, func(w io.Writer) error { _, err := io.WriteString(w, "one"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("broke off")
+	if err := writeFile(name, 0o600, func(w io.Writer) error { _, _ = io.WriteString(w, "tw"); return broken }); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+	text, _ := os.ReadFile(name)
+	entries, _ := os.ReadDir(dir)
+	if string(text) != "one" || len(entries) != 1 {
+		t.Errorf("%q, %v", text, entries)
+	}
+	if err := writeFile(dir, 0o600, func(io.Writer) error { return nil }); err == nil {
+		t.Error("a folder was replaced")
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 5 << 20: "5.0 MiB", 3 << 50: "3072.0 TiB"} {
+		if got := byteSize(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}

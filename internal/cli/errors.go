@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lessor-dev/lessor/client"
+)
+
+const (
+	exitLocal  = 1 // something is wrong on this side
+	exitRemote = 2 // the server refused, or cannot be reached
+)
+
+// ExitCode is an error that ends the program with this code and without a word: the command has said all.
+type ExitCode int
+
+func (c ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
+// usageError is a command that was typed wrongly.
+type usageError struct {
+	command string
+	text    string
+}
+
+func (e *usageError) Error() string { return e.command + ": " + e.text }
+
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{cmd.CommandPath(), fmt.Sprintf(format, args...)}
+}
+
+func codeOf(err error) int {
+	if _, ok := errors.AsType[*client.Error](err); ok {
+		return exitRemote
+	}
+	if _, ok := errors.AsType[*client.Unreachable](err); ok {
+		return exitRemote
+	}
+	if _, ok := errors.AsType[*nothingThere](err); ok {
+		return exitRemote
+	}
+	return exitLocal
+}
+
+// nothingThere is a path without a value.
+type nothingThere struct{ path, next string }
+
+func (e *nothingThere) Error() string { return "no value found at " + e.path }
+
+// advice tells what to do about err; empty where its text says it already.
+func (a *app) advice(err error) string {
+	if e, ok := errors.AsType[*usageError](err); ok {
+		return "See: " + e.command + " -help"
+	}
+	if e, ok := errors.AsType[*nothingThere](err); ok {
+		return e.next
+	}
+	if e, ok := errors.AsType[*client.Unreachable](err); ok {
+		return adviceOnReaching(e)
+	}
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		return a.adviceOnRefusal(e)
+	}
+	return ""
+}
+
+func adviceOnReaching(e *client.Unreachable) string {
+	var (
+		record    tls.RecordHeaderError
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		lookup    *net.DNSError
+	)
+	switch {
+	case strings.Contains(e.Err.Error(), "server gave HTTP response to HTTPS client"), errors.As(e.Err, &record):
+		return "The server speaks plain HTTP: write its address with http:// (LESSOR_ADDR or -address)."
+	case errors.As(e.Err, &authority):
+		return "Trust the server's authority with -ca-cert=FILE or LESSOR_CACERT."
+	case errors.As(e.Err, &hostname):
+		return "The certificate is for another name: use that name in the address, or give it with -tls-server-name."
+	case errors.As(e.Err, &lookup):
+		return "Check the address (LESSOR_ADDR, VAULT_ADDR or -address)."
+	case errors.Is(e.Err, syscall.ECONNREFUSED), errors.Is(e.Err, fs.ErrNotExist):
+		return "Start a server there (lessor server), or say where it is (LESSOR_ADDR, VAULT_ADDR or -address)."
+	}
+	return "Check that the server runs and can be reached from here: lessor status"
+}
+
+func (a *app) adviceOnRefusal(e *client.Error) string {
+	path := printable(e.Path)
+	switch e.Status {
+	case http.StatusForbidden:
+		if a.token.Empty() {
+			return "No token was sent: log in (lessor login), or set LESSOR_TOKEN."
+		}
+		if e.Path == "auth/token/lookup-self" {
+			return "The token is unknown, expired or revoked: log in again (lessor login)."
+		}
+		if strings.HasPrefix(e.Path, "sys/internal/ui/mounts/") {
+			return "Nothing is mounted there, or the token may use nothing of it (or it expired: lessor token lookup)."
+		}
+		return "What the token may do there: lessor token capabilities " + path + "\nWhether it is still valid: lessor token lookup"
+	case http.StatusNotFound:
+		return "What there is: lessor list on the path above it, or lessor secrets list."
+	case http.StatusMethodNotAllowed:
+		return "The path exists, this operation on it does not."
+	case http.StatusTooManyRequests:
+		return "The server limits requests: wait a little, then try again."
+	case http.StatusServiceUnavailable:
+		return "See whether the server is sealed or starting: lessor status"
+	case http.StatusBadRequest:
+		if strings.Contains(strings.Join(e.Errors, " "), "HTTP request to an HTTPS server") {
+			return "The server speaks TLS: write its address with https:// (LESSOR_ADDR or -address)."
+		}
+	case http.StatusInternalServerError:
+		return "The server's log tells more."
+	}
+	return ""
+}
+
+// printable keeps text from steering the terminal that it is shown on: whoever chooses a path or a name could
+// otherwise forge what the reader of an audit trail sees.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
+}
+
+// printableLine is printable, on one line.
+func printableLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		return r
+	}, printable(text))
+}

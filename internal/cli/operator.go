@@ -1,0 +1,237 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lessor-dev/lessor/client"
+)
+
+// RestoreOptions ask for an offline restore.
+type RestoreOptions struct {
+	File     string             // the backup
+	Store    []string           // flags that name the store and its key, as ServerOptions.Args
+	Out      io.Writer          // for people: what was done, what to do next
+	Progress func(doing string) // tells the person who waits; may be called at any time
+}
+
+// VerifyOptions ask for an offline verification.
+type VerifyOptions struct {
+	Store    []string // flags that name the store and its key, as ServerOptions.Args
+	Progress func(doing string)
+}
+
+func (a *app) operator() *cobra.Command {
+	command := group("operator", "Back up, restore, verify and look after a server", "",
+		a.operatorBackup(), a.operatorFence(), a.operatorSealStatus())
+	if a.commands.Restore != nil {
+		command.AddCommand(a.operatorRestore())
+	}
+	if a.commands.Verify != nil {
+		command.AddCommand(a.operatorVerify())
+	}
+	return command
+}
+
+func (a *app) operatorBackup() *cobra.Command {
+	var force bool
+	command := a.remote("backup FILE", "Back a running server up into a file, or to standard output (-)", `
+The backup is one consistent state, encrypted as the store is: without the seal's key it is worth nothing to anyone, and
+the key is not in it. The file appears once it is complete, readable only by you.`,
+		1, 1, func(cmd *cobra.Command, args []string) error {
+			name := args[0]
+			if name == "-" && a.terminal {
+				return usage(cmd, "a backup is not for terminals: name a file, or redirect the output")
+			}
+			if _, err := os.Stat(name); name != "-" && err == nil && !force {
+				return fmt.Errorf("%s exists already: name another file, or replace it with -force", name)
+			}
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			if name == "-" {
+				_, err := a.backup(cmd.Context(), c, a.out)
+				return err
+			}
+			var size int64
+			err = writeFile(name, 0o600, func(w io.Writer) error {
+				var err error
+				size, err = a.backup(cmd.Context(), c, w)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			a.complain("Success! Backed up to %s (%s).", name, byteSize(size))
+			return nil
+		})
+	command.Flags().BoolVarP(&force, "force", "f", false, "replace the file if it exists")
+	return command
+}
+
+// backup copies the server's backup to w.
+func (a *app) backup(ctx context.Context, c *client.Client, w io.Writer) (int64, error) {
+	body, _, err := c.WithWrapTTL(0).Stream(ctx, client.Request{Method: http.MethodGet, Path: "sys/lessor/backup"})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = body.Close() }()
+	size, err := io.Copy(w, &counted{Reader: body, progress: a.progress})
+	if err != nil {
+		return size, fmt.Errorf("the backup broke off after %s and is of no use: %w", byteSize(size), err)
+	}
+	if size == 0 {
+		return 0, errors.New("the server sent an empty backup")
+	}
+	return size, nil
+}
+
+// counted tells how much was read.
+type counted struct {
+	io.Reader
+	progress *progress
+	n        int64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	c.n += int64(n)
+	c.progress.say("received " + byteSize(c.n))
+	return n, err
+}
+
+func byteSize(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	size, unit := float64(n), 0
+	for size >= 1024 && unit < len(units)-1 {
+		size, unit = size/1024, unit+1
+	}
+	if unit == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", size, units[unit])
+}
+
+// storeFlags name the store that an offline command works on, as flags of lessor server do. What they return gives
+// them back, once the command line is parsed.
+func storeFlags(command *cobra.Command) (store func() []string) {
+	f := command.Flags()
+	config := f.StringArray("config", nil, "configuration `file` of the server; may be repeated")
+	data := f.String("data", "", "data `folder` of the server (default as for lessor server)")
+	key := f.String("key-file", "", "key `file` of the seal (default as for lessor server)")
+	return func() []string {
+		var args []string
+		for _, file := range *config {
+			args = append(args, "-config="+file)
+		}
+		if *data != "" {
+			args = append(args, "-data="+*data)
+		}
+		if *key != "" {
+			args = append(args, "-key-file="+*key)
+		}
+		return args
+	}
+}
+
+func (a *app) operatorRestore() *cobra.Command {
+	var store func() []string
+	short := "Restore a backup into an empty store, with the server stopped"
+	command := &cobra.Command{
+		Use:   "restore FILE",
+		Short: short,
+		Long: describe(short, `
+The seal's key must be in its place. The restored server starts fenced: it touches no database and revokes nothing until
+lessor operator fence resume, so that a copy never acts on what the original is responsible for. Tokens, wrapped answers
+and approvals of before are void.`),
+		Args: arguments(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.progress.begin("restoring " + args[0])
+			return a.commands.Restore(cmd.Context(), RestoreOptions{
+				File: args[0], Store: store(), Out: a.out, Progress: a.progress.say,
+			})
+		},
+	}
+	store = storeFlags(command)
+	return command
+}
+
+func (a *app) operatorVerify() *cobra.Command {
+	var store func() []string
+	short := "Verify a store and its audit chain, with the server stopped"
+	command := &cobra.Command{
+		Use:   "verify",
+		Short: short,
+		Long:  describe(short, "It names the first record that does not fit. Exit code 2: the chain is broken."),
+		Args:  arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := a.format(); err != nil {
+				return err
+			}
+			a.progress.begin("verifying")
+			found, err := a.commands.Verify(cmd.Context(), VerifyOptions{Store: store(), Progress: a.progress.say})
+			if err != nil {
+				return err
+			}
+			return a.printVerification(found)
+		},
+	}
+	store = storeFlags(command)
+	command.Flags().StringVar(&a.flags.format, "format", "", "`form` of the output: table, json or yaml (LESSOR_FORMAT, VAULT_FORMAT; default table)")
+	return command
+}
+
+const fence = "sys/lessor/fence"
+
+func (a *app) operatorFence() *cobra.Command {
+	status := a.remote("status", "Tell whether the server is fenced: whether it leaves targets alone", "",
+		0, 0, func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			answer, err := c.Read(cmd.Context(), fence, nil)
+			if err != nil {
+				return err
+			}
+			return a.printAnswer(answer, "")
+		})
+	resume := a.remote("resume", "Let a fenced server act on its targets again", `
+Do this only when the server that the backup was taken of will not run again.`,
+		0, 0, func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			answer, err := c.Delete(cmd.Context(), fence, nil)
+			if err != nil {
+				return err
+			}
+			a.warn(answer)
+			return a.say("Success! The server acts on its targets again.")
+		})
+	return group("fence", "See and lift the fence of a restored server", "", status, resume)
+}
+
+func (a *app) operatorSealStatus() *cobra.Command {
+	return a.remote("seal-status", "Show the seal's state, as the server tells it", `
+Needs no token.`,
+		0, 0, func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			answer, err := c.WithWrapTTL(0).Read(cmd.Context(), "sys/seal-status", nil)
+			if err != nil {
+				return err
+			}
+			return a.printAnswer(answer, "")
+		})
+}

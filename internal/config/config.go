@@ -1,0 +1,250 @@
+// Package config is what the operator may decide about a server: the flags of "lessor server", and configuration files in
+// HCL or JSON with Vault's stanzas. Without either there are defaults that need no ceremony: data in the user's data
+// folder, the key file outside of it, plain HTTP on loopback.
+//
+// Nothing is guessed and nothing is passed over: a setting that lessor does not know is an error that names its line,
+// and so is one that is set twice.
+package config
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// Config is a server's configuration. Flags and Parse make it complete; Validate has accepted it.
+type Config struct {
+	Storage   Storage
+	Listeners []Listener // at least one
+	Seal      Seal
+	Audit     Audit
+	Dev       Dev
+
+	RequireOwner    bool          // refuse mounts, roles and secrets that nobody owns
+	DefaultLeaseTTL time.Duration // of tokens and dynamic credentials, where nothing nearer says so
+	MaxLeaseTTL     time.Duration // at least DefaultLeaseTTL
+	ReportedVersion string        // what clients that look for a version of Vault are told
+
+	APIAddr     string // URL at which clients reach this node; empty: the first listener's
+	ClusterAddr string // accepted for Vault's sake; nodes do not talk to each other
+	ClusterName string // empty: chosen at the first start
+	PIDFile     string // empty: none
+	UI          bool
+	LogLevel    slog.Level // LevelTrace and up
+	LogJSON     bool
+}
+
+// LevelTrace is below slog's levels: each request, without anything secret.
+const LevelTrace = slog.LevelDebug - 4
+
+// StorageType is where the store is.
+type StorageType string
+
+const (
+	Pebble     StorageType = "pebble"     // embedded, in a folder; one node
+	PostgreSQL StorageType = "postgresql" // several nodes
+	Mem        StorageType = "mem"        // gone at the end of the process
+)
+
+// Storage says where the store is.
+type Storage struct {
+	Type          StorageType
+	Path          string        // Pebble: the data folder
+	ConnectionURL lessor.Secret // PostgreSQL: URL or keyword/value string; may hold a password
+}
+
+// Seal says what unseals the store.
+type Seal struct {
+	KeyFile string // path; empty only with Mem: a key that is forgotten with the data
+}
+
+// Audit says how long audit records are kept.
+type Audit struct {
+	Retention time.Duration // at least a day; 0: for ever
+}
+
+// Listener is one address to serve.
+type Listener struct {
+	Address        string // host:port; an empty host is every interface; port 0: any free one
+	TLS            bool
+	CertFile       string         // PEM; both empty only for Dev.TLS
+	KeyFile        string         // PEM
+	MinVersion     uint16         // tls.VersionTLS12 or tls.VersionTLS13
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For is believed
+	AllowPlaintext bool           // plain HTTP off loopback: the operator said so in words
+}
+
+// Dev is the development mode: in memory, unsealed, with a root token that is printed. Never for anything worth keeping.
+type Dev struct {
+	Enabled      bool
+	RootToken    lessor.Secret // empty: a random one
+	NoStoreToken bool          // do not leave the root token in ~/.vault-token
+	TLS          bool          // the first listener uses a certificate made for the occasion
+	TLSCertDir   string        // where that certificate and its CA go; empty: a temporary folder
+}
+
+// complete fills in what neither flags nor files said.
+func (c *Config) complete(env environment) error {
+	if c.Storage.Type == "" {
+		c.Storage.Type = Pebble
+	}
+	if c.Storage.Type == Pebble && c.Storage.Path == "" {
+		dir, err := env.dataDir()
+		if err != nil {
+			return err
+		}
+		c.Storage.Path = dir
+	}
+	if c.Storage.Type != Mem && c.Seal.KeyFile == "" {
+		file, err := env.keyFile()
+		if err != nil {
+			return err
+		}
+		c.Seal.KeyFile = file
+	}
+	if len(c.Listeners) == 0 {
+		c.Listeners = []Listener{{Address: defaultAddress, MinVersion: tls.VersionTLS12}}
+	}
+	return nil
+}
+
+const defaultAddress = "127.0.0.1:8200"
+
+func defaults() Config {
+	return Config{
+		Audit:           Audit{Retention: 400 * day},
+		DefaultLeaseTTL: 32 * day,
+		MaxLeaseTTL:     32 * day,
+		ReportedVersion: "1.20.0",
+		LogLevel:        slog.LevelInfo,
+	}
+}
+
+var semver = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
+
+// Validate says all that is wrong with c, one line each; nil if nothing is. It reads no file.
+func (c Config) Validate() error {
+	var wrong []error
+	complain := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
+
+	switch c.Storage.Type {
+	case Pebble:
+		if c.Storage.Path == "" {
+			complain(`storage "pebble" needs a path`)
+		}
+	case PostgreSQL:
+		if c.Storage.ConnectionURL.Empty() {
+			complain(`storage "postgresql" needs a connection_url`)
+		}
+	case Mem:
+		if c.Seal.KeyFile != "" {
+			complain(`storage "mem" forgets everything, so it takes no key file: leave out seal, or use storage "pebble"`)
+		}
+	default:
+		complain("unknown storage %q: use %q, %q or %q", c.Storage.Type, Pebble, PostgreSQL, Mem)
+	}
+	if c.Storage.Type != Mem && c.Seal.KeyFile == "" {
+		complain(`seal "keyfile" needs a path`)
+	}
+	if c.Storage.Type == Pebble && within(c.Seal.KeyFile, c.Storage.Path) {
+		complain("the key file %s is inside the data folder %s, where every backup of the data would hold the key: keep it elsewhere", c.Seal.KeyFile, c.Storage.Path)
+	}
+
+	if len(c.Listeners) == 0 {
+		complain("there is no listener")
+	}
+	for i, l := range c.Listeners {
+		if err := l.validate(c.Dev, i == 0); err != nil {
+			wrong = append(wrong, err)
+		}
+		same := func(o Listener) bool { return o.Address == l.Address && !strings.HasSuffix(l.Address, ":0") }
+		if slices.ContainsFunc(c.Listeners[:i], same) {
+			complain("two listeners for %s", l.Address)
+		}
+	}
+
+	if c.Dev.Enabled && c.Storage.Type != Mem {
+		complain("-dev keeps everything in memory: leave out storage and -data, or -dev")
+	}
+	if c.Audit.Retention < 0 || c.Audit.Retention > 0 && c.Audit.Retention < day {
+		complain("audit: retention must be a day or more, or 0 to keep everything")
+	}
+	switch {
+	case c.DefaultLeaseTTL <= 0 || c.MaxLeaseTTL <= 0:
+		complain("default_lease_ttl and max_lease_ttl must be longer than 0")
+	case c.DefaultLeaseTTL > c.MaxLeaseTTL:
+		complain("default_lease_ttl (%s) is longer than max_lease_ttl (%s)", c.DefaultLeaseTTL, c.MaxLeaseTTL)
+	}
+	if !semver.MatchString(c.ReportedVersion) {
+		complain("reported_version %q is no version like 1.20.0", c.ReportedVersion)
+	}
+	if !webAddress(c.APIAddr) {
+		complain("api_addr must be a URL like https://lessor.example.com:8200")
+	}
+	if !webAddress(c.ClusterAddr) {
+		complain("cluster_addr must be a URL like https://10.0.0.1:8201")
+	}
+	return errors.Join(wrong...)
+}
+
+func (l Listener) validate(dev Dev, first bool) error {
+	host, port, err := net.SplitHostPort(l.Address)
+	if err != nil {
+		return fmt.Errorf("listener: address %q is not host:port", l.Address)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return fmt.Errorf("listener %s: no such port", l.Address)
+	}
+	madeUp := dev.Enabled && dev.TLS && first
+	switch {
+	case l.TLS && !madeUp && (l.CertFile == "" || l.KeyFile == ""):
+		return fmt.Errorf("listener %s: set tls_cert_file and tls_key_file, or tls_disable = true", l.Address)
+	case !l.TLS && (l.CertFile != "" || l.KeyFile != ""):
+		return fmt.Errorf("listener %s: tls_disable and tls_cert_file or tls_key_file contradict each other", l.Address)
+	case l.TLS && l.MinVersion < tls.VersionTLS12:
+		return fmt.Errorf("listener %s: tls_min_version must be tls12 or tls13", l.Address)
+	case !l.TLS && dev.Enabled && !loopback(host):
+		return fmt.Errorf("-dev listens on loopback only, not on %s: use -dev-tls", l.Address)
+	case !l.TLS && !loopback(host) && !l.AllowPlaintext:
+		return fmt.Errorf("listener %s: plain HTTP off loopback shows every token and secret to the network: "+
+			"set tls_cert_file and tls_key_file, or say allow_plaintext_off_loopback = true", l.Address)
+	}
+	return nil
+}
+
+// webAddress says whether addr is empty or the URL of a web server.
+func webAddress(addr string) bool {
+	u, err := url.Parse(addr)
+	return addr == "" || err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// loopback says whether host is this machine for sure.
+func loopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
+	}
+	return addr.Unmap().IsLoopback()
+}
+
+// within says whether path lies in dir, by name.
+func within(path, dir string) bool {
+	path, err1 := filepath.Abs(path)
+	dir, err2 := filepath.Abs(dir)
+	if err1 != nil || err2 != nil {
+		return false
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
+}

@@ -1,0 +1,186 @@
+package config
+
+import (
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// environment is what defaults depend on.
+type environment struct {
+	getenv func(string) string
+	root   bool // run by the superuser
+}
+
+func system() environment { return environment{os.Getenv, os.Geteuid() == 0} }
+
+// dataDir is where data is kept when nobody says where.
+func (e environment) dataDir() (string, error) {
+	return e.place("/var/lib/lessor", "XDG_DATA_HOME", ".local/share", "", "-data")
+}
+
+// keyFile is where the key is kept when nobody says where: not below dataDir.
+func (e environment) keyFile() (string, error) {
+	return e.place("/etc/lessor", "XDG_CONFIG_HOME", ".config", "seal.key", "-key-file")
+}
+
+func (e environment) place(root, xdg, home, name, instead string) (string, error) {
+	if e.root {
+		return filepath.Join(root, name), nil
+	}
+	if dir := e.getenv(xdg); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "lessor", name), nil
+	}
+	if dir := e.getenv("HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, home, "lessor", name), nil
+	}
+	return "", fmt.Errorf("neither %s nor HOME is set: say %s", xdg, instead)
+}
+
+// arguments are the flags as given.
+type arguments struct {
+	configs                            []string
+	data, keyFile, listen              string
+	logLevel, logFormat                string
+	dev, devNoStoreToken, devTLS       bool
+	devRootToken, devListen, devTLSDir string
+	devPluginDir                       string
+}
+
+func (a *arguments) flagSet() *flag.FlagSet {
+	f := flag.NewFlagSet("lessor server", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.Func("config", "configuration `file` (HCL or JSON), or a folder of them; may be repeated", func(s string) error {
+		a.configs = append(a.configs, s)
+		return nil
+	})
+	f.StringVar(&a.data, "data", "", "keep the embedded store in this `folder`")
+	f.StringVar(&a.keyFile, "key-file", "", "unseal with this key `file`, which must not be in the data folder")
+	f.StringVar(&a.listen, "listen", "", "listen on this `address` by plain HTTP, on loopback (default "+defaultAddress+")")
+	f.StringVar(&a.logLevel, "log-level", "", "`level` of the log: trace, debug, info, warn or error")
+	f.StringVar(&a.logFormat, "log-format", "", "`format` of the log: standard or json")
+	f.BoolVar(&a.dev, "dev", false, "try lessor out: in memory, unsealed, its root token printed")
+	f.StringVar(&a.devRootToken, "dev-root-token-id", "", "with -dev: the root `token` (or VAULT_DEV_ROOT_TOKEN_ID)")
+	f.StringVar(&a.devListen, "dev-listen-address", "", "with -dev: listen on this `address` (or VAULT_DEV_LISTEN_ADDRESS)")
+	f.BoolVar(&a.devNoStoreToken, "dev-no-store-token", false, "with -dev: do not leave the root token in ~/.vault-token")
+	f.BoolVar(&a.devTLS, "dev-tls", false, "-dev with TLS, by a certificate made for the occasion; may leave loopback")
+	f.StringVar(&a.devTLSDir, "dev-tls-cert-dir", "", "with -dev-tls: write certificate and CA to this `folder`")
+	f.StringVar(&a.devPluginDir, "dev-plugin-dir", "", "ignored: lessor has no plugins (`folder`)")
+	return f
+}
+
+// Usage lists the flags of "lessor server".
+func Usage() string {
+	var b strings.Builder
+	f := new(arguments).flagSet()
+	f.SetOutput(&b)
+	f.PrintDefaults()
+	return b.String()
+}
+
+// Flags makes the configuration of "lessor server" from its arguments, without the command's name, and from the files that they
+// name. Flags win over files. Asked for help, it returns flag.ErrHelp; see Usage.
+func Flags(args []string) (Config, error) { return flags(args, system()) }
+
+func flags(args []string, env environment) (Config, error) {
+	var a arguments
+	f := a.flagSet()
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return Config{}, err
+	} else if err != nil {
+		return Config{}, fmt.Errorf("%w; lessor server -help lists the flags", err)
+	}
+	if f.NArg() > 0 {
+		return Config{}, fmt.Errorf("lessor server takes flags only, not %q", f.Arg(0))
+	}
+	c := defaults()
+	if err := c.read(a.configs); err != nil {
+		return Config{}, err
+	}
+	if err := errors.Join(a.apply(&c), a.applyDev(&c, f, env)); err != nil {
+		return Config{}, err
+	}
+	if err := c.complete(env); err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+// apply puts what flags say over what files said.
+func (a *arguments) apply(c *Config) (err error) {
+	if a.data != "" {
+		if c.Storage.Type != "" && c.Storage.Type != Pebble {
+			return fmt.Errorf("-data is for the embedded store, but the configuration says storage %q", c.Storage.Type)
+		}
+		c.Storage = Storage{Type: Pebble, Path: a.data}
+	}
+	if a.keyFile != "" {
+		c.Seal.KeyFile = a.keyFile
+	}
+	if a.listen != "" {
+		c.Listeners = []Listener{{Address: a.listen, MinVersion: tls.VersionTLS12}}
+	}
+	if a.logLevel != "" {
+		if c.LogLevel, err = parseLogLevel(a.logLevel); err != nil {
+			return fmt.Errorf("-log-level %w", err)
+		}
+	}
+	if a.logFormat != "" {
+		if c.LogJSON, err = parseLogFormat(a.logFormat); err != nil {
+			return fmt.Errorf("-log-format %w", err)
+		}
+	}
+	return nil
+}
+
+// applyDev turns c into a development server's if the flags say so.
+func (a *arguments) applyDev(c *Config, f *flag.FlagSet, env environment) error {
+	if !a.dev && !a.devTLS {
+		var stray string
+		f.Visit(func(f *flag.Flag) {
+			if strings.HasPrefix(f.Name, "dev-") && f.Name != "dev-plugin-dir" {
+				stray = f.Name
+			}
+		})
+		if stray != "" {
+			return fmt.Errorf("-%s needs -dev", stray)
+		}
+		return nil
+	}
+	if a.devTLSDir != "" && !a.devTLS {
+		return errors.New("-dev-tls-cert-dir needs -dev-tls")
+	}
+	if a.listen != "" {
+		return errors.New("-dev listens where -dev-listen-address says: leave out -listen")
+	}
+	if c.Storage.Type == "" {
+		c.Storage.Type = Mem
+	}
+	or := func(given, variable string) string {
+		if given == "" {
+			return env.getenv(variable)
+		}
+		return given
+	}
+	c.Dev = Dev{
+		Enabled:      true,
+		RootToken:    lessor.NewSecret(or(a.devRootToken, "VAULT_DEV_ROOT_TOKEN_ID")),
+		NoStoreToken: a.devNoStoreToken,
+		TLS:          a.devTLS,
+		TLSCertDir:   a.devTLSDir,
+	}
+	first := Listener{Address: or(a.devListen, "VAULT_DEV_LISTEN_ADDRESS"), TLS: a.devTLS, MinVersion: tls.VersionTLS12}
+	if first.Address == "" {
+		first.Address = defaultAddress
+	}
+	c.Listeners = slices.Insert(c.Listeners, 0, first)
+	return nil
+}

@@ -1,0 +1,371 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/policy"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// attempts bounds how often an operation walks again because the ground under its decision moved.
+const attempts = 64
+
+// walk is one operation on its way through the gate. It lives for one attempt.
+type walk struct {
+	*Core
+	op        *lessor.Op
+	view      store.View
+	who       *caller
+	mounts    *mount.Table
+	mount     *mount.Entry
+	route     *engine.Route
+	request   *engine.Request
+	decision  policy.Decision
+	reply     *engine.Reply
+	warnings  []string
+	tombstone string // id of the tombstone that the operation puts
+}
+
+// Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
+// it returns. An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
+func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	for range attempts {
+		answer, err := c.attempt(ctx, op)
+		if conflict := (*store.Conflict)(nil); !errors.As(err, &conflict) {
+			c.counters.count(err)
+			return answer, outcome(err)
+		}
+	}
+	return nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
+}
+
+// attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.
+func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	view, err := c.Store.View()
+	if err != nil {
+		return nil, err
+	}
+	defer view.Close()
+	w := &walk{Core: c, op: op, view: view}
+
+	// Who asks, and for what? What fails here is refused before any policy is asked, but not unrecorded.
+	if w.who, err = c.caller(view, op); err != nil {
+		w.who = &caller{}
+		if op.Path == "sys/wrapping/unwrap" && errors.Is(err, errToken) {
+			err = errUnwrapped
+		}
+		return nil, w.refuse(ctx, err)
+	}
+	if err := w.find(); err != nil {
+		return nil, w.refuse(ctx, err)
+	}
+
+	// May they?
+	if err := w.decide(); err != nil {
+		return nil, w.refuse(ctx, err)
+	}
+	if w.route == nil {
+		return nil, w.refuse(ctx, w.lost())
+	}
+
+	// What would it do? The handler reads the View and touches nothing.
+	if err := w.plan(ctx); err != nil {
+		return nil, w.refuse(ctx, err)
+	}
+
+	// Do it: one commit of its rows and its audit record, or two around the touch of a target.
+	switch {
+	case w.reply.Issue != nil:
+		return w.issue(ctx)
+	case w.reply.Extend != nil:
+		return w.extend(ctx)
+	}
+	return w.finish(ctx)
+}
+
+// find routes the path. An unknown mount is told only to somebody who holds a token.
+func (w *walk) find() error {
+	var err error
+	if w.mounts, err = w.table(w.view); err != nil {
+		return err
+	}
+	var rest string
+	if w.mount, rest = w.mounts.Route(w.op.Path); w.mount == nil {
+		if w.who.Anonymous() {
+			return errMissingToken
+		}
+		return nil
+	}
+	w.request = &engine.Request{
+		Op: w.op, Verb: w.op.Verb, Path: rest, Principal: &w.who.Principal, Mount: w.mount, View: w.view,
+		Opener: w.Keys, Now: w.op.Time, Random: w.Random, Default: w.limits(w.mount), System: w,
+	}
+	w.route, w.request.Params = w.routers[w.mount.Backend()].Match(w.op.Verb, rest)
+	if w.route != nil && w.route.Handler(w.op.Verb) == nil {
+		w.route = &engine.Route{Pattern: w.route.Pattern, Sudo: w.route.Sudo, Open: w.route.Open}
+	}
+	return nil
+}
+
+// errUnwrapped is the answer to a wrapping token that is no good. Whoever was given it must suspect that somebody else unwrapped first.
+var errUnwrapped = api.Errorf(api.Invalid, "wrapping token is not valid or does not exist: if it was given to you a moment ago, somebody else has unwrapped it")
+
+var errMissingToken = api.Errorf(api.Unauthenticated, "permission denied: missing client token; log in, or set VAULT_TOKEN")
+
+// decide asks the policies. What it is told of the world are facts: nothing that it decides depends on anything else.
+func (w *walk) decide() error {
+	facts := policy.Facts{}
+	if w.mount != nil {
+		facts.Mount = w.mount.UUID
+	}
+	if w.route != nil {
+		facts.Sudo, facts.Open = w.route.Sudo, w.route.Open
+		if w.route.Exists != nil && w.op.Verb == lessor.Update {
+			var err error
+			if facts.Exists, err = w.route.Exists(w.request); err != nil {
+				return err
+			}
+			facts.ExistsKnown = true
+		}
+	}
+	if w.who.Anonymous() && !facts.Open {
+		return errMissingToken
+	}
+	acl, err := w.policies.ACL(w.view, &w.who.Principal)
+	if err != nil {
+		return err
+	}
+	w.decision = policy.Decide(acl, &w.who.Principal, w.op, facts)
+	if w.decision.Denied != nil {
+		return w.decision.Denied
+	}
+	return nil
+}
+
+// lost is the answer to somebody who may go where nothing is.
+func (w *walk) lost() error {
+	if w.mount == nil {
+		return api.Errorf(api.NotFound, "no handler for route %q. route entry not found.", w.op.Path)
+	}
+	return api.Errorf(api.NotFound, "no handler for route %q: the %s engine at %q has no such path", w.op.Path, w.mount.Type, w.mount.Path)
+}
+
+// plan lets the engine say what the operation would do.
+func (w *walk) plan(ctx context.Context) error {
+	r := w.request
+	r.Grant, r.Verb = w.decision.Grant, w.decision.Grant.Verb()
+	handler := w.route.Handler(r.Verb)
+	if handler == nil {
+		return api.Errorf(api.Unsupported, "unsupported operation: %q has no %s", w.op.Path, r.Verb)
+	}
+	unknown, err := r.Bind(w.route)
+	if err != nil {
+		return err
+	}
+	if len(unknown) > 0 {
+		w.warnings = append(w.warnings, engine.Ignored(unknown))
+	}
+	if err := w.owned(); err != nil {
+		return err
+	}
+	w.reply, err = handler(ctx, r)
+	if err != nil {
+		return err
+	}
+	if w.reply == nil {
+		w.reply = &engine.Reply{}
+	}
+	if (w.reply.Raw != nil || w.reply.Later != nil) && w.op.WrapTTL > 0 {
+		return api.Errorf(api.Invalid, "this answer cannot be wrapped")
+	}
+	return nil
+}
+
+// finish commits what needs no target, and answers.
+func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
+	txn, rec := &w.reply.Txn, w.record(audit.Done)
+	answer, err := w.answer(txn, &rec)
+	if err != nil {
+		return nil, w.refuse(ctx, err)
+	}
+	if err := w.spend(txn); err != nil {
+		return nil, w.refuse(ctx, err)
+	}
+	if err := w.wrap(txn, answer, &rec); err != nil {
+		return nil, err
+	}
+	if err := w.commit(ctx, txn, rec); err != nil {
+		return nil, err
+	}
+	if w.reply.Do != nil {
+		if err := w.reply.Do(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if w.reply.Later != nil {
+		answer.Data, err = w.reply.Later(ctx)
+	}
+	return answer, err
+}
+
+// answer turns the reply into what the client reads, and adds to txn what it rests on: a lease on what it shows, a token
+// that it gives.
+func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error) {
+	r := w.reply
+	a := &lessor.Answer{
+		Status: r.Status, Data: r.Data, Warnings: append(w.warnings, r.Warnings...), Mount: w.mount.Type,
+		Flat: r.Flat, Bare: r.Bare, Verbatim: r.Wrapped,
+	}
+	if r.Raw != nil {
+		a.Raw, a.RawType = r.Raw.Write, r.Raw.Type
+	}
+	var err error
+	switch {
+	case r.Login != nil:
+		a.Auth, err = w.login(txn, rec, r.Login)
+	case r.Mint != nil:
+		a.Auth, err = w.give(txn, rec, r.Mint)
+	case r.Renewed != nil:
+		a.Auth = r.Renewed
+	case r.Static != nil:
+		a.Lease, err = w.hold(txn, rec, r.Static)
+	case r.Unwrapped != "":
+		err = w.rehold(txn, r.Unwrapped)
+	}
+	return a, err
+}
+
+// spend takes one use off a token whose uses are counted. With the last one the token ends, and its leases with it.
+func (w *walk) spend(txn *store.Txn) error {
+	t := w.who.token
+	if t == nil || !t.Limited || t.Wrapping {
+		return nil
+	}
+	after := *t
+	after.NumUses--
+	if touches(txn, w.who.row.Key) {
+		return nil // the operation changes the token itself: its revocation, say
+	}
+	if after.NumUses > 0 {
+		after.Save(txn, w.who.row, false)
+		return nil
+	}
+	txn.Require(w.who.row)
+	after.Drop(txn)
+	_, err := w.Bury(txn, lease.Selector{Kind: lease.ByToken, Value: t.Hash}, "its token was used up")
+	return err
+}
+
+// commit makes the walk's rows and its record durable, in one.
+func (w *walk) commit(ctx context.Context, txn *store.Txn, rec audit.Record) error {
+	if len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges) > 0 {
+		w.who.ground(w.view, txn)
+	}
+	txn.Audit = append(txn.Audit, rec)
+	_, err := w.Store.Commit(ctx, *txn)
+	return err
+}
+
+// refuse records that the operation did not happen, and why, and returns the error for the client.
+func (w *walk) refuse(ctx context.Context, cause error) error {
+	if errors.As(cause, new(*store.Conflict)) {
+		return cause
+	}
+	rec := w.record(audit.Done)
+	rec.ErrorKind = api.KindOf(cause).String()
+	rec.Note = note(cause)
+	txn := &store.Txn{Audit: []audit.Record{rec}}
+	if api.KindOf(cause) != api.Unauthenticated {
+		if err := w.spend(txn); err != nil {
+			return err
+		}
+	}
+	if _, err := w.Store.Commit(ctx, *txn); err != nil {
+		return err
+	}
+	return cause
+}
+
+// record is what the audit trail keeps of the operation.
+func (w *walk) record(phase audit.Phase) audit.Record {
+	op, who := w.op, w.who
+	rec := audit.Record{
+		Time: op.Time, Request: op.ID, Operation: op.Verb.String(), Namespace: op.Namespace, Path: op.Path, Phase: phase,
+		Entity: who.Entity, Name: who.DisplayName, Alias: who.Alias.Name, Accessor: who.Accessor, Role: who.Role,
+		Instance: op.Instance, System: who.System,
+		Granted: w.decision.Grant.Valid(), Rule: w.decision.Rule, Policy: w.decision.Policy, PolicyVersion: w.decision.Version,
+	}
+	if op.Client.IsValid() {
+		rec.Client = op.Client.String()
+	}
+	for _, g := range who.Groups {
+		rec.Groups = append(rec.Groups, g.Name)
+	}
+	if v := w.decision.Grant.Verb(); v != 0 {
+		rec.Operation = v.String()
+	}
+	rec.Tombstone = w.tombstone
+	if r := w.reply; r != nil {
+		rec.Secrets = r.Shown
+		if r.Note != "" {
+			rec.Note = r.Note
+		}
+		if r.Lease != "" {
+			rec.Lease = r.Lease
+		}
+	}
+	return rec
+}
+
+// note is a fixed text for the audit record of a refusal; never the error's own, which may quote the request.
+func note(err error) string {
+	switch {
+	case errors.Is(err, errToken):
+		return "unusable token"
+	case errors.Is(err, errUnwrapped):
+		return "wrapping token unknown or used: suspect that somebody else unwrapped"
+	case errors.Is(err, errMissingToken):
+		return "no token"
+	}
+	return ""
+}
+
+// outcome puts the store's errors into the client's words.
+func outcome(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, new(*api.Error)):
+		return err
+	case errors.Is(err, store.ErrFull):
+		return &api.Error{Kind: api.Unavailable, Text: "the disk is almost full: only revocations are accepted until an operator makes room", Cause: err}
+	case errors.Is(err, store.ErrUncertain):
+		return &api.Error{Kind: api.Uncertain, Text: "whether this was done is unknown: read it back before trying again", Cause: err}
+	case errors.Is(err, store.ErrClosed):
+		return &api.Error{Kind: api.Unavailable, Text: "lessor is stopping; try again", Cause: err}
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return &api.Error{Kind: api.Unavailable, Text: "the request ended before it was done", Cause: err}
+	}
+	return fmt.Errorf("core: %w", err)
+}
+
+// limits are the ttl bounds in force at a mount.
+func (c *Core) limits(e *mount.Entry) engine.Limits {
+	l := engine.Limits{TTL: c.DefaultTTL, MaxTTL: c.MaxTTL}
+	if e.Config.DefaultTTL > 0 {
+		l.TTL = e.Config.DefaultTTL
+	}
+	if e.Config.MaxTTL > 0 {
+		l.MaxTTL = e.Config.MaxTTL
+	}
+	l.TTL = min(l.TTL, l.MaxTTL)
+	return l
+}

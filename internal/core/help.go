@@ -1,0 +1,67 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Help describes the path of op from the method table (?help=1). It shows nothing that is kept, and takes a live token.
+func (c *Core) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	view, err := c.Store.View()
+	if err != nil {
+		return nil, outcome(err)
+	}
+	defer view.Close()
+	w := &walk{Core: c, op: op, view: view}
+	if w.who, err = c.caller(view, op); err != nil {
+		w.who = &caller{}
+		return nil, outcome(w.refuse(ctx, err))
+	}
+	if w.who.Anonymous() {
+		return nil, outcome(w.refuse(ctx, errMissingToken))
+	}
+	if err := w.find(); err != nil {
+		return nil, outcome(w.refuse(ctx, err))
+	}
+	if w.mount == nil {
+		return nil, outcome(w.refuse(ctx, w.lost()))
+	}
+	rec := w.record(audit.Done)
+	rec.Operation, rec.Granted, rec.Rule = "help", true, "help"
+	if err := w.commit(ctx, &store.Txn{}, rec); err != nil {
+		return nil, outcome(err)
+	}
+	return &lessor.Answer{Bare: true, Data: map[string]any{"help": w.help(), "see_also": nil, "openapi": nil}}, nil
+}
+
+// help is the text: of the route that serves the path, or of all routes of the mount.
+func (w *walk) help() string {
+	var b strings.Builder
+	if w.route != nil {
+		fmt.Fprintf(&b, "Request:        %s\nMatching Route: %s\n\n%s\n", w.request.Path, w.route.Pattern, w.route.Help)
+		if len(w.route.Fields) > 0 {
+			b.WriteString("\n## PARAMETERS\n")
+		}
+		for _, f := range w.route.Fields {
+			fmt.Fprintf(&b, "\n    %s (%s)\n        %s\n", f.Name, f.Type, f.Help)
+		}
+		return b.String()
+	}
+	fmt.Fprintf(&b, "## PATHS of the %s engine at %s\n\n", w.mount.Type, w.mount.Path)
+	routes := w.Backends[w.mount.Backend()].Routes()
+	for _, r := range routes {
+		var verbs []string
+		for v := range r.Ops {
+			verbs = append(verbs, v.String())
+		}
+		slices.Sort(verbs)
+		fmt.Fprintf(&b, "    %s\n        %s (%s)\n\n", r.Pattern, r.Help, strings.Join(verbs, ", "))
+	}
+	return b.String()
+}

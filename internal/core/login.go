@@ -1,0 +1,237 @@
+package core
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/identity"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
+)
+
+// login turns an auth method's proof into a token: entity and alias (made at the first login), then the token's rows. All
+// of it, with what the method used up, is one commit.
+func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lessor.Auth, error) {
+	now := w.op.Time
+	t := l.Token
+	m := &engine.Mint{
+		Name: w.mount.Type, Policies: t.Policies, NoDefault: t.NoDefaultPolicy, Metadata: l.Metadata,
+		TTL: t.TTL, Explicit: t.ExplicitMaxTTL, Period: t.Period, NumUses: t.NumUses, Renewable: true, Role: l.Role, BoundCIDRs: t.BoundCIDRs,
+	}
+	if l.Name != "" {
+		m.Name += "-" + l.Name
+	}
+	var err error
+	if m.Batch, err = batch(t.Type, w.mount.Config.TokenType); err != nil {
+		return nil, err
+	}
+	if slices.Contains(policiesOf(m.Policies, true), token.RootPolicy) {
+		return nil, api.Errorf(api.Invalid, "auth methods cannot give the root policy")
+	}
+	var alias identity.Alias
+	var identityPolicies []string
+	if l.Alias != "" {
+		e, a, err := w.someone(txn, l)
+		if err != nil {
+			return nil, err
+		}
+		if e.Disabled {
+			return nil, api.Errorf(api.Unauthenticated, "permission denied: the entity of this alias is disabled; an administrator can enable it")
+		}
+		m.Entity, alias = e.ID, a
+		rec.Entity = e.ID
+		if s, err := identity.Resolve(w.view, e.ID); err != nil {
+			return nil, err
+		} else if s != nil {
+			identityPolicies = s.Policies
+		}
+	}
+	made, secret, err := w.mintFor(m, now, w.op.Path, engine.Limits{TTL: w.request.Default.TTL, MaxTTL: lesser(t.MaxTTL, w.request.Default.MaxTTL)})
+	if err != nil {
+		return nil, err
+	}
+	made.Alias, made.AliasName, made.Mount, made.Instance = alias.ID, alias.Name, w.mount.UUID, l.Instance
+	secret = w.keep(txn, made, secret)
+	rec.Name, rec.Alias, rec.Accessor, rec.Role = made.Name, alias.Name, made.Accessor, made.Role
+	w.counters.logins.Add(1)
+	return authOf(made, secret, identityPolicies, now), nil
+}
+
+// someone finds the entity behind an alias, or puts a new one.
+func (w *walk) someone(txn *store.Txn, l *engine.Login) (*identity.Entity, identity.Alias, error) {
+	e, row, err := identity.EntityByAlias(w.view, w.mount.Accessor, l.Alias)
+	if err != nil {
+		return nil, identity.Alias{}, err
+	}
+	if e != nil {
+		i := slices.IndexFunc(e.Aliases, func(a identity.Alias) bool { return a.Mount == w.mount.Accessor && a.Name == l.Alias })
+		if i < 0 {
+			return nil, identity.Alias{}, fmt.Errorf("core: entity %s lacks the alias that names it", e.ID)
+		}
+		if !maps.Equal(e.Aliases[i].Metadata, l.AliasMeta) {
+			e.Aliases[i].Metadata, e.Aliases[i].Updated = l.AliasMeta, w.op.Time
+			identity.SaveEntity(txn, row, e, e.Name)
+		} else {
+			txn.Require(row)
+		}
+		return e, e.Aliases[i], nil
+	}
+	id, err := identity.NewID(w.Random)
+	if err != nil {
+		return nil, identity.Alias{}, err
+	}
+	aliasID, err := identity.NewID(w.Random)
+	if err != nil {
+		return nil, identity.Alias{}, err
+	}
+	now := w.op.Time
+	a := identity.Alias{ID: aliasID, Name: l.Alias, Mount: w.mount.Accessor, Metadata: l.AliasMeta, Created: now, Updated: now}
+	e = &identity.Entity{ID: id, Name: "entity_" + id[:8], Aliases: []identity.Alias{a}, Created: now, Updated: now}
+	identity.NewEntity(txn, e)
+	return e, a, nil
+}
+
+// give makes the token that auth/token/create asks for.
+func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.Auth, error) {
+	path := w.op.Path
+	if m.PathSuffix != "" {
+		path += "/" + m.PathSuffix
+	}
+	made, secret, err := w.mintFor(m, w.op.Time, path, w.request.Default)
+	if err != nil {
+		return nil, err
+	}
+	if p := w.who.token; m.Parent != nil && p != nil && m.Entity == p.Entity {
+		made.Alias, made.AliasName, made.Instance = p.Alias, p.AliasName, p.Instance
+	}
+	made.Mount = w.mount.UUID
+	secret = w.keep(txn, made, secret)
+	rec.Note = "token " + made.Accessor
+	var identityPolicies []string
+	if made.Entity != "" && made.Entity == w.who.Entity {
+		identityPolicies = w.who.Identity
+	}
+	return authOf(made, secret, identityPolicies, w.op.Time), nil
+}
+
+// mintFor makes a token under a caller, within ttl limits.
+func (w *walk) mintFor(m *engine.Mint, now time.Time, path string, l engine.Limits) (*token.Token, lessor.Secret, error) {
+	t, secret, err := w.mintWithin(w.view, m, now, path, l)
+	if err != nil {
+		return nil, secret, err
+	}
+	if m.Parent != nil && w.who.token != nil {
+		t.Orphan = false
+		t.Ancestors = w.who.token.Ancestors
+		if w.who.token.Hash != "" {
+			t.Ancestors = append([]string{w.who.token.Hash}, t.Ancestors...)
+		}
+	}
+	return t, secret, nil
+}
+
+// mint makes a token within the server's limits.
+func (c *Core) mint(v store.View, m *engine.Mint, now time.Time, path string) (*token.Token, lessor.Secret, error) {
+	return c.mintWithin(v, m, now, path, engine.Limits{TTL: c.DefaultTTL, MaxTTL: c.MaxTTL})
+}
+
+// mintWithin makes a token, an orphan still, and its id. A batch token gets its id when it is kept.
+func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path string, l engine.Limits) (*token.Token, lessor.Secret, error) {
+	t := &token.Token{
+		Kind: lessor.Service, Orphan: true, Policies: policiesOf(m.Policies, m.NoDefault), Path: path, Name: m.Name, Metadata: m.Metadata,
+		Created: now, Explicit: m.Explicit, Period: m.Period, NumUses: m.NumUses, Limited: m.NumUses > 0,
+		Renewable: m.Renewable, Entity: m.Entity, Role: m.Role, Bound: m.BoundCIDRs, Position: v.Position(),
+	}
+	switch {
+	case m.NeverExpires:
+		t.Renewable = false
+	case m.Period > 0:
+		t.TTL = m.Period
+	default:
+		t.Max = l.MaxTTL
+		if t.TTL = m.TTL; t.TTL == 0 {
+			t.TTL = l.TTL
+		}
+		t.TTL = min(t.TTL, l.MaxTTL)
+	}
+	if m.Explicit > 0 && !m.NeverExpires {
+		t.TTL = min(t.TTL, m.Explicit)
+	}
+	if t.TTL > 0 {
+		t.Expires = now.Add(t.TTL)
+	}
+	if m.Batch {
+		t.Kind, t.Renewable, t.Cluster = lessor.Batch, false, c.Store.Head().Incarnation
+		t.Salt = make([]byte, 16)
+		_, err := c.Random.Read(t.Salt)
+		return t, lessor.Secret{}, err
+	}
+	secret := m.ID
+	var err error
+	if secret.Empty() {
+		if secret, err = token.NewID(c.Random); err != nil {
+			return nil, secret, err
+		}
+	}
+	t.Hash = c.Keys.TokenHash(secret.Reveal())
+	t.Accessor, err = token.NewAccessor(c.Random)
+	return t, secret, err
+}
+
+// keep puts a service token's rows, or seals a batch token into its id.
+func (w *walk) keep(txn *store.Txn, t *token.Token, secret lessor.Secret) lessor.Secret {
+	if t.Kind == lessor.Batch {
+		return lessor.NewSecret(w.Keys.SealToken(t.Encode()))
+	}
+	txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Tombs, Position: t.Position})
+	t.Store(txn)
+	return secret
+}
+
+// batch decides between service and batch token from what role and mount say.
+func batch(role, tuned string) (bool, error) {
+	switch tuned {
+	case "service":
+		return false, deny(role == "batch", "this auth mount gives service tokens only")
+	case "batch":
+		return true, deny(role == "service", "this auth mount gives batch tokens only")
+	}
+	switch role {
+	case "batch", "default-batch":
+		return true, nil
+	case "", "default":
+		return tuned == "default-batch", nil
+	}
+	return false, nil
+}
+
+func deny(refused bool, text string) error {
+	if refused {
+		return api.Errorf(api.Invalid, "%s", text)
+	}
+	return nil
+}
+
+// authOf is the token as its holder learns of it.
+func authOf(t *token.Token, secret lessor.Secret, identityPolicies []string, now time.Time) *lessor.Auth {
+	all := slices.Concat(t.Policies, identityPolicies)
+	slices.Sort(all)
+	return &lessor.Auth{
+		Token: secret, Accessor: t.Accessor, Policies: slices.Compact(all), TokenPolicies: t.Policies, IdentityPolicies: identityPolicies,
+		Metadata: t.Metadata, Duration: t.Left(now), Renewable: t.Renewable, Entity: t.Entity, Kind: t.Kind, Orphan: t.Orphan, NumUses: t.NumUses,
+	}
+}
+
+// lesser is the smaller of two durations of which zero says nothing.
+func lesser(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}

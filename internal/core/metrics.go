@@ -1,0 +1,95 @@
+package core
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/lease"
+)
+
+// counters count what passed the gate.
+type counters struct {
+	logins, issued, renewals, granted, denied, failed atomic.Uint64
+}
+
+func (c *counters) count(err error) {
+	switch api.KindOf(err) {
+	case api.Denied, api.Unauthenticated:
+		c.denied.Add(1)
+		return
+	}
+	if err != nil {
+		c.failed.Add(1)
+		return
+	}
+	c.granted.Add(1)
+}
+
+// metric describes one of the values that a Core exports.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	get  func(*Core) float64
+}
+
+func describe(name, help string, kind prometheus.ValueType, get func(*Core) float64) metric {
+	return metric{prometheus.NewDesc("lessor_"+name, help, nil, nil), kind, get}
+}
+
+var metrics = []metric{
+	describe("requests_granted_total", "Operations that policy granted.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.counters.granted.Load()) }),
+	describe("requests_denied_total", "Operations that were denied.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.counters.denied.Load()) }),
+	describe("requests_failed_total", "Operations that were granted and failed.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.counters.failed.Load()) }),
+	describe("logins_total", "Tokens given by auth methods.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.counters.logins.Load()) }),
+	describe("credentials_issued_total", "Dynamic credentials handed out.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.counters.issued.Load()) }),
+	describe("lease_renewals_total", "Leases renewed.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.counters.renewals.Load()) }),
+	describe("commits_total", "Commits of the store.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.Store.Stats().Commits) }),
+	describe("commit_conflicts_total", "Transactions that had to walk again.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.Store.Stats().Conflicts) }),
+	describe("store_sequence", "Sequence of the last commit.", prometheus.GaugeValue, func(c *Core) float64 { return float64(c.Store.Head().Seq) }),
+	describe("store_used_bytes", "Space that the store uses.", prometheus.GaugeValue, func(c *Core) float64 { used, _ := c.Store.Usage(); return float64(used) }),
+	describe("store_free_bytes", "Space that is free where the store lives; -1: unbounded.", prometheus.GaugeValue, func(c *Core) float64 { _, free := c.Store.Usage(); return float64(free) }),
+	describe("leases_expired_total", "Leases whose time was over.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Expired) }),
+	describe("leases_revoked_total", "Leases ended by wide revocations.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Revoked) }),
+	describe("leases_unconfirmed_total", "Leases whose credential was never confirmed.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Unconfirmed) }),
+	describe("tokens_ended_total", "Tokens ended in the background.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Tokens) }),
+	describe("credentials_reverted_total", "Credentials that their target confirmed gone.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Reverted) }),
+	describe("credential_reverts_failed_total", "Reverts that a target refused or did not answer.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Failed) }),
+	describe("leases_forced_total", "Leases dropped although their target did not confirm.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Forced) }),
+	describe("credentials_outlived", "Credentials that outlived their lease.", prometheus.GaugeValue, (*Core).outlived),
+	describe("fenced", "1 while this is a restored copy that touches no target.", prometheus.GaugeValue, func(c *Core) float64 {
+		if c.Fenced() {
+			return 1
+		}
+		return 0
+	}),
+}
+
+// Describe and Collect make a Core a prometheus.Collector.
+func (c *Core) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range metrics {
+		ch <- m.desc
+	}
+}
+
+// Collect tells the values.
+func (c *Core) Collect(ch chan<- prometheus.Metric) {
+	for _, m := range metrics {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.get(c))
+	}
+}
+
+// outlived counts the credentials that outlived their lease, up to a thousand.
+func (c *Core) outlived() float64 {
+	v, err := c.Store.View()
+	if err != nil {
+		return 0
+	}
+	defer v.Close()
+	found, err := lease.Outlived(v, c.Store.Now(), lease.OutlivedGrace, 1000)
+	if err != nil {
+		return 0
+	}
+	return float64(len(found))
+}

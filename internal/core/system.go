@@ -1,0 +1,124 @@
+package core
+
+import (
+	"strings"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/identity"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/password"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
+)
+
+// What follows is engine.System, as handlers see it: the walk's own View, and nothing later.
+
+// Caller is the caller's own token.
+func (w *walk) Caller() *token.Token { return w.who.token }
+
+// Sudo reports whether the caller's policies grant sudo on the request's path.
+func (w *walk) Sudo() bool {
+	if w.who.Root {
+		return true
+	}
+	acl, err := w.policies.ACL(w.view, &w.who.Principal)
+	return err == nil && acl.Sudo(w.op.Path)
+}
+
+// Reaches reports whether the caller's policies grant anything at the path or below it.
+func (w *walk) Reaches(path string) bool {
+	acl, err := w.policies.ACL(w.view, &w.who.Principal)
+	return err == nil && acl.Reaches(strings.TrimSuffix(path, "/")+"/")
+}
+
+// Capabilities are what a token may do at a path.
+func (w *walk) Capabilities(t *token.Token, path string) ([]string, error) {
+	who := w.who
+	if t != who.token {
+		who = &caller{Principal: *t.Principal(), token: t}
+		if t.Entity != "" {
+			if err := w.identify(w.view, who); err != nil {
+				return nil, err
+			}
+		}
+	}
+	acl, err := w.policies.ACL(w.view, &who.Principal)
+	if err != nil {
+		return nil, err
+	}
+	return acl.Capabilities(path), nil
+}
+
+// Token finds a live token by its id.
+func (w *walk) Token(id lessor.Secret) (*token.Token, store.Row, error) {
+	if id.Empty() {
+		return nil, store.Row{}, nil
+	}
+	t, row, err := w.lookup(w.view, id)
+	if err != nil || t == nil {
+		return nil, row, err
+	}
+	live, err := t.Live(w.view, w.op.Time)
+	if err == nil && live {
+		live, err = w.spared(w.view, t)
+	}
+	if err != nil || !live {
+		return nil, row, err
+	}
+	return t, row, nil
+}
+
+// Password makes a password by a stored password policy, or by the built-in one.
+func (w *walk) Password(name string) (lessor.Secret, error) {
+	p := password.Default
+	if name != "" {
+		row, err := w.view.Get(password.Key(name))
+		if err != nil {
+			return lessor.Secret{}, err
+		}
+		if !row.Exists() {
+			return lessor.Secret{}, api.Errorf(api.Invalid, "there is no password policy %q: write it at sys/policies/password/%s", name, name)
+		}
+		if p, err = password.Parse(string(row.Value)); err != nil {
+			return lessor.Secret{}, err
+		}
+	}
+	return p.Generate(w.Random)
+}
+
+// Bury puts a tombstone on all that the selector matches so far.
+func (w *walk) Bury(txn *store.Txn, s lease.Selector, cause string) (string, error) {
+	return w.bury(txn, s, cause, false)
+}
+
+// BuryForced is Bury, but leases go even if their target fails.
+func (w *walk) BuryForced(txn *store.Txn, s lease.Selector, cause string) (string, error) {
+	return w.bury(txn, s, cause, true)
+}
+
+func (w *walk) bury(txn *store.Txn, s lease.Selector, cause string, forced bool) (string, error) {
+	t, err := lease.NewTomb(s, cause+" by request "+w.op.ID, w.op.Time, w.Random)
+	if err != nil {
+		return "", api.Errorf(api.Invalid, "this would revoke nothing in particular: %w", err)
+	}
+	t.Forced = forced
+	lease.Bury(txn, t)
+	w.tombstone = t.ID
+	return t.ID, nil
+}
+
+// EntityID finds an entity by id or name.
+func (w *walk) EntityID(idOrName string) (string, error) {
+	e, _, err := identity.EntityByID(w.view, idOrName)
+	if err == nil && e == nil {
+		e, _, err = identity.EntityByName(w.view, idOrName)
+	}
+	switch {
+	case err != nil:
+		return "", err
+	case e == nil:
+		return "", api.Errorf(api.Invalid, "there is no entity with the id or name %q", idOrName)
+	}
+	return e.ID, nil
+}

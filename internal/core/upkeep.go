@@ -1,0 +1,103 @@
+package core
+
+import (
+	"context"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+const (
+	removalEvery   = 2 * time.Second
+	retentionEvery = time.Hour
+	removalChunk   = 1000 // rows of a disabled mount that one commit deletes
+)
+
+// every calls f now and then until ctx ends. What fails is logged and tried again.
+func (c *Core) every(ctx context.Context, d time.Duration, what string, f func(context.Context) error) {
+	t := time.NewTicker(d)
+	defer t.Stop()
+	for {
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			c.Log.Error(what+" failed; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// removeMounts removes what disabled mounts kept, once every credential that they made is confirmed gone.
+func (c *Core) removeMounts(ctx context.Context) error {
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	table, err := c.table(v)
+	if err != nil {
+		return err
+	}
+	for _, e := range table.All() {
+		if !e.Removing {
+			continue
+		}
+		if waiting, err := lease.Unreverted(v, e.Namespace, e.UUID); err != nil || waiting {
+			return err
+		}
+		if err := c.removeMount(ctx, v, table, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table, e *mount.Entry) error {
+	prefix := store.MountKey(e.Namespace, e.UUID)
+	end := store.PrefixEnd(prefix)
+	txn := &store.Txn{}
+	for row, err := range v.Scan(store.Config, prefix, end) {
+		if err != nil {
+			return err
+		}
+		txn.Delete(row.Table, row.Name)
+		if len(txn.Deletes) == removalChunk {
+			break
+		}
+	}
+	rec := audit.Record{
+		Time: c.Store.Now(), Operation: "remove", Namespace: e.Namespace, Path: e.Path, Phase: audit.Done, System: "upkeep", Granted: true,
+		Rule: "system:upkeep", Policy: "system", Cause: "mount disabled",
+	}
+	if len(txn.Deletes) < removalChunk { // the last of it
+		for _, t := range []store.Table{store.Engine, store.Secrets, store.LeaseIdx, store.Holds} {
+			txn.Ranges = append(txn.Ranges, store.Range{Table: t, From: prefix, To: end})
+		}
+		table.Remove(txn, e)
+		if i, ok := c.Backends[e.Backend()].(engine.Issuer); ok {
+			defer i.Close(e.UUID)
+		}
+	}
+	txn.Audit = []audit.Record{rec}
+	_, err := c.Store.Commit(ctx, *txn)
+	return err
+}
+
+// prune drops audit records that are older than the configuration keeps them.
+func (c *Core) prune(ctx context.Context) error {
+	before := c.Store.Expired()
+	if before.IsZero() {
+		return nil
+	}
+	_, err := c.Store.Prune(ctx, before, audit.Record{
+		Time: c.Store.Now(), Operation: "prune", Path: "sys/lessor/audit", Phase: audit.Done, System: "upkeep", Granted: true,
+		Rule: "system:upkeep", Policy: "system", Cause: "retention",
+	})
+	return err
+}

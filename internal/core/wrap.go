@@ -1,0 +1,55 @@
+package core
+
+import (
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/policy/book"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
+	"github.com/lessor-dev/lessor/internal/wrapping"
+)
+
+// wrap replaces the answer, if its client or its handler asked for that, with a wrapping token: the answer itself is kept
+// sealed, in the same commit, until somebody unwraps it once.
+func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
+	ttl := w.op.WrapTTL
+	path := w.op.Path
+	if r := w.reply.Rewrap; r != nil {
+		ttl, path = r.TTL, r.Path
+	} else if ttl <= 0 || a.Empty() || w.reply.Wrapped != nil {
+		return nil
+	}
+	secret, err := token.NewID(w.Random)
+	if err != nil {
+		return err
+	}
+	accessor, err := token.NewAccessor(w.Random)
+	if err != nil {
+		return err
+	}
+	now := w.op.Time
+	t := &token.Token{
+		Hash: w.Keys.TokenHash(secret.Reveal()), Accessor: accessor, Kind: lessor.Service, Orphan: true,
+		Policies: []string{book.WrappingPolicy}, Path: path, Created: now, TTL: ttl, Explicit: ttl, Expires: now.Add(ttl), NumUses: 1, Limited: true,
+		Wrapping: true, Position: w.view.Position(),
+	}
+	t.Store(txn)
+	kept := &wrapping.Kept{Path: path, Created: now, TTL: ttl, Lease: a.Lease.ID}
+	if a.Auth != nil {
+		kept.Accessor = a.Auth.Accessor
+	}
+	body := w.reply.Rewrap
+	if body != nil {
+		kept.Body, kept.Accessor, kept.Lease = []byte(body.Body.Reveal()), body.Accessor, body.Lease
+	} else {
+		kept.Body = a.Append(nil, w.op.ID)
+	}
+	wrapping.Put(txn, SystemMount, t.Hash, kept)
+	rec.Note = "wrapped"
+	*a = lessor.Answer{Mount: a.Mount, Warnings: a.Warnings, Flat: a.Flat, Wrap: &lessor.Wrap{
+		Token: secret, Accessor: accessor, TTL: ttl, Created: now.Round(time.Nanosecond), Path: path, WrappedAccessor: kept.Accessor,
+	}}
+	return nil
+}

@@ -1,0 +1,200 @@
+package database
+
+import (
+	"context"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// intent is what a lease keeps to make, renew and remove its account. It holds the statements as they were when the account
+// was planned, since a role may change; it refers to its connection, since that one's own password may. CBOR keys are on
+// disk: never renumber, only append.
+type intent struct {
+	Connection string     `cbor:"1,keyasint"`
+	Username   string     `cbor:"2,keyasint"`
+	Role       string     `cbor:"3,keyasint"`
+	End        int64      `cbor:"4,keyasint"` // of the lease as planned, Unix seconds, rounded up
+	Statements Statements `cbor:"5,keyasint"` // without those of creation: they are needed once only, right after the plan
+}
+
+// creds plans an account of a role.
+func (e *Engine) creds(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := r.Param("name")
+	var role Role
+	roleRow, err := load(r.View, r.Mount, rolePrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if !roleRow.Exists() {
+		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
+	}
+	var c Connection
+	connectionRow, err := load(r.View, r.Mount, connectionPrefix, role.Connection, &c)
+	if err != nil {
+		return nil, err
+	}
+	if !connectionRow.Exists() {
+		return nil, api.Errorf(api.Invalid, "there is no connection %q, which role %q uses: configure it", role.Connection, name)
+	}
+	if !c.allows(name) {
+		return nil, api.Errorf(api.Invalid, "%q is not an allowed role: add it to allowed_roles of connection %q", name, role.Connection)
+	}
+	d, err := e.driver(c.Plugin)
+	if err != nil {
+		return nil, err
+	}
+	template, err := e.template(d, c.UsernameTemplate)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "username_template: %v", err)
+	}
+	policy := role.PasswordPolicy
+	if policy == "" {
+		policy = c.PasswordPolicy
+	}
+	password, err := r.System.Password(policy)
+	if err != nil {
+		return nil, err
+	}
+
+	reply := &engine.Reply{}
+	reply.Txn.Require(roleRow)
+	reply.Txn.Require(connectionRow)
+	who := r.Principal.DisplayName
+	reply.Issue = &engine.Issue{
+		Path: "creds/" + name, Target: role.Connection, TTL: role.TTL, MaxTTL: role.MaxTTL, Renewable: true,
+		Plan: func(l *lease.Lease) ([]byte, map[string]any, lessor.Secret, error) {
+			username, err := template.name(l.ID, l.Issued, who, name)
+			if err != nil {
+				return nil, nil, lessor.Secret{}, api.Errorf(api.Invalid, "username_template: %v", err)
+			}
+			later := role.Statements
+			later.Creation = nil
+			in, err := cbor.Marshal(intent{
+				Connection: role.Connection, Username: username, Role: name,
+				End: l.Expires.Add(time.Second - time.Nanosecond).Unix(), Statements: later,
+			})
+			return in, map[string]any{"username": username, "password": password}, password, err
+		},
+	}
+	return reply, nil
+}
+
+// Apply makes the account of a pending lease.
+func (e *Engine) Apply(ctx context.Context, a engine.Access, l *lease.Lease, password lessor.Secret) error {
+	in, err := intentOf(l)
+	if err != nil {
+		return err
+	}
+	var role Role
+	row, err := load(a.View, a.Mount, rolePrefix, in.Role, &role)
+	if err != nil {
+		return err
+	}
+	if !row.Exists() {
+		return api.Errorf(api.Invalid, "unknown role: %s", in.Role)
+	}
+	db, err := e.database(a, in.Connection)
+	if err != nil {
+		return err
+	}
+	account := in.account(l)
+	account.Password, account.Creation = password, role.Statements.Creation
+	return db.Create(ctx, account)
+}
+
+// Renew moves the account's end at the database to until.
+func (e *Engine) Renew(ctx context.Context, a engine.Access, l *lease.Lease, until time.Time) error {
+	in, err := intentOf(l)
+	if err != nil {
+		return err
+	}
+	db, err := e.database(a, in.Connection)
+	if err != nil {
+		return err
+	}
+	account := in.account(l)
+	account.Until = until
+	return db.Renew(ctx, account)
+}
+
+// Revert removes the accounts of the leases.
+func (e *Engine) Revert(ctx context.Context, a engine.Access, ls []*lease.Lease) []error {
+	errs := make([]error, len(ls))
+	type batch struct {
+		accounts []Account
+		at       []int
+	}
+	batches := map[string]*batch{}
+	for i, l := range ls {
+		in, err := intentOf(l)
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		b := batches[in.Connection]
+		if b == nil {
+			b = &batch{}
+			batches[in.Connection] = b
+		}
+		b.accounts, b.at = append(b.accounts, in.account(l)), append(b.at, i)
+	}
+	for connection, b := range batches {
+		db, err := e.database(a, connection)
+		if err != nil {
+			for _, i := range b.at {
+				errs[i] = err
+			}
+			continue
+		}
+		for n, err := range db.Remove(ctx, b.accounts) {
+			errs[b.at[n]] = err
+		}
+	}
+	return errs
+}
+
+// Discover lists the accounts at all databases of the mount that bear lessor's mark: after a restore, those that no lease
+// knows are somebody's who should not have them any more.
+func (e *Engine) Discover(ctx context.Context, a engine.Access) ([]Marked, error) {
+	var all []Marked
+	from := key(a.Mount, connectionPrefix)
+	for row, err := range a.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		connection := row.Name[len(from):]
+		db, err := e.database(a, connection)
+		if err != nil {
+			return nil, err
+		}
+		found, err := db.Marked(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range found {
+			m.Connection = connection
+			all = append(all, m)
+		}
+	}
+	return all, nil
+}
+
+func intentOf(l *lease.Lease) (*intent, error) {
+	var in intent
+	if err := cbor.Unmarshal(l.Intent, &in); err != nil || in.Username == "" {
+		return nil, &api.Error{Kind: api.Internal, Text: "the lease's notes are damaged", Cause: err}
+	}
+	return &in, nil
+}
+
+// account is the lease's account, as far as the intent knows it.
+func (in *intent) account(l *lease.Lease) Account {
+	return Account{Lease: l.ID, Username: in.Username, Until: time.Unix(in.End, 0).UTC(), Statements: in.Statements}
+}

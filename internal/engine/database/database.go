@@ -1,0 +1,150 @@
+// Package database leases accounts at databases. It knows connections, roles and what Vault's clients expect of them; how
+// an account is made and removed at one kind of database is a Driver's.
+//
+// A credential walks through creds.go: creds (plans it) → Apply → Renew … → Revert.
+package database
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// Driver is one kind of database. It is stateless and safe for concurrent use.
+type Driver interface {
+	// Plugin is the name that clients configure it by ("postgresql-database-plugin").
+	Plugin() string
+	// Usernames is the default template of usernames, and how long they may be, in bytes.
+	Usernames() (template string, longest int)
+	// Check says what is wrong with a connection, in words for the administrator who wrote it. It touches nothing.
+	Check(c *Connection, s Secrets) error
+	// CheckRole does the same for a role's statements.
+	CheckRole(s *Statements) error
+	// Open prepares sessions with the database; it connects only when asked for something.
+	Open(c *Connection, s Secrets) (Database, error)
+}
+
+// Database is one configured connection: a bounded set of sessions. Calls are concurrent. Errors are of kind Upstream and
+// free of secrets; those that say nothing about the request itself, only that the database cannot be asked at
+// present, are ErrUnreachable besides (errors.Is).
+type Database interface {
+	// Ping logs in and asks for a sign of life.
+	Ping(ctx context.Context) error
+	// Create makes the account, marked with its lease. Again, for the same lease, it changes nothing.
+	Create(ctx context.Context, a Account) error
+	// Renew moves the account's end to a.Until.
+	Renew(ctx context.Context, a Account) error
+	// Remove ends logins and sessions of the accounts, removes them, and says of each whether it is gone (nil). What is not
+	// there, or bears another lease's mark, is gone. A Create of theirs that is still under way is ended first.
+	Remove(ctx context.Context, as []Account) []error
+	// Marked lists the accounts that bear lessor's mark.
+	Marked(ctx context.Context) ([]Marked, error)
+	// Close ends all sessions; those in use when they are given back. It does not wait.
+	Close()
+}
+
+// Account is a leased account as a Driver sees it.
+type Account struct {
+	Lease    string // id of the lease; marks the account
+	Username string
+	Password lessor.Secret // Create only
+	Until    time.Time     // end of the lease; the database gets an allowance for clocks that differ, Skew
+	Statements
+}
+
+// Skew is how much later than its lease an account ends at the database by itself. The database's clock may be ahead of
+// lessor's by as much without a lease ending early; the reaper removes the account in time, this is the net below it.
+const Skew = time.Minute
+
+// Statements are those of a role, as the administrator wrote them. Empty lists stand for the Driver's defaults, but for
+// Creation, which has none.
+type Statements struct {
+	Creation   []string `cbor:"1,keyasint,omitempty"`
+	Renewal    []string `cbor:"2,keyasint,omitempty"`
+	Revocation []string `cbor:"3,keyasint,omitempty"`
+	Rollback   []string `cbor:"4,keyasint,omitempty"`
+}
+
+// Marked is an account that bears lessor's mark.
+type Marked struct {
+	Connection string
+	Username   string
+	Mark       string // Mark(id of its lease)
+}
+
+// Mark is what an account carries of its lease: enough to find out whose it is, nothing that helps a reader of the
+// database's catalog.
+func Mark(lease string) string {
+	h := sha256.Sum256([]byte("lessor mark\x00" + lease))
+	return hex.EncodeToString(h[:16])
+}
+
+// ErrUnreachable marks errors of a database that cannot be asked at present: down, hanging, out of sessions. Others say that
+// it was asked and refused.
+var ErrUnreachable = errors.New("database: unreachable")
+
+// Engine is the database engine's backend. Its only state are open sessions, and templates that it compiled.
+type Engine struct {
+	drivers   map[string]Driver
+	open      pools
+	templates sync.Map // text, after the plugin's name → *usernameTemplate
+}
+
+var _ engine.Issuer = (*Engine)(nil)
+
+// New makes the engine, with the kinds of database that it knows.
+func New(drivers ...Driver) *Engine {
+	e := &Engine{drivers: map[string]Driver{}}
+	for _, d := range drivers {
+		e.drivers[d.Plugin()] = d
+	}
+	return e
+}
+
+// Routes is the engine's method table.
+func (e *Engine) Routes() []engine.Route {
+	type ops = map[lessor.Verb]engine.Handler
+	return []engine.Route{
+		{Pattern: "config", Help: "List the configured connections.", Ops: ops{lessor.List: e.list(connectionPrefix)}},
+		{Pattern: "config/{name}", Help: "Configure a connection to a database.", Fields: connectionFields, Exists: e.exists(connectionPrefix),
+			Ops: ops{lessor.Read: e.readConnection, lessor.Update: e.writeConnection, lessor.Delete: e.deleteConnection}},
+		{Pattern: "reset/{name}", Help: "Close a connection's sessions; new ones are opened as they are needed.", Ops: ops{lessor.Update: e.reset}},
+		{Pattern: "roles", Help: "List the roles.", Ops: ops{lessor.List: e.list(rolePrefix)}},
+		{Pattern: "roles/{name}", Help: "Say how accounts of a role are made.", Fields: roleFields, Exists: e.exists(rolePrefix),
+			Ops: ops{lessor.Read: e.readRole, lessor.Update: e.writeRole, lessor.Delete: e.deleteRole}},
+		{Pattern: "creds/{name}", Help: "Get a leased account of a role.", Ops: ops{lessor.Read: e.creds}},
+	}
+}
+
+// Close ends the sessions of a mount.
+func (e *Engine) Close(mount string) { e.open.close(mount, "") }
+
+// Shutdown drops the connections of all mounts.
+func (e *Engine) Shutdown() { e.open.close("", "") }
+
+func (e *Engine) driver(plugin string) (Driver, error) {
+	if d := e.drivers[plugin]; d != nil {
+		return d, nil
+	}
+	return nil, api.Errorf(api.Invalid, "there is no plugin %q; plugin_name must be one of %v", plugin, e.plugins())
+}
+
+// template is a stored username template, compiled once.
+func (e *Engine) template(d Driver, text string) (*usernameTemplate, error) {
+	at := d.Plugin() + " " + text
+	if t, ok := e.templates.Load(at); ok {
+		return t.(*usernameTemplate), nil
+	}
+	t, err := usernames(d, text)
+	if err == nil {
+		e.templates.Store(at, t)
+	}
+	return t, err
+}

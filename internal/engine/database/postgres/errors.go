@@ -1,0 +1,136 @@
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine/database"
+)
+
+// SQLSTATEs that mean something to lessor.
+const (
+	duplicateObject  = "42710"
+	uniqueViolation  = "23505"
+	undefinedObject  = "42704"
+	dependentObjects = "2BP01"
+	queryCanceled    = "57014"
+	lockNotAvailable = "55P03"
+	wrongPassword    = "28P01"
+	notAuthorized    = "28000"
+	notPermitted     = "42501"
+)
+
+// refusal is an error of lessor's own making, about what the server did.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+
+// code is the SQLSTATE that the server answered with; empty if it did not.
+func code(err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && !fatal(e) {
+		return e.Code
+	}
+	return ""
+}
+
+// fatal reports whether the server ended the session along with the error.
+func fatal(e *pgconn.PgError) bool {
+	return e.SeverityUnlocalized == "FATAL" || e.SeverityUnlocalized == "PANIC" || e.Severity == "FATAL" || e.Severity == "PANIC"
+}
+
+// inTheWay reports whether another transaction was, and the same may succeed now.
+func inTheWay(err error) bool {
+	switch code(err) {
+	case "40001", "40P01":
+		return true
+	case "XX000":
+		return strings.Contains(err.Error(), "concurrently")
+	}
+	return false
+}
+
+// fail says what went wrong, without secrets: those of the connection and those given never appear, nor does what the server
+// quotes of them. What only says that the server cannot be asked is database.ErrUnreachable besides.
+func (d *server) fail(err error, secrets ...string) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e
+	}
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return api.Errorf(api.Upstream, "%s", r.text)
+	}
+	unreachable := func(text string) error {
+		return &api.Error{Kind: api.Upstream, Text: "the database cannot be reached: " + text, Cause: database.ErrUnreachable}
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		text := fmt.Sprintf("%s (SQLSTATE %s)", d.redact(e.Message, secrets), e.Code)
+		switch {
+		case e.Code == wrongPassword || e.Code == notAuthorized:
+			return api.Errorf(api.Upstream, "the database refused lessor's own login: %s", text)
+		case e.Code == queryCanceled || e.Code == lockNotAvailable:
+			return unreachable("it did not answer in time")
+		case fatal(e), strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "53"), strings.HasPrefix(e.Code, "57"), strings.HasPrefix(e.Code, "58"):
+			return unreachable(text)
+		}
+		return api.Errorf(api.Upstream, "the database refused: %s", text)
+	}
+	var (
+		network   *net.OpError
+		name      *net.DNSError
+		untrusted *tls.CertificateVerificationError
+		authority x509.UnknownAuthorityError
+		host      x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		errno     syscall.Errno
+	)
+	switch {
+	case errors.Is(err, errForbidden):
+		return api.Errorf(api.Upstream, "%v", errForbidden)
+	case errors.As(err, &untrusted), errors.As(err, &authority), errors.As(err, &host), errors.As(err, &invalid):
+		return unreachable("its certificate is not trusted: it must be issued by tls_ca, for the name that is connected to")
+	case errors.Is(err, context.Canceled):
+		return unreachable("the request ended")
+	case errors.Is(err, context.DeadlineExceeded), pgconn.Timeout(err), errors.As(err, &network) && network.Timeout():
+		return unreachable("it did not answer in time")
+	case errors.As(err, &name):
+		return unreachable("its name cannot be resolved")
+	case errors.As(err, &errno):
+		return unreachable(errno.Error())
+	}
+	return unreachable("the session broke off")
+}
+
+var quotation = regexp.MustCompile(`"([^"]*)"`)
+
+// redact takes secrets, and quotations that are parts of them, out of a text of the server's.
+func (d *server) redact(text string, secrets []string) string {
+	all := append(append([]string(nil), d.hide...), secrets...)
+	for _, s := range all {
+		if s == "" {
+			continue
+		}
+		text = strings.ReplaceAll(text, s, "[secret]")
+		text = quotation.ReplaceAllStringFunc(text, func(q string) string {
+			if part := q[1 : len(q)-1]; part != "" && strings.Contains(s, part) {
+				return "[secret]"
+			}
+			return q
+		})
+	}
+	if len(text) > mostOfResult {
+		text = text[:mostOfResult]
+	}
+	return text
+}

@@ -1,0 +1,262 @@
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lessor-dev/lessor/internal/engine/database"
+)
+
+// baseline is what pgx has to parse before it takes a configuration; settings replaces all of it, so that neither
+// environment nor files of the process decide where lessor connects to.
+const baseline = "host=127.0.0.1 port=5432 user=lessor dbname=postgres password=none passfile=/nonexistent connect_timeout=10 " +
+	"target_session_attrs=any sslmode=disable sslrootcert='' sslcert='' sslkey='' sslcertmode=allow sslnegotiation=postgres " +
+	"channel_binding=prefer require_auth='' min_protocol_version='' max_protocol_version=''"
+
+// parameters are those that a URL may have.
+var parameters = []string{"sslmode", "connect_timeout", "target_session_attrs", "host", "search_path"}
+
+const defaultConnectTimeout = 10 * time.Second
+
+// settings reads a connection's URL and TLS options, strictly, and returns what puts them into a configuration of pgx.
+func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig), error) {
+	scheme, rest, ok := strings.Cut(c.URL, "://")
+	if !ok || scheme != "postgresql" && scheme != "postgres" {
+		return nil, errors.New("connection_url must be a URL, such as postgresql://{{username}}:{{password}}@db.example.com:5432/app?sslmode=verify-full")
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	authority, name, _ := strings.Cut(rest, "/")
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, errors.New("connection_url: its parameters are not well-formed")
+	}
+	for p, values := range q {
+		if !slices.Contains(parameters, p) {
+			return nil, fmt.Errorf("connection_url: the parameter %q is not allowed; only %s are, and TLS has parameters of the connection: tls_ca, tls_certificate, private_key, tls_server_name", p, strings.Join(parameters, ", "))
+		}
+		if len(values) > 1 {
+			return nil, fmt.Errorf("connection_url: the parameter %q is there twice", p)
+		}
+	}
+	user, hosts := "", authority
+	if at := strings.LastIndex(authority, "@"); at >= 0 {
+		user, hosts = authority[:at], authority[at+1:]
+	}
+	user, _, _ = strings.Cut(user, ":")
+	if user == "{{username}}" || user == "" {
+		user = c.Username
+	} else if user, err = url.PathUnescape(user); err != nil {
+		return nil, errors.New("connection_url: its user name is not well-formed")
+	}
+	if user == "" {
+		return nil, errors.New("username is needed: the account that lessor logs in with")
+	}
+	if name, err = url.PathUnescape(name); err != nil || strings.Contains(name, "/") {
+		return nil, errors.New("connection_url: its database name is not well-formed")
+	}
+	if name == "" {
+		name = user
+	}
+	at, err := addresses(hosts, q.Get("host"))
+	if err != nil {
+		return nil, err
+	}
+	timeout := defaultConnectTimeout
+	if t := q.Get("connect_timeout"); t != "" {
+		n, err := strconv.Atoi(t)
+		if err != nil || n < 1 || n > 600 {
+			return nil, errors.New("connection_url: connect_timeout must be from 1 to 600 seconds")
+		}
+		timeout = time.Duration(n) * time.Second
+	}
+	var primary pgconn.ValidateConnectFunc
+	switch a := q.Get("target_session_attrs"); a {
+	case "", "any":
+	case "read-write":
+		primary = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	case "primary":
+		primary = pgconn.ValidateConnectTargetSessionAttrsPrimary
+	default:
+		return nil, errors.New("connection_url: target_session_attrs must be any, read-write or primary")
+	}
+	var tries []*pgconn.FallbackConfig
+	for _, a := range at {
+		ways, err := encryption(c, s, q.Get("sslmode"), a.host)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range ways {
+			tries = append(tries, &pgconn.FallbackConfig{Host: a.host, Port: a.port, TLSConfig: t})
+		}
+	}
+	session := map[string]string{"application_name": "lessor", "standard_conforming_strings": "on"}
+	if p := q.Get("search_path"); p != "" {
+		session["search_path"] = p
+	}
+	return func(cfg *pgx.ConnConfig) {
+		cfg.Host, cfg.Port, cfg.TLSConfig = tries[0].Host, tries[0].Port, tries[0].TLSConfig
+		cfg.Fallbacks = tries[1:]
+		cfg.Database, cfg.User, cfg.Password = name, user, s.Password.Reveal()
+		cfg.RuntimeParams, cfg.ValidateConnect, cfg.ConnectTimeout = session, primary, timeout
+		cfg.MaxProtocolMessageBodyLen = 1 << 20
+		dialer := &net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second, ControlContext: permitted}
+		cfg.DialFunc = dialer.DialContext
+		cfg.LookupFunc = net.DefaultResolver.LookupHost
+	}, nil
+}
+
+type address struct {
+	host string // name, address, or folder of a Unix socket
+	port uint16
+}
+
+// addresses are the servers that a URL names.
+func addresses(hosts, folder string) ([]address, error) {
+	if folder != "" {
+		if hosts != "" && hosts[0] != ':' || !strings.HasPrefix(folder, "/") {
+			return nil, errors.New("connection_url: the parameter host is for the folder of a Unix socket, in the place of a host")
+		}
+	}
+	var all []address
+	for h := range strings.SplitSeq(hosts, ",") {
+		a := address{h, 5432}
+		port := ""
+		if !strings.HasSuffix(h, "]") && strings.Contains(h, ":") {
+			var err error
+			if a.host, port, err = net.SplitHostPort(h); err != nil {
+				return nil, fmt.Errorf("connection_url: the host %q is not well-formed", h)
+			}
+		}
+		a.host = strings.Trim(a.host, "[]")
+		if a.host == "" {
+			a.host = folder
+		}
+		if port != "" {
+			n, err := strconv.ParseUint(port, 10, 16)
+			if err != nil || n == 0 {
+				return nil, fmt.Errorf("connection_url: the port %q is no port", port)
+			}
+			a.port = uint16(n)
+		}
+		if a.host == "" {
+			return nil, errors.New("connection_url names no host")
+		}
+		if ip, err := netip.ParseAddr(a.host); err == nil {
+			if err := forbidden(ip); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// metadata are addresses at which clouds tell a machine its own secrets, beyond the link-local ones.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("fd00:ec2::254"),
+}
+
+var errForbidden = errors.New("the host is link-local, multicast, unspecified, or a cloud's metadata service: lessor does not connect to these")
+
+func forbidden(ip netip.Addr) error {
+	ip = ip.WithZone("").Unmap()
+	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.Contains(metadata, ip) {
+		return errForbidden
+	}
+	return nil
+}
+
+// permitted refuses to connect to forbidden addresses, whatever name they were found by.
+func permitted(_ context.Context, network, at string, _ syscall.RawConn) error {
+	if network == "unix" {
+		return nil
+	}
+	ip, err := netip.ParseAddrPort(at)
+	if err != nil {
+		return errForbidden
+	}
+	return forbidden(ip.Addr())
+}
+
+// encryption is how to talk to a host, in order of preference: nil stands for plain. Without an sslmode it is verify-full,
+// but for this machine itself.
+func encryption(c *database.Connection, s database.Secrets, mode, host string) ([]*tls.Config, error) {
+	if strings.HasPrefix(host, "/") {
+		return []*tls.Config{nil}, nil
+	}
+	if mode == "" {
+		mode = "verify-full"
+		if ip, err := netip.ParseAddr(host); c.CA == "" && (host == "localhost" || err == nil && ip.Unmap().IsLoopback()) {
+			mode = "prefer"
+		}
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
+	if c.ServerName != "" {
+		t.ServerName = c.ServerName
+	}
+	if c.CA != "" {
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM([]byte(c.CA)) {
+			return nil, errors.New("tls_ca has no certificate in PEM")
+		}
+	}
+	if c.Certificate != "" || !s.PrivateKey.Empty() {
+		pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(s.PrivateKey.Reveal()))
+		if err != nil {
+			return nil, errors.New("tls_certificate and private_key are not a certificate and its key, in PEM")
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	switch mode {
+	case "disable":
+		if c.CA != "" || c.Certificate != "" {
+			return nil, errors.New("sslmode=disable contradicts tls_ca and tls_certificate")
+		}
+		return []*tls.Config{nil}, nil
+	case "verify-full":
+		return []*tls.Config{t}, nil
+	case "verify-ca":
+		return []*tls.Config{chainOnly(t)}, nil
+	case "require", "prefer":
+		if c.CA != "" {
+			return []*tls.Config{chainOnly(t)}, nil
+		}
+		t.InsecureSkipVerify = true
+		if mode == "require" {
+			return []*tls.Config{t}, nil
+		}
+		return []*tls.Config{t, nil}, nil
+	}
+	return nil, errors.New("connection_url: sslmode must be disable, prefer, require, verify-ca or verify-full")
+}
+
+// chainOnly makes t verify who issued the server's certificate, but not its name.
+func chainOnly(t *tls.Config) *tls.Config {
+	t.InsecureSkipVerify = true
+	t.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) == 0 {
+			return errors.New("the server has no certificate")
+		}
+		o := x509.VerifyOptions{Roots: t.RootCAs, Intermediates: x509.NewCertPool()}
+		for _, c := range state.PeerCertificates[1:] {
+			o.Intermediates.AddCert(c)
+		}
+		_, err := state.PeerCertificates[0].Verify(o)
+		return err
+	}
+	return t
+}

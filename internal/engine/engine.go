@@ -1,0 +1,259 @@
+// Package engine is the contract between the core and what is mounted: secrets engines, auth methods, and lessor's own
+// sys, token and identity interfaces. A handler touches nothing. It reads one View and says, as a Reply, what should
+// happen: what to answer, which rows to write, which lease to make, whom to log in. The core commits that together with
+// the audit record, touches targets where one is named, and only then answers.
+package engine
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/policy"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
+)
+
+// Backend is one type of engine. It holds no state of a mount: that is in the store, under the mount's UUID.
+// Methods are safe for concurrent use.
+type Backend interface {
+	// Routes is the method table. What is not in it does not exist.
+	Routes() []Route
+}
+
+// Route is one pattern and what may be done there.
+type Route struct {
+	// Pattern is relative to the mount. Segments are literal, "{name}" (one segment, not empty) or, last, "{name...}" (the
+	// rest, which may be empty only for List). A List on "config" is asked for as "config/": trailing slashes of List paths
+	// are taken off before matching. More literal patterns win.
+	Pattern string
+	Help    string                       // one line, for ?help=1
+	Fields  []Field                      // what the body may hold besides the pattern's names; others are ignored with a warning
+	Ops     map[lessor.Verb]Handler      // Create and Update share the handler at Update unless Create has its own
+	Exists  func(*Request) (bool, error) // existence check: nil means that every write is an update
+	Sudo    bool                         // root-protected: needs sudo besides
+	Open    bool                         // needs no token: logins and their like
+	Free    bool                         // any data is accepted without a warning (KV v1, cubbyhole)
+}
+
+// Handler decides what an operation does. It may be called again for the same Op when the ground moved.
+type Handler func(ctx context.Context, r *Request) (*Reply, error)
+
+// Field describes one parameter.
+type Field struct {
+	Name string
+	Type FieldType
+	Help string
+}
+
+// FieldType is a parameter's type, weakly parsed as Vault's clients expect.
+type FieldType uint8
+
+const (
+	String   FieldType = iota + 1
+	Int                // integer, also as a string
+	Bool               // also "true", "1", …
+	Duration           // integer seconds, "3600", "1h", "5d"
+	Strings            // array, or comma-separated string
+	Map                // object
+	Pairs              // object of strings, or array/string of k=v
+	Any
+)
+
+// Request is an Op that was granted, on its way to a handler.
+type Request struct {
+	Op        *lessor.Op
+	Verb      lessor.Verb       // Op.Verb, with Create and Update told apart
+	Path      string            // relative to the mount, no trailing slash
+	Params    map[string]string // the pattern's names
+	Principal *lessor.Principal
+	Grant     policy.Grant
+	Mount     *mount.Entry
+	View      store.View
+	Opener    Opener
+	Now       time.Time
+	Random    io.Reader
+	Default   Limits // the mount's ttl limits, resolved
+	System    System
+	values    map[string]any // of declared fields, parsed
+}
+
+// Limits are ttl bounds in force.
+type Limits struct{ TTL, MaxTTL time.Duration }
+
+// Opener opens rows of secret tables for a Grant, and keys hashes. seal.Keyring implements it.
+type Opener interface {
+	Open(g policy.Grant, row store.Row) (lessor.Secret, error)
+	TokenHash(token string) string
+	Fingerprint(mount, path string, value []byte) []byte
+}
+
+// System is what lessor knows beyond the mount, derived from the request's View. The core implements it.
+type System interface {
+	// Mounts yields all mounts, sorted by path.
+	Mounts() []*mount.Entry
+	// Password makes a password by a stored password policy; "" is the built-in one.
+	Password(name string) (lessor.Secret, error)
+	// OwnerOf resolves the owner of a full path: nearest ancestor's; "" if nobody owns it. from is the path that names the owner.
+	OwnerOf(path string) (owner, from string)
+	// Caller is the caller's own token; nil for an anonymous caller.
+	Caller() *token.Token
+	// Sudo reports whether the caller's policies grant sudo on the request's path.
+	Sudo() bool
+	// Reaches reports whether the caller's policies grant anything at the path or somewhere below it.
+	Reaches(path string) bool
+	// Capabilities are what a token may do at a path, as sys/capabilities tells.
+	Capabilities(t *token.Token, path string) ([]string, error)
+	// Token finds a live token by its id, whether stored or sealed into itself; nil: there is none.
+	Token(id lessor.Secret) (*token.Token, store.Row, error)
+	// Bury puts a tombstone: whatever the selector matches so far ends with this commit, and is cleaned up in the background.
+	// It returns the tombstone's id.
+	Bury(txn *store.Txn, s lease.Selector, cause string) (id string, err error)
+	// BuryForced is Bury, but leases go even if their target fails.
+	BuryForced(txn *store.Txn, s lease.Selector, cause string) (id string, err error)
+	// EntityID finds an entity by id or name.
+	EntityID(idOrName string) (string, error)
+}
+
+// Reply is what a handler wants to happen. The zero Reply changes nothing and answers 204.
+type Reply struct {
+	Data      map[string]any // answer's "data"; secrets in it are lessor.Secret or lessor.SecretJSON
+	Status    int            // 0: 200 with Data, Auth or Warnings, else 204. 404 with Data is a deleted KV version
+	Raw       *Raw           // instead of the envelope
+	Flat      bool           // repeat Data at the top level of the envelope
+	Bare      bool           // Data is the whole body, no envelope
+	Warnings  []string
+	Txn       store.Txn // Audit is the core's to fill
+	Shown     []audit.Shown
+	Static    *Static
+	Issue     *Issue
+	Login     *Login
+	Mint      *Mint
+	Renewed   *lessor.Auth       // a token that was renewed (Reply.Txn holds its row)
+	Wrapped   *lessor.SecretJSON // unwrap: a stored answer, to be sent as it is
+	Rewrap    *Rewrap
+	Unwrapped string                                            // id of the lease inside what is unwrapped: the caller becomes its holder
+	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit: a long read of what is no secret
+	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
+	Extend    *Extend
+	Note      string // audit.Record.Note, a fixed text
+	Lease     string // audit.Record.Lease, where the act is about a lease that it does not make
+}
+
+// Rewrap asks to wrap an answer that was wrapped before, or data that a client wants wrapped.
+type Rewrap struct {
+	Body     lessor.Secret // the answer's bytes, as unwrapping will return them
+	Path     string        // that was wrapped first
+	TTL      time.Duration
+	Accessor string // of the token inside
+	Lease    string // id of the lease inside
+}
+
+// Raw is an answer that is no JSON.
+type Raw struct {
+	Type  string
+	Write func(ctx context.Context, w io.Writer) error
+}
+
+// Static asks for a lease on the secret value that the Reply shows.
+type Static = lease.Value
+
+// Issue asks for a dynamic credential.
+type Issue struct {
+	Path      string        // within the mount: lease id is mount path + Path + "/" + random
+	Owned     string        // within the mount: what the credential's owner is looked up for; empty: Path
+	Target    string        // name of the target, e.g. connection name; the core adds the mount
+	TTL       time.Duration // 0: the mount's default
+	MaxTTL    time.Duration // 0: the mount's maximum
+	Renewable bool
+	// Plan completes the credential once the lease's id and end are known. intent goes into the lease row; answer is shown to the
+	// client when Apply has succeeded.
+	Plan func(l *lease.Lease) (intent []byte, answer map[string]any, password lessor.Secret, err error)
+}
+
+// Extend asks to renew a lease (sys/leases/renew).
+type Extend struct {
+	Lease     string // id
+	Increment time.Duration
+}
+
+// Access is what an Issuer needs to reach its target in the background or for a request.
+type Access struct {
+	Mount  *mount.Entry
+	View   store.View
+	Grant  policy.Grant
+	Opener Opener
+	Now    time.Time
+}
+
+// Issuer is a Backend that makes leased credentials. Every method is idempotent, keyed by the lease's id: it may be called
+// again after it succeeded, and Revert before, during or after an Apply that is still under way. Errors are free of secrets.
+type Issuer interface {
+	Backend
+	// Apply makes the credential of a pending lease real.
+	Apply(ctx context.Context, a Access, l *lease.Lease, password lessor.Secret) error
+	// Renew extends it at the target to until.
+	Renew(ctx context.Context, a Access, l *lease.Lease, until time.Time) error
+	// Revert removes the credentials of leases of one target, and says of each whether the target confirmed that it is gone.
+	Revert(ctx context.Context, a Access, ls []*lease.Lease) []error
+	// Close drops what is cached for the mount (connections).
+	Close(mount string)
+}
+
+// Versioner is a Backend whose secrets have versions: a renewal of a lease on one tells its holder when there is a newer one.
+type Versioner interface {
+	// Current is the current version of the secret at a path within the mount; 0 if there is none.
+	Current(v store.View, m *mount.Entry, path string) (uint64, error)
+}
+
+// Login is the proof of an auth method that somebody is who they say: using up a secret id (Reply.Txn) and making the
+// token are one commit.
+type Login struct {
+	Alias     string            // name of the alias at the mount; empty: no entity
+	AliasMeta map[string]string // metadata of the alias
+	Name      string            // display name, without the mount's type: "billing"
+	Role      string
+	Metadata  map[string]string // of the token
+	Instance  string            // what tells running instances of this alias apart: secret-id accessor; may be empty
+	Token     TokenTerms
+}
+
+// TokenTerms are the terms on which an auth method gives tokens (Vault's token_* parameters).
+// CBOR keys are on disk: never renumber, only append.
+type TokenTerms struct {
+	TTL             time.Duration  `cbor:"1,keyasint,omitempty"`
+	MaxTTL          time.Duration  `cbor:"2,keyasint,omitempty"`
+	Period          time.Duration  `cbor:"3,keyasint,omitempty"`
+	ExplicitMaxTTL  time.Duration  `cbor:"4,keyasint,omitempty"`
+	Policies        []string       `cbor:"5,keyasint,omitempty"`
+	NoDefaultPolicy bool           `cbor:"6,keyasint,omitempty"`
+	NumUses         int            `cbor:"7,keyasint,omitempty"`
+	Type            string         `cbor:"8,keyasint,omitempty"` // "", default, service, batch, default-service, default-batch
+	BoundCIDRs      []netip.Prefix `cbor:"9,keyasint,omitempty"`
+}
+
+// Mint asks for a token (auth/token/create and what is like it).
+type Mint struct {
+	ID           lessor.Secret     // custom id; needs sudo, checked by the handler
+	Parent       *lessor.Principal // nil: orphan
+	Name         string
+	Policies     []string
+	NoDefault    bool
+	Metadata     map[string]string
+	TTL          time.Duration // 0: default
+	Explicit     time.Duration // explicit_max_ttl
+	Period       time.Duration
+	NumUses      int
+	Batch        bool
+	Renewable    bool
+	Entity       string
+	Role         string // token role
+	PathSuffix   string
+	BoundCIDRs   []netip.Prefix
+	NeverExpires bool // root tokens without ttl
+}

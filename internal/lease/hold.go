@@ -1,0 +1,455 @@
+package lease
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Reading to hold. A client that reads a static secret may use it from then on, whatever it does later: so the read
+// leaves a lease that says who holds which version. What the client is shown (an id, a duration of minutes) follows what
+// existing clients bear; how long it counts as a holder (the hold, a day or more) is the server's own.
+//
+// One row, the pointer, leads from a holder and a path to its lease, so that reading again costs one Get and no write. Only
+// when less than 7/8 of the hold is left is it extended, by a row of store.Holds beside the lease that is put without
+// looking at its version: however many read at once, none of them conflict.
+
+const (
+	// DefaultShown is the lease_duration that clients see of a static lease when neither the secret nor its mount says another.
+	DefaultShown = 300 * time.Second
+	// MinHold is the shortest hold; else it is three times the holder's longest read interval.
+	MinHold = 24 * time.Hour
+)
+
+// Value is the version of a static secret that a reader is shown.
+type Value struct {
+	Path     string        // within the mount, without "data/"
+	Version  uint64        // of the value
+	Current  uint64        // the secret's current version
+	Pinned   bool          // a version was asked for
+	Duration time.Duration // lease_duration that the secret asks for; 0: mount's "lease_duration" option, else DefaultShown
+}
+
+// Reading is one read of a static secret. The mount's option "lease" decides what comes of it: "shown" (the default), "quiet" (a lease that the
+// client does not see), "off".
+type Reading struct {
+	View      store.View
+	Tombs     Tombs // of View
+	Mount     *mount.Entry
+	Path      string // that was asked for: the lease's id begins with it; "": mount's path + Value.Path
+	Value     Value
+	Holder    Holder
+	Owner     string
+	Renewable bool // the client said that it renews
+	Now       time.Time
+	Request   string // id
+	Random    io.Reader
+}
+
+// hold is how long somebody counts as a holder. As a row of store.Holds, named like the lease's, it extends the lease.
+type hold struct {
+	Expires time.Time     `cbor:"1,keyasint"`
+	Last    time.Time     `cbor:"2,keyasint"`           // read that is on record
+	Longest time.Duration `cbor:"3,keyasint,omitempty"` // interval between reads on record
+}
+
+// pointer is a row of store.LeaseIdx: the live lease of one holder on one secret. A Static lease is Live, rather than Moved, exactly
+// while a pointer names it.
+type pointer struct {
+	ID        string `cbor:"1,keyasint"`
+	Version   uint64 `cbor:"2,keyasint"`
+	Position  uint64 `cbor:"3,keyasint"`
+	Owner     string `cbor:"4,keyasint,omitempty"`
+	Renewable bool   `cbor:"5,keyasint,omitempty"`
+	Hold      hold   `cbor:"6,keyasint"` // as the lease began
+}
+
+// Hold gives the reader a lease: the live one that the same holder instance has on the same version, else a new one, in whose
+// favour the old one is Moved. It returns what the client sees, and the id ("" with "lease" off). Most calls add nothing to txn.
+func Hold(txn *store.Txn, r Reading) (lessor.Terms, string, error) {
+	mode := r.Mount.Options["lease"]
+	if mode == "off" {
+		return lessor.Terms{}, "", nil
+	}
+	id, err := r.hold(txn)
+	if err != nil || mode == "quiet" {
+		return lessor.Terms{}, id, err
+	}
+	return lessor.Terms{ID: id, Renewable: r.Renewable, Duration: r.shown()}, id, nil
+}
+
+func (r *Reading) hold(txn *store.Txn) (id string, err error) {
+	row, err := r.View.Get(pointerKey(r.Mount.Namespace, r.Mount.UUID, r.Value.Path, r.Holder, r.pinned()))
+	if err != nil {
+		return "", err
+	}
+	if !row.Exists() {
+		return r.take(txn, row, hold{})
+	}
+	p, err := decodePointer(row)
+	if err != nil {
+		return "", err
+	}
+	name := store.MountKey(r.Mount.Namespace, r.Mount.UUID, p.ID)
+	held := p.Hold
+	if !held.fresh(r.Now) {
+		if held, err = held.extended(r.View, name); err != nil {
+			return "", err
+		}
+	}
+	if p.Version != r.Value.Version || r.Renewable && !p.Renewable || !r.Now.Before(held.Expires) || r.buried(p) {
+		return r.replace(txn, row, p, held)
+	}
+	if !held.fresh(r.Now) {
+		held.extend(txn, name, r.Now)
+	}
+	return p.ID, nil
+}
+
+// buried reports whether a wide revocation under way hits the lease of p.
+func (r *Reading) buried(p *pointer) bool {
+	return r.Tombs.Match(&Lease{
+		ID: p.ID, Namespace: r.Mount.Namespace, Mount: r.Mount.UUID, Kind: Static, Holder: r.Holder, Owner: p.Owner, Position: p.Position,
+	})
+}
+
+// take makes a new lease and points to it. before is what is known of the holder's reads so far.
+func (r *Reading) take(txn *store.Txn, at store.Row, before hold) (string, error) {
+	id, err := NewID(r.path(), r.Random)
+	if err != nil {
+		return "", err
+	}
+	begun := before.next(r.Now)
+	l := &Lease{
+		ID: id, Namespace: r.Mount.Namespace, Mount: r.Mount.UUID, Kind: Static, State: Live,
+		Issued: r.Now, Expires: begun.Expires, TTL: r.shown(), Renewable: r.Renewable, Holder: r.Holder, Owner: r.Owner,
+		Version: r.Value.Version, Pinned: r.Value.Pinned, Secret: r.Value.Path, Request: r.Request, Position: r.View.Position(),
+		Shown: r.shown(), Longest: begun.Longest,
+	}
+	Add(txn, l)
+	txn.Require(at)
+	txn.Put(at.Table, at.Name, l.pointer())
+	return id, nil
+}
+
+// replace makes a new lease where the holder has one that does not serve any more: it read another version, or the lease
+// lapsed or was revoked a moment ago.
+func (r *Reading) replace(txn *store.Txn, at store.Row, p *pointer, before hold) (string, error) {
+	if err := move(r.View, txn, store.MountKey(r.Mount.Namespace, r.Mount.UUID, p.ID)); err != nil {
+		return "", err
+	}
+	return r.take(txn, at, before)
+}
+
+// move takes the holder's pointer away from a lease. It stays until its end, so that who renews it is told to read again.
+func move(v store.View, txn *store.Txn, name string) error {
+	l, row, err := load(v, name)
+	if err != nil || l == nil || l.State != Live {
+		return err
+	}
+	l.State = Moved
+	Save(txn, row, l)
+	return nil
+}
+
+func (r *Reading) path() string {
+	if r.Path != "" {
+		return r.Path
+	}
+	return r.Mount.Path + r.Value.Path
+}
+
+// pinned is the version that was asked for; 0: none was.
+func (r *Reading) pinned() uint64 {
+	if r.Value.Pinned {
+		return r.Value.Version
+	}
+	return 0
+}
+
+// shown is the lease_duration that clients see.
+func (r *Reading) shown() time.Duration {
+	if r.Value.Duration > 0 {
+		return r.Value.Duration
+	}
+	option := r.Mount.Options["lease_duration"]
+	if n, err := strconv.ParseUint(option, 10, 31); err == nil && n > 0 {
+		return time.Duration(n) * time.Second
+	}
+	if d, err := time.ParseDuration(option); err == nil && d > 0 {
+		return d
+	}
+	return DefaultShown
+}
+
+// length is how long a hold lasts from a read on.
+func (h hold) length() time.Duration { return max(MinHold, 3*h.Longest) }
+
+// fresh reports whether at least 7/8 of the hold is left.
+func (h hold) fresh(now time.Time) bool { return h.Expires.Sub(now) >= h.length()/8*7 }
+
+// next is the hold from a read at now on.
+func (h hold) next(now time.Time) hold {
+	if !h.Last.IsZero() {
+		h.Longest = max(h.Longest, now.Sub(h.Last))
+	}
+	return hold{Expires: now.Add(h.length()), Last: now, Longest: h.Longest}
+}
+
+// extend puts the hold from a read at now on. It asks for nothing but that the lease is still there.
+func (h hold) extend(txn *store.Txn, name string, now time.Time) {
+	txn.Present(store.Leases, name)
+	txn.Put(store.Holds, name, encode(h.next(now)))
+}
+
+// extended is the later of h and what the lease's row of store.Holds says.
+func (h hold) extended(v store.View, name string) (hold, error) {
+	later, _, err := extension(v, name)
+	if err == nil && later.Expires.After(h.Expires) {
+		return later, nil
+	}
+	return h, err
+}
+
+// extension is a row of store.Holds; zero if there is none.
+func extension(v store.View, name string) (h hold, row store.Row, err error) {
+	row, err = v.Get(store.Key{Table: store.Holds, Name: name})
+	if err != nil || !row.Exists() {
+		return hold{}, row, err
+	}
+	if err := decoding.Unmarshal(row.Value, &h); err != nil {
+		return hold{}, row, fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
+	}
+	exact(&h.Expires, &h.Last)
+	return h, row, nil
+}
+
+// pointerPrefix begins the pointers to the leases on a secret.
+func pointerPrefix(namespace uint32, mount, path string) string {
+	return store.MountKey(namespace, mount, "h/", path, "\x00")
+}
+
+// pointerKey names a pointer. Reads of a pinned version have pointers of their own: they are never superseded.
+func pointerKey(namespace uint32, mount, path string, h Holder, pinned uint64) store.Key {
+	sum := sha256.Sum256([]byte(h.Entity + "\x00" + h.Alias + "\x00" + h.Instance))
+	name := pointerPrefix(namespace, mount, path) + string(sum[:16])
+	if pinned != 0 {
+		name += store.Uint64Key(pinned)
+	}
+	return store.Key{Table: store.LeaseIdx, Name: name}
+}
+
+func (l *Lease) pointerKey() store.Key {
+	var pinned uint64
+	if l.Pinned {
+		pinned = l.Version
+	}
+	return pointerKey(l.Namespace, l.Mount, l.Secret, l.Holder, pinned)
+}
+
+// pointer is the value of the pointer to l.
+func (l *Lease) pointer() []byte {
+	return encode(&pointer{ID: l.ID, Version: l.Version, Position: l.Position, Owner: l.Owner, Renewable: l.Renewable, Hold: l.hold()})
+}
+
+// hold is how the lease's own row has it.
+func (l *Lease) hold() hold { return hold{Expires: l.Expires, Last: l.Issued, Longest: l.Longest} }
+
+func decodePointer(row store.Row) (*pointer, error) {
+	p := &pointer{}
+	if err := decoding.Unmarshal(row.Value, p); err != nil {
+		return nil, fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
+	}
+	exact(&p.Hold.Expires, &p.Hold.Last)
+	return p, nil
+}
+
+// NewID makes the id of a new lease at a path.
+func NewID(path string, random io.Reader) (string, error) {
+	var b [18]byte
+	if _, err := io.ReadFull(random, b[:]); err != nil {
+		return "", fmt.Errorf("lease: no randomness: %w", err)
+	}
+	return path + "/" + base64.RawURLEncoding.EncodeToString(b[:]), nil
+}
+
+// RenewStatic answers the renewal, at now, of a Static lease that is Live. current is the secret's current version, 0 if it is unknown. A
+// lease on a superseded version is shown to end in a second, with a warning, so that its holder reads again; one on a
+// version that was asked for by number is not.
+func RenewStatic(v store.View, txn *store.Txn, l *Lease, current uint64, now time.Time) (lessor.Terms, string, error) {
+	if !now.Before(l.Expires) {
+		return lessor.Terms{}, "", api.Errorf(api.Invalid, "lease expired")
+	}
+	terms := lessor.Terms{ID: l.ID, Renewable: l.Renewable, Duration: l.Shown}
+	if l.State == Live { // who renews still holds it
+		h, err := l.hold().extended(v, l.name())
+		if err != nil {
+			return lessor.Terms{}, "", err
+		}
+		if !h.fresh(now) {
+			h.extend(txn, l.name(), now)
+		}
+	}
+	if l.Pinned || l.State == Live && (current == 0 || current == l.Version) {
+		return terms, "", nil
+	}
+	terms.Duration = time.Second
+	return terms, "the secret has a newer version than this lease is on: read it again", nil
+}
+
+// Rehold makes h the holder of a lease, required to be still what row was: who unwraps a wrapped answer holds what is in it.
+func Rehold(v store.View, txn *store.Txn, row store.Row, l *Lease, h Holder) error {
+	if l.Kind == Dynamic || l.State != Live {
+		l.Holder = h
+		Save(txn, row, l)
+		return nil
+	}
+	from := l.pointerKey()
+	l.Holder = h
+	to := l.pointerKey()
+	Save(txn, row, l)
+	if from == to {
+		return nil
+	}
+	at, err := v.Get(to)
+	if err != nil {
+		return err
+	}
+	if at.Exists() {
+		p, err := decodePointer(at)
+		if err != nil {
+			return err
+		}
+		if err := move(v, txn, store.MountKey(l.Namespace, l.Mount, p.ID)); err != nil {
+			return err
+		}
+	}
+	txn.Require(at)
+	txn.Put(to.Table, to.Name, l.pointer())
+	txn.Delete(from.Table, from.Name)
+	return nil
+}
+
+// Holding is one holder's lease on a static secret, the latest it has.
+type Holding struct {
+	*Lease           // Expires is the end of the hold
+	Last   time.Time // read on record: the holder may have read later, by up to an eighth of the hold
+}
+
+// Holders lists who holds a static secret (its path within the mount), pinned versions included, those whose hold is over but for the
+// reaper too.
+func Holders(v store.View, e *mount.Entry, path string) ([]Holding, error) {
+	var all []Holding
+	prefix := pointerPrefix(e.Namespace, e.UUID, path)
+	for row, err := range v.Scan(store.LeaseIdx, prefix, store.PrefixEnd(prefix)) {
+		if err != nil {
+			return nil, err
+		}
+		p, err := decodePointer(row)
+		if err != nil {
+			return nil, err
+		}
+		name := store.MountKey(e.Namespace, e.UUID, p.ID)
+		l, _, err := load(v, name)
+		if err != nil {
+			return nil, err
+		}
+		if l == nil {
+			continue
+		}
+		h, err := l.hold().extended(v, name)
+		if err != nil {
+			return nil, err
+		}
+		last := h.Last
+		if last.IsZero() {
+			last = l.Issued
+		}
+		all = append(all, Holding{Lease: l, Last: last})
+	}
+	return all, nil
+}
+
+// Exposure is a finding: a lease on this version of a static secret was revoked, or its holder was removed, while the holder may
+// still know the value. The remedy is a new value.
+type Exposure struct {
+	Secret  string    `cbor:"-"` // path within the mount
+	Version uint64    `cbor:"-"`
+	Time    time.Time `cbor:"1,keyasint"`
+	Cause   string    `cbor:"2,keyasint"`
+	Holder  Holder    `cbor:"3,keyasint"`
+	Owner   string    `cbor:"4,keyasint,omitempty"`
+	Lease   string    `cbor:"5,keyasint"`
+}
+
+func exposurePrefix(namespace uint32, mount, path string) string {
+	return store.MountKey(namespace, mount, "x/", path)
+}
+
+func exposureName(namespace uint32, mount, path string, version uint64, lease string) string {
+	return exposurePrefix(namespace, mount, path) + "\x00" + store.Uint64Key(version) + lease
+}
+
+// dropStatic deletes a static lease, required to be still what it was.
+func dropStatic(txn *store.Txn, row store.Row, l *Lease) {
+	txn.Delete(row.Table, row.Name)
+	txn.Delete(store.Holds, row.Name)
+	if l.State == Live {
+		k := l.pointerKey()
+		txn.Delete(k.Table, k.Name)
+	}
+}
+
+// expose puts the finding that a version is known to somebody who should not use it any more.
+func expose(txn *store.Txn, l *Lease, cause string, now time.Time) {
+	exact(&now)
+	txn.Put(store.LeaseIdx, exposureName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID), encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID}))
+}
+
+// Exposures lists the exposed versions of a mount's static secrets, by path and version: of those whose path begins with prefix.
+// Versions that are not current any more are listed too; what became of them the engine knows.
+func Exposures(v store.View, e *mount.Entry, prefix string) ([]Exposure, error) {
+	var all []Exposure
+	from := exposurePrefix(e.Namespace, e.UUID, prefix)
+	base := len(exposurePrefix(e.Namespace, e.UUID, ""))
+	for row, err := range v.Scan(store.LeaseIdx, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		x, err := decodeExposure(row, base)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, x)
+	}
+	return all, nil
+}
+
+func decodeExposure(row store.Row, base int) (Exposure, error) {
+	var x Exposure
+	path, rest, ok := strings.Cut(row.Name[base:], "\x00")
+	if !ok || len(rest) < 8 {
+		return x, fmt.Errorf("lease: damaged row %s", row.Key)
+	}
+	if err := decoding.Unmarshal(row.Value, &x); err != nil {
+		return x, fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
+	}
+	exact(&x.Time)
+	x.Secret, x.Version = path, binary.BigEndian.Uint64([]byte(rest))
+	return x, nil
+}
+
+// Resolve deletes a finding: the value was changed, or somebody judged that it need not be.
+func Resolve(txn *store.Txn, e *mount.Entry, x Exposure) {
+	txn.Delete(store.LeaseIdx, exposureName(e.Namespace, e.UUID, x.Secret, x.Version, x.Lease))
+}

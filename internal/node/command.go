@@ -1,0 +1,186 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/config"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/server"
+)
+
+// Program is what the server command takes from the program around it.
+type Program struct {
+	Version    string
+	Env        func(string) (string, bool)     // nil: os.LookupEnv
+	StoreToken func(token lessor.Secret) error // keeps the dev server's root token for later commands; nil: nobody does
+}
+
+// Main is "lessor server": args are its flags. It runs until ctx ends, then drains, and returns the exit code: 0 after
+// an orderly end, 1 otherwise. What to know goes to stdout, the log to stderr; SIGHUP reloads certificates.
+func (p Program) Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if err := p.run(ctx, args, stdout, stderr); err != nil {
+		_, _ = fmt.Fprintf(stderr, "Error: %s\n", err)
+		return 1
+	}
+	return 0
+}
+
+func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	c, err := config.Flags(args)
+	if errors.Is(err, flag.ErrHelp) {
+		_, err = fmt.Fprintf(stdout, "Usage: lessor server [flags]\n\n%s", config.Usage())
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	recovery, err := p.recovery()
+	if err != nil {
+		return err
+	}
+	log := newLog(stderr, c)
+	if err := server.Harden(); err != nil {
+		log.Warn("core dumps of this process may hold keys: they could not be forbidden", "error", err)
+	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+
+	n, err := Start(ctx, c, Options{Version: p.Version, Log: log, Recovery: recovery})
+	if err != nil {
+		return err
+	}
+	if c.Dev.Enabled && !c.Dev.NoStoreToken && p.StoreToken != nil {
+		if err := p.StoreToken(n.Root); err != nil {
+			log.Warn("the root token was not stored for later commands", "error", err)
+		}
+	}
+	if c.PIDFile != "" {
+		if err := os.WriteFile(c.PIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+			return errors.Join(fmt.Errorf("cannot write the PID file: %w", err), n.Stop(ctx))
+		}
+		defer func() { _ = os.Remove(c.PIDFile) }()
+	}
+	if _, err := io.WriteString(stdout, n.banner()); err != nil {
+		return errors.Join(err, n.Stop(ctx))
+	}
+	fault := n.wait(ctx, hangup)
+	return errors.Join(fault, n.Stop(context.WithoutCancel(ctx)))
+}
+
+// wait returns when ctx ends, or with the reason why the store stopped serving: another start may mend what this process
+// cannot.
+func (n *Node) wait(ctx context.Context, hangup <-chan os.Signal) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+			if err := n.Reload(); err != nil {
+				n.log.Error("reloading failed: what was loaded before stays in use", "error", err)
+			}
+		case <-tick.C:
+			if err := n.Fault(); err != nil {
+				return fmt.Errorf("the store stopped serving: %w", err)
+			}
+		}
+	}
+}
+
+// maxPassphrase bounds the file that holds the recovery passphrase.
+const maxPassphrase = 4096
+
+// recovery reads where the recovery file is, and its passphrase, from the environment: LESSOR_RECOVERY_FILE and
+// LESSOR_RECOVERY_PASSPHRASE_FILE, which names a file so that the passphrase is in no process list.
+func (p Program) recovery() (r Recovery, err error) {
+	env := p.Env
+	if env == nil {
+		env = os.LookupEnv
+	}
+	r.File, _ = env("LESSOR_RECOVERY_FILE")
+	path, _ := env("LESSOR_RECOVERY_PASSPHRASE_FILE")
+	if path == "" {
+		return r, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return r, fmt.Errorf("the recovery passphrase (LESSOR_RECOVERY_PASSPHRASE_FILE): %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
+	if err != nil || len(text) > maxPassphrase {
+		return r, errors.Join(err, fmt.Errorf("the recovery passphrase in %s cannot be read, or is longer than %d bytes", path, maxPassphrase))
+	}
+	r.Passphrase = lessor.NewSecret(strings.TrimRight(string(text), "\r\n"))
+	if r.Passphrase.Empty() {
+		return r, fmt.Errorf("the recovery passphrase in %s is empty", path)
+	}
+	return r, nil
+}
+
+func newLog(w io.Writer, c config.Config) *slog.Logger {
+	o := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if level, ok := a.Value.Any().(slog.Level); ok && a.Key == slog.LevelKey && level <= config.LevelTrace {
+			a.Value = slog.StringValue("TRACE")
+		}
+		return a
+	}}
+	if c.LogJSON {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// banner says what somebody who started the server wants to know. It holds a secret only with -dev.
+func (n *Node) banner() string {
+	var b strings.Builder
+	line := func(name, value string) { fmt.Fprintf(&b, "%s: %s\n", name, value) }
+	where := func(what, path string) string {
+		if path == "" {
+			return what
+		}
+		return what + " (" + path + ")"
+	}
+	b.WriteString("==> lessor server configuration:\n\n")
+	for _, l := range n.listeners {
+		line("Listener Address", l.url())
+	}
+	line("Api Address", n.reachable())
+	line("Storage", where(string(n.config.Storage.Type), n.config.Storage.Path))
+	line("Seal", where(sealType, n.config.Seal.KeyFile))
+	line("Log Level", strings.ToLower(n.config.LogLevel.String()))
+	line("Version", fmt.Sprintf("lessor %s, for Vault's clients %s", n.o.Version, n.config.ReportedVersion))
+	if n.Recovered != "" {
+		line("Recovery File", n.Recovered+" (keep it elsewhere: not with the key file, not with the data)")
+	}
+	if n.TokenFile != "" {
+		line("Bootstrap Token File", n.TokenFile)
+	}
+	b.WriteString("\n==> lessor server started! Its log goes to standard error.\n")
+	if !n.config.Dev.Enabled {
+		return b.String()
+	}
+	b.WriteString("\nWARNING! This is a development server: all that it holds is in memory, unsealed, and gone when it ends.\n\n")
+	fmt.Fprintf(&b, "    $ export VAULT_ADDR='%s'\n", n.reachable())
+	if n.CAFile != "" {
+		fmt.Fprintf(&b, "    $ export VAULT_CACERT='%s'\n", n.CAFile)
+	}
+	b.WriteString("\n")
+	line("Unseal Key", n.UnsealKey.Reveal())
+	line("Root Token", n.Root.Reveal())
+	b.WriteString("\nDevelopment mode must not be used for anything that matters.\n")
+	return b.String()
+}

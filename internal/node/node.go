@@ -1,0 +1,311 @@
+// Package node is a running lessor: it puts together, from a config.Config, what the other packages are apart: the store
+// and what it lies in, the key that unseals it, the gate, the engines and logins behind it, the listeners before it.
+//
+// Start is the order of events: bind the listeners (a port that is taken costs nothing), open the store, unseal it (or make
+// it: see unseal.go), wire the gate, serve. Stop is the reverse. Command is what "lessor server" does around them.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/config"
+	"github.com/lessor-dev/lessor/internal/core"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/seal"
+	"github.com/lessor-dev/lessor/internal/server"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// DrainTime is how long requests under way may take to finish once Stop was called.
+const DrainTime = 30 * time.Second
+
+// Options are what a node takes from its surroundings rather than from its configuration. The zero value is usable.
+type Options struct {
+	Version  string       // of this binary
+	Log      *slog.Logger // nil: none
+	Clock    lessor.Clock // nil: the machine's
+	Random   io.Reader    // keys, tokens, ids; nil: crypto/rand
+	Recovery Recovery
+}
+
+// Recovery names the file that unseals the store besides the key file. It is made at the first start if there is a passphrase.
+// When the key file is lost, the store is unsealed with it, and gets a new key file.
+type Recovery struct {
+	File       string // empty: recovery.key beside the key file
+	Passphrase lessor.Secret
+}
+
+// Node is a running server. Its methods are safe for concurrent use.
+type Node struct {
+	Root      lessor.Secret // the root token that this start made; empty if it made none
+	TokenFile string        // where it was written; empty if it was not
+	UnsealKey lessor.Secret // of a store in memory: its key, base64
+	Recovered string        // the recovery file that this start made; empty if it made none
+	CAFile    string        // with a certificate made for the occasion: its authority
+
+	config    config.Config
+	o         Options
+	log       *slog.Logger
+	listeners []*listener
+	db        *store.DB
+	keys      *seal.Keyring
+	core      *core.Core
+	cluster   cluster
+	first     []store.Put // of a new store: the keys' rows
+	cancel    context.CancelFunc
+	running   sync.WaitGroup // background work
+	once      sync.Once
+	stopped   error
+	release   []func() error // what was acquired, in order
+}
+
+// listener is one address that is served.
+type listener struct {
+	net.Listener
+	config      config.Listener
+	certificate *server.Certificate // nil: plain HTTP
+	handler     *server.Handler
+	http        *http.Server
+}
+
+// Start starts a node: when it returns, requests are answered. Ending ctx afterwards changes nothing; Stop does. A
+// configuration that Validate refuses is an error.
+func Start(ctx context.Context, c config.Config, o Options) (*Node, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = lessor.SystemClock{}
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
+	}
+	n := &Node{config: c, o: o, log: o.Log}
+	for _, step := range []func(context.Context) error{n.listen, n.open, n.start, n.serve} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, n.free())
+		}
+	}
+	return n, nil
+}
+
+// listen binds every address.
+func (n *Node) listen(ctx context.Context) error {
+	for i, c := range n.config.Listeners {
+		l := &listener{config: c}
+		var err error
+		if c.TLS {
+			if l.certificate, err = n.certificate(i, c); err != nil {
+				return err
+			}
+		}
+		if l.Listener, err = new(net.ListenConfig).Listen(ctx, "tcp", c.Address); err != nil {
+			return fmt.Errorf("cannot listen on %s: %w", c.Address, err)
+		}
+		n.listeners = append(n.listeners, l)
+		n.release = append(n.release, func() error {
+			if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			return nil
+		})
+		if a, ok := l.Addr().(*net.TCPAddr); ok && !c.TLS && !a.IP.IsLoopback() && !c.AllowPlaintext {
+			return fmt.Errorf("refusing to start: %s is %s, which is off loopback, where plain HTTP would show every token and secret to the network: "+
+				"set tls_cert_file and tls_key_file, or say allow_plaintext_off_loopback = true", c.Address, a.IP)
+		}
+	}
+	return nil
+}
+
+func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error) {
+	if c.CertFile != "" || i > 0 || !n.config.Dev.TLS {
+		return server.LoadCertificate(c.CertFile, c.KeyFile)
+	}
+	dir := n.config.Dev.TLSCertDir
+	if dir == "" {
+		temporary, err := os.MkdirTemp("", "lessor-tls-")
+		if err != nil {
+			return nil, err
+		}
+		n.release = append(n.release, func() error { return os.RemoveAll(temporary) })
+		dir = temporary
+	}
+	host, _, _ := net.SplitHostPort(c.Address)
+	if err := makeCertificates(dir, n.o.Clock.Now(), host); err != nil {
+		return nil, fmt.Errorf("cannot make certificates in %s: %w", dir, err)
+	}
+	n.CAFile = filepath.Join(dir, caFile)
+	return server.LoadCertificate(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+}
+
+// start wires the gate to the unsealed store and begins the background work.
+func (n *Node) start(ctx context.Context) error {
+	backends := n.backends()
+	c, err := core.New(core.Options{
+		Store: n.db, Keys: n.keys, Random: n.o.Random, Log: n.log, Backends: backends.all,
+		RequireOwner: n.config.RequireOwner, DefaultTTL: n.config.DefaultLeaseTTL, MaxTTL: n.config.MaxLeaseTTL,
+	})
+	if err != nil {
+		return err
+	}
+	n.core = c
+	backends.connect(n)
+	if err := n.initialize(ctx); err != nil {
+		return err
+	}
+	if n.cluster, err = n.identify(); err != nil {
+		return err
+	}
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	n.cancel = cancel
+	n.running.Go(func() { c.Run(background) })
+	n.release = append(n.release, func() error {
+		cancel()
+		n.running.Wait()
+		return backends.close()
+	})
+	if n.config.Dev.Enabled {
+		return n.mountDevSecrets(ctx)
+	}
+	return nil
+}
+
+// serve begins to answer.
+func (n *Node) serve(context.Context) error {
+	for _, l := range n.listeners {
+		l.handler = server.New(server.Options{
+			Gate: gate{n.core, n}, Clock: n.db, Random: n.o.Random, Log: n.log, Proxies: l.config.TrustedProxies,
+		})
+		l.http = server.NewHTTP(l.handler, n.log)
+		if l.certificate != nil {
+			l.http.TLSConfig = l.certificate.Config(l.config.MinVersion)
+		}
+		n.running.Go(func() {
+			serve := l.http.Serve
+			if l.certificate != nil {
+				serve = func(nl net.Listener) error { return l.http.ServeTLS(nl, "", "") }
+			}
+			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+				n.log.Error("listener failed", "address", l.Addr().String(), "error", err)
+			}
+		})
+		n.log.Info("listening", "address", l.url())
+	}
+	return nil
+}
+
+// Stop ends the node in order: from now on health says 503 and nothing new is accepted; requests under way have
+// DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date and the store is closed.
+func (n *Node) Stop(ctx context.Context) error {
+	n.once.Do(func() {
+		n.log.Info("stopping")
+		ctx, cancel := context.WithTimeout(ctx, DrainTime)
+		defer cancel()
+		for _, l := range n.listeners {
+			l.handler.Drain()
+		}
+		var all sync.WaitGroup
+		for _, l := range n.listeners {
+			all.Go(func() {
+				if err := l.http.Shutdown(ctx); err != nil {
+					n.log.Warn("requests were cut off", "address", l.Addr().String(), "error", err)
+					_ = l.http.Close()
+				}
+			})
+		}
+		all.Wait()
+		if n.stopped = n.free(); n.stopped == nil {
+			n.log.Info("stopped")
+		}
+	})
+	return n.stopped
+}
+
+// free gives back what was acquired, last first.
+func (n *Node) free() error {
+	var err error
+	for i := len(n.release) - 1; i >= 0; i-- {
+		err = errors.Join(err, n.release[i]())
+	}
+	n.release = nil
+	return err
+}
+
+// Reload reads the certificates again. One whose files are bad stays as it was.
+func (n *Node) Reload() error {
+	var err error
+	for _, l := range n.listeners {
+		if l.certificate == nil {
+			continue
+		}
+		if e := l.certificate.Reload(); e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		n.log.Info("certificate reloaded", "address", l.Addr().String())
+	}
+	return err
+}
+
+// Fault is why the store stopped serving; nil if it did not. Only another start ends it.
+func (n *Node) Fault() error { return n.db.Fault() }
+
+// Address is the URL of the first listener.
+func (n *Node) Address() string { return n.listeners[0].url() }
+
+// url is where the listener is reached, with the port that it got.
+func (l *listener) url() string {
+	scheme := "http://"
+	if l.certificate != nil {
+		scheme = "https://"
+	}
+	return scheme + l.Addr().String()
+}
+
+// reachable is Address, as seen from this machine, if the operator named none.
+func (n *Node) reachable() string {
+	if n.config.APIAddr != "" {
+		return n.config.APIAddr
+	}
+	l := n.listeners[0]
+	addr, err := netip.ParseAddrPort(l.Addr().String())
+	if err != nil || !addr.Addr().IsUnspecified() {
+		return l.url()
+	}
+	scheme := "http://"
+	if l.certificate != nil {
+		scheme = "https://"
+	}
+	return scheme + netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addr.Port()).String()
+}
+
+// gate is the core as the server sees it.
+type gate struct {
+	*core.Core
+	n *Node
+}
+
+// Status is what anybody may know.
+func (g gate) Status() server.Status {
+	return server.Status{
+		Initialized: true, Sealed: g.n.db.Fault() != nil, Fenced: g.Fenced(),
+		ClusterID: g.n.cluster.id, ClusterName: g.n.cluster.name,
+		Reported: g.n.config.ReportedVersion, Version: g.n.o.Version,
+		Storage: string(g.n.config.Storage.Type), Seal: sealType,
+	}
+}

@@ -1,0 +1,103 @@
+package pgtest
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+func TestServerLives(t *testing.T) {
+	s := Own(t, TLS(), Setting("work_mem", "5MB"))
+	ask := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		c, err := s.Login(ctx, Superuser, s.Password(), "")
+		if err != nil {
+			return err
+		}
+		defer c.Close(context.Background())
+		var mem, who string
+		if err := c.QueryRow(ctx, "SELECT current_setting('work_mem'), current_user").Scan(&mem, &who); err != nil {
+			return err
+		}
+		if mem != "5MB" || who != Superuser {
+			t.Errorf("work_mem %s, user %s", mem, who)
+		}
+		return nil
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(ask())
+	must(s.Pause())
+	if ask() == nil {
+		t.Error("a paused server answered")
+	}
+	must(s.Resume())
+	must(ask())
+	must(s.Kill())
+	if ask() == nil {
+		t.Error("a killed server answered")
+	}
+	must(s.Up())
+	must(ask())
+	must(s.Down())
+	if ask() == nil {
+		t.Error("a stopped server answered")
+	}
+	must(s.Up())
+
+	cfg, err := pgx.ParseConfig(strings.Replace(s.URL(Superuser, "x", "postgres"), "disable", "require", 1))
+	must(err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA)
+	cfg.Password, cfg.TLSConfig = s.Password(), &tls.Config{RootCAs: roots, ServerName: "localhost"}
+	c, err := pgx.ConnectConfig(t.Context(), cfg)
+	must(err)
+	c.Close(t.Context())
+
+	s.stop()
+	if _, err := os.Stat(s.dir); err == nil {
+		t.Error("the folder was left behind")
+	}
+	if ask() == nil {
+		t.Error("the server outlived its test")
+	}
+}
+
+// A test process that panics, or is killed, leaves neither a server nor a folder.
+func TestServerEndsWithItsProcess(t *testing.T) {
+	if out := os.Getenv("PGTEST_CHILD"); out != "" {
+		s := Start(t)
+		if err := os.WriteFile(out, []byte(s.dir), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		os.Exit(2) // runs no cleanup
+	}
+	out := filepath.Join(t.TempDir(), "dir")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestServerEndsWithItsProcess$")
+	cmd.Env = append(os.Environ(), "PGTEST_CHILD="+out)
+	text, _ := cmd.CombinedOutput()
+	dir, err := os.ReadFile(out)
+	if err != nil {
+		t.Skipf("the child started no server: %s", text)
+	}
+	for range 100 {
+		if _, err := os.Stat(string(dir)); err != nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("%s was left behind", dir)
+}

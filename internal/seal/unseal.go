@@ -1,0 +1,263 @@
+package seal
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// KEK is a key that wraps the root key. Several independent ones may wrap the same root key: each unseals alone, and
+// losing all but one loses nothing. Both methods may take as long as a remote key service does.
+type KEK interface {
+	// Name is the KEK's name in the store, unique among its KEKs: "keyfile", "recovery".
+	Name() string
+	// Wrap encrypts the root key. The result is stored in clear.
+	Wrap(root []byte) (wrapped []byte, err error)
+	// Unwrap is the inverse of Wrap. It returns ErrWrongKey if something else wrapped, ErrDamaged if the bytes were altered;
+	// its text names the KEK so that the operator knows which file or service is meant.
+	Unwrap(wrapped []byte) (root []byte, err error)
+}
+
+// Labels keep what the layers wrap from passing for each other.
+const (
+	keyringLabel = "lessor keyring"
+	rootLabel    = "lessor root key"
+)
+
+// Init makes the keys of a new store. The puts (of store.Meta) must be its first commit; nothing may be sealed before they
+// are durable. Keys come from random, which is crypto/rand outside of tests.
+func Init(random io.Reader, now time.Time, keks ...KEK) (*Keyring, []store.Put, error) {
+	if len(keks) == 0 {
+		return nil, nil, fmt.Errorf("seal: a store needs at least one key to be unsealed with")
+	}
+	keys := make([]byte, keySize+termsAt+keySize)
+	defer clear(keys)
+	if _, err := io.ReadFull(random, keys); err != nil {
+		return nil, nil, fmt.Errorf("seal: no randomness: %w", err)
+	}
+	root, encoded, first := keys[:keySize], keys[keySize:keySize+termsAt:keySize+termsAt], keys[keySize+termsAt:]
+	encoded[0] = ringFormat
+	encoded = appendTerm(encoded, term{id: 1, born: now}, first)
+	defer clear(encoded)
+
+	k := &Keyring{}
+	k.ring.Store(newRing(root, encoded))
+	puts := []store.Put{
+		{Key: metaKey(schemaRow), Value: strconv.AppendInt(nil, Schema, 10)},
+		{Key: metaKey(keyringRow), Value: wrap(nil, root, keyringLabel, encoded)},
+	}
+	for _, kek := range keks {
+		put, err := k.WrapRoot(kek)
+		if err != nil {
+			return nil, nil, err
+		}
+		if slices.ContainsFunc(puts, func(p store.Put) bool { return p.Key == put.Key }) {
+			return nil, nil, fmt.Errorf("seal: two keys are named %q", kek.Name())
+		}
+		puts = append(puts, put)
+	}
+	return k, puts, nil
+}
+
+func metaKey(name string) store.Key { return store.Key{Table: store.Meta, Name: name} }
+
+// Unseal opens the keyring of a store with one of its KEKs. It reads store.Meta only, which a View of a sealed store shows.
+// The error is one of ErrUninitialised, ErrNewer, ErrMissing (the store knows no such KEK), ErrWrongKey or ErrDamaged, or the
+// KEK's or the store's own.
+func Unseal(view store.View, kek KEK) (*Keyring, error) {
+	meta := map[string][]byte{}
+	for row, err := range view.Scan(store.Meta, "", "") {
+		if err != nil {
+			return nil, fmt.Errorf("refusing to start: %w", err)
+		}
+		meta[row.Name] = row.Value
+	}
+	return unseal(meta, kek)
+}
+
+func unseal(meta map[string][]byte, kek KEK) (*Keyring, error) {
+	wrapped, ok := meta[keyringRow]
+	if !ok && len(meta) == 0 {
+		return nil, fmt.Errorf("refusing to start: %w", ErrUninitialised)
+	}
+	if err := checkSchema(meta[schemaRow]); err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("refusing to start: the store has data but no keyring (%w): restore it from a backup", ErrDamaged)
+	}
+	wrappedRoot, ok := meta[kekRows+kek.Name()]
+	if !ok {
+		return nil, fmt.Errorf("refusing to start: %w: the store cannot be unsealed by %q, but by: %s", ErrMissing, kek.Name(), kekNames(meta))
+	}
+	root, err := kek.Unwrap(wrappedRoot)
+	if err != nil {
+		return nil, fmt.Errorf("refusing to start: %w", err)
+	}
+	defer clear(root)
+	if len(root) != keySize {
+		return nil, fmt.Errorf("refusing to start: the root key under %q is %w: use another key, or restore the store from a backup", kek.Name(), ErrDamaged)
+	}
+	encoded, err := openRing(root, wrapped)
+	if err != nil {
+		return nil, fmt.Errorf("refusing to start: %w", err)
+	}
+	defer clear(encoded)
+	k := &Keyring{}
+	k.ring.Store(newRing(root, encoded))
+	return k, nil
+}
+
+func checkSchema(row []byte) error {
+	schema, err := strconv.ParseUint(string(row), 10, 32)
+	switch {
+	case err != nil:
+		return fmt.Errorf("refusing to start: the store's schema version is %w: restore it from a backup", ErrDamaged)
+	case schema > Schema:
+		return fmt.Errorf("refusing to start: the store was %w (schema %d, this one knows %d): upgrade lessor", ErrNewer, schema, Schema)
+	}
+	return nil
+}
+
+func kekNames(meta map[string][]byte) string {
+	var names []string
+	for row := range meta {
+		if name, ok := strings.CutPrefix(row, kekRows); ok {
+			names = append(names, strconv.Quote(name))
+		}
+	}
+	if len(names) == 0 {
+		return "nothing"
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// openRing unwraps and checks the row of the keyring.
+func openRing(root, wrapped []byte) ([]byte, error) {
+	encoded, err := unwrap(root, keyringLabel, wrapped)
+	if err == nil {
+		err = checkRing(encoded)
+	}
+	if err != nil {
+		clear(encoded)
+		return nil, fmt.Errorf("the store's keyring is %w: restore it from a backup", err)
+	}
+	return encoded, nil
+}
+
+// WrapRoot makes the row by which kek, too, unseals the store once the put is committed. Deleting that row takes it away
+// again, from then on; it does not undo what a copy of both allows.
+func (k *Keyring) WrapRoot(kek KEK) (store.Put, error) {
+	var root []byte
+	if err := k.locked(func(r *ring) error { root = slices.Clone(r.root()); return nil }); err != nil {
+		return store.Put{}, err
+	}
+	defer clear(root)
+	wrapped, err := kek.Wrap(root)
+	if err != nil {
+		return store.Put{}, fmt.Errorf("seal: wrapping the root key by %q: %w", kek.Name(), err)
+	}
+	return store.Put{Key: metaKey(kekRows + kek.Name()), Value: wrapped}, nil
+}
+
+// Terms end after that much time or that many commits, whichever comes first.
+const (
+	termAge     = 90 * 24 * time.Hour
+	termCommits = 1 << 32
+)
+
+// Due says whether it is time to Rotate, with the store at position.
+func (k *Keyring) Due(now time.Time, position uint64) bool {
+	var due bool
+	_ = k.locked(func(r *ring) error {
+		t := lastTerm(r.encoded())
+		due = now.Sub(t.born) >= termAge || position >= t.since+termCommits
+		return nil
+	})
+	return due
+}
+
+// Term is the number of the current term, from 1, and when it began.
+func (k *Keyring) Term() (id uint32, born time.Time) {
+	_ = k.locked(func(r *ring) error {
+		t := lastTerm(r.encoded())
+		id, born = t.id, t.born
+		return nil
+	})
+	return id, born
+}
+
+// Rotate begins a new term: the put adds its key to the keyring's row, beside all earlier ones. The new key is used only
+// after the put is durable and was given to Adopt. Commit it with a check that the row is as it was: two nodes may
+// rotate at once. Besides when Due, rotate after each restore, since commits then get numbers that were used before.
+func (k *Keyring) Rotate(random io.Reader, now time.Time, position uint64) (store.Put, error) {
+	var key [keySize]byte
+	defer clear(key[:])
+	if _, err := io.ReadFull(random, key[:]); err != nil {
+		return store.Put{}, fmt.Errorf("seal: no randomness: %w", err)
+	}
+	put := store.Put{Key: metaKey(keyringRow)}
+	err := k.locked(func(r *ring) error {
+		next := term{id: lastTerm(r.encoded()).id + 1, born: now, since: position}
+		encoded := appendTerm(slices.Clip(slices.Clone(r.encoded())), next, key[:])
+		defer clear(encoded)
+		put.Value = wrap(nil, r.root(), keyringLabel, encoded)
+		return nil
+	})
+	return put, err
+}
+
+// Adopt takes over the keyring's row as somebody committed it, in this process or another, and seals under its last
+// term from then on. An error leaves the Keyring as it was: the row is damaged, or older than what is known already.
+func (k *Keyring) Adopt(row []byte) error {
+	return k.locked(func(r *ring) error {
+		encoded, err := openRing(r.root(), row)
+		if err != nil {
+			return err
+		}
+		defer clear(encoded)
+		if !bytes.HasPrefix(encoded, r.encoded()) {
+			return fmt.Errorf("the store's keyring lacks keys that it had: it was set back to an older state, or altered")
+		}
+		keys := append(slices.Clip(slices.Clone(r.root())), encoded...)
+		clear(r.keys)
+		r.keys = keys
+		r.current.Store(lastTerm(encoded).id)
+		return nil
+	})
+}
+
+// Follow tells the Keyring where to read the keyring's row when it meets a row that was sealed in a later term than it
+// knows: another node has rotated. read is called from Open, at times by several goroutines.
+func (k *Keyring) Follow(read func() (row []byte, err error)) { k.source.Store(&read) }
+
+// reload adopts the keyring's row as it is now, and says whether that went well.
+func (k *Keyring) reload() bool {
+	read := k.source.Load()
+	if read == nil {
+		return false
+	}
+	row, err := (*read)()
+	return err == nil && k.Adopt(row) == nil
+}
+
+// locked calls f with the keys held still.
+func (k *Keyring) locked(f func(*ring) error) error {
+	r := k.ring.Load()
+	if r == nil {
+		return ErrForgotten
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.keys == nil {
+		return ErrForgotten
+	}
+	return f(r)
+}

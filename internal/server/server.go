@@ -1,0 +1,182 @@
+// Package server speaks Vault's wire protocol over HTTP. It decodes a request into a lessor.Op, hands it to the Gate
+// and writes what the Gate answers; it decides nothing and keeps no state but whether it is draining.
+//
+// The walk of one request: Handler.ServeHTTP → decode (path, headers, body) → Gate.Handle → answer. Only the four
+// questions that have no secret in their answer (sys/health, sys/seal-status, sys/leader, sys/init) are answered here.
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// Gate is what stands behind the wire. Calls are concurrent. Errors are *api.Error; others count as Internal.
+type Gate interface {
+	// Handle executes op. An answer means that its audit record is durable.
+	Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error)
+	// Help describes the path of op (?help=1).
+	Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error)
+	// Status is the node's state; it must not block.
+	Status() Status
+}
+
+// Status is what anybody may know about a node.
+type Status struct {
+	Initialized bool
+	Sealed      bool
+	Fenced      bool // a restored copy that touches no target yet
+	ClusterID   string
+	ClusterName string
+	Reported    string // the version that Vault's clients compare with, "1.20.0"
+	Version     string // lessor's own
+	Storage     string // "pebble", "mem", "postgresql"
+	Seal        string // "keyfile", …
+}
+
+// Options are what a Handler works with. Gate is required.
+type Options struct {
+	Gate    Gate
+	Clock   lessor.Clock   // nil: the machine's
+	Random  io.Reader      // source of request ids; its reads are concurrent
+	Log     *slog.Logger   // never receives a secret; nil: none
+	Proxies []netip.Prefix // peers whose X-Forwarded-For is believed
+}
+
+// Handler is the HTTP interface of one listener.
+type Handler struct {
+	gate     Gate
+	clock    lessor.Clock
+	random   io.Reader
+	log      *slog.Logger
+	proxies  []netip.Prefix
+	large    chan struct{} // one slot for each large body in memory
+	draining atomic.Bool
+}
+
+// New makes a Handler.
+func New(o Options) *Handler {
+	if o.Clock == nil {
+		o.Clock = lessor.SystemClock{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Handler{
+		gate: o.Gate, clock: o.Clock, random: o.Random, log: o.Log, proxies: o.Proxies,
+		large: make(chan struct{}, largeBodies),
+	}
+}
+
+// Drain makes the health check fail and refuses what arrives from now on; requests under way go on.
+func (h *Handler) Drain() { h.draining.Store(true) }
+
+// ServeHTTP answers one request.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	hurry(w, r)
+	header := w.Header()
+	header["Cache-Control"] = noStore
+	if ns := r.Header["X-Vault-Namespace"]; ns != nil {
+		header["X-Vault-Namespace"] = ns
+	}
+	path, versioned := strings.CutPrefix(r.URL.Path, "/v1/")
+	if !versioned || path == "" {
+		h.refuse(w, &api.Error{Kind: api.NotFound, Text: "lessor's API begins at /v1/"})
+		return
+	}
+	if answer := public(path); answer != nil {
+		answer(h, w, r)
+		return
+	}
+	if h.draining.Load() {
+		h.refuse(w, &api.Error{Kind: api.Unavailable, Text: "the server is shutting down: ask another, or try again"})
+		return
+	}
+
+	id := h.requestID()
+	start := h.clock.Now()
+	defer h.survive(w, r, id)
+	op, help, err := h.decode(w, r, id, path, start)
+	if err != nil {
+		h.refuse(w, err)
+		return
+	}
+	var answer *lessor.Answer
+	if help {
+		answer, err = h.gate.Help(r.Context(), op)
+	} else {
+		answer, err = h.gate.Handle(r.Context(), op)
+	}
+	switch {
+	case err != nil:
+		h.fail(w, r, op, err)
+	case answer.Raw != nil:
+		h.stream(w, r, op, answer)
+	default:
+		write(w, answer, id)
+	}
+	if h.log.Enabled(r.Context(), slog.LevelDebug) {
+		h.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("request_id", id), slog.String("operation", op.Verb.String()),
+			slog.Duration("took", h.clock.Now().Sub(start)), slog.String("client", op.Client.String()))
+	}
+}
+
+// requestID makes a random UUID (version 4).
+func (h *Handler) requestID() string {
+	var u [16]byte
+	if _, err := io.ReadFull(h.random, u[:]); err != nil {
+		panic("server: the source of randomness failed")
+	}
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	var s [36]byte
+	hex.Encode(s[:8], u[:4])
+	hex.Encode(s[9:13], u[4:6])
+	hex.Encode(s[14:18], u[6:8])
+	hex.Encode(s[19:23], u[8:10])
+	hex.Encode(s[24:], u[10:])
+	s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
+	return string(s[:])
+}
+
+// survive turns a panic of one request into an Internal error. The value is logged only if it cannot hold a secret.
+func (h *Handler) survive(w http.ResponseWriter, r *http.Request, id string) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if p == http.ErrAbortHandler {
+		panic(p)
+	}
+	what := "a value that is not shown"
+	if e, ok := p.(runtime.Error); ok {
+		what = e.Error()
+	}
+	h.log.ErrorContext(r.Context(), "request panicked", "request_id", id, "panic", what, "stack", string(debug.Stack()))
+	h.refuse(w, internal(id))
+}
+
+// NewHTTP makes the http.Server of one listener, with limits that keep slow or greedy peers from holding on to it.
+// Bodies have their own deadline (see hurry); an answer that is not taken within five minutes is dropped, a stream
+// after one minute without progress.
+func NewHTTP(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		WriteTimeout:      5 * time.Minute,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}

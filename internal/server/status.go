@@ -1,0 +1,178 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+)
+
+// public returns what answers a path to anybody, unaudited, in Vault's shapes; nil if the path goes through the Gate.
+func public(path string) func(*Handler, http.ResponseWriter, *http.Request) {
+	switch path {
+	case "sys/health":
+		return (*Handler).health
+	case "sys/seal-status":
+		return (*Handler).sealStatus
+	case "sys/leader":
+		return (*Handler).leader
+	case "sys/init":
+		return (*Handler).initialized
+	}
+	return nil
+}
+
+type healthAnswer struct {
+	Initialized          bool   `json:"initialized"`
+	Sealed               bool   `json:"sealed"`
+	Standby              bool   `json:"standby"`
+	PerformanceStandby   bool   `json:"performance_standby"`
+	ReplicationMode      string `json:"replication_performance_mode"`
+	ReplicationDRMode    string `json:"replication_dr_mode"`
+	ServerTime           int64  `json:"server_time_utc"`
+	Version              string `json:"version"`
+	Enterprise           bool   `json:"enterprise"`
+	ClusterName          string `json:"cluster_name,omitempty"`
+	ClusterID            string `json:"cluster_id,omitempty"`
+	EchoDuration         int64  `json:"echo_duration_ms"`
+	ClockSkew            int64  `json:"clock_skew_ms"`
+	ReplicationCanaryAge int64  `json:"replication_primary_canary_age_ms"`
+	LessorVersion        string `json:"lessor_version"`
+	Fenced               bool   `json:"fenced"`
+	Draining             bool   `json:"draining"`
+}
+
+// health tells load balancers by its status whether to send requests here.
+func (h *Handler) health(w http.ResponseWriter, r *http.Request) {
+	if !asks(w, r) {
+		return
+	}
+	query := r.URL.Query()
+	bad := ""
+	code := func(name string, otherwise int) int {
+		text := query.Get(name)
+		if text == "" {
+			return otherwise
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 200 || n > 599 {
+			bad = name
+		}
+		return n
+	}
+	active, sealed, uninitialized := code("activecode", http.StatusOK), code("sealedcode", http.StatusServiceUnavailable), code("uninitcode", http.StatusNotImplemented)
+	for name, otherwise := range map[string]int{"standbycode": 429, "performancestandbycode": 473, "drsecondarycode": 472, "haunhealthycode": 474, "removedcode": 530} {
+		code(name, otherwise) // there is no such node yet; a code that is none is refused all the same
+	}
+	if bad != "" {
+		h.refuse(w, &api.Error{Kind: api.Invalid, Text: "bad status code given for " + bad})
+		return
+	}
+
+	s := h.gate.Status()
+	draining := h.draining.Load()
+	status := active
+	switch {
+	case !s.Initialized:
+		status = uninitialized
+	case s.Sealed:
+		status = sealed
+	case draining:
+		status = http.StatusServiceUnavailable
+	}
+	replication := "disabled"
+	if s.Sealed || !s.Initialized {
+		replication = "unknown"
+	}
+	sendJSON(w, status, healthAnswer{
+		Initialized: s.Initialized, Sealed: s.Sealed, ReplicationMode: replication, ReplicationDRMode: replication,
+		ServerTime: h.clock.Now().Unix(), Version: s.Reported, ClusterName: s.ClusterName, ClusterID: s.ClusterID,
+		LessorVersion: s.Version, Fenced: s.Fenced, Draining: draining,
+	})
+}
+
+type sealAnswer struct {
+	Type          string `json:"type"`
+	Initialized   bool   `json:"initialized"`
+	Sealed        bool   `json:"sealed"`
+	Threshold     int    `json:"t"`
+	Shares        int    `json:"n"`
+	Progress      int    `json:"progress"`
+	Nonce         string `json:"nonce"`
+	Version       string `json:"version"`
+	BuildDate     string `json:"build_date"`
+	Migration     bool   `json:"migration"`
+	ClusterName   string `json:"cluster_name,omitempty"`
+	ClusterID     string `json:"cluster_id,omitempty"`
+	RecoverySeal  bool   `json:"recovery_seal"`
+	StorageType   string `json:"storage_type,omitempty"`
+	LessorVersion string `json:"lessor_version"`
+}
+
+func (h *Handler) sealStatus(w http.ResponseWriter, r *http.Request) {
+	if !asks(w, r) {
+		return
+	}
+	s := h.gate.Status()
+	sendJSON(w, http.StatusOK, sealAnswer{
+		Type: s.Seal, Initialized: s.Initialized, Sealed: s.Sealed, Version: s.Reported,
+		ClusterName: s.ClusterName, ClusterID: s.ClusterID, StorageType: s.Storage, LessorVersion: s.Version,
+	})
+}
+
+type leaderAnswer struct {
+	HAEnabled          bool      `json:"ha_enabled"`
+	IsSelf             bool      `json:"is_self"`
+	ActiveTime         time.Time `json:"active_time"`
+	LeaderAddress      string    `json:"leader_address"`
+	ClusterAddress     string    `json:"leader_cluster_address"`
+	PerformanceStandby bool      `json:"performance_standby"`
+	StandbyRemoteWAL   uint64    `json:"performance_standby_last_remote_wal"`
+}
+
+// leader answers as a single node of Vault does, with all the fields that say no.
+func (h *Handler) leader(w http.ResponseWriter, r *http.Request) {
+	if !asks(w, r) {
+		return
+	}
+	if s := h.gate.Status(); s.Sealed || !s.Initialized {
+		h.refuse(w, &api.Error{Kind: api.Unavailable, Text: "Vault is sealed"})
+		return
+	}
+	sendJSON(w, http.StatusOK, leaderAnswer{})
+}
+
+// initialized answers whether the store is; lessor initialises itself, so there is nothing to write.
+func (h *Handler) initialized(w http.ResponseWriter, r *http.Request) {
+	s := h.gate.Status()
+	if s.Initialized && (r.Method == http.MethodPut || r.Method == http.MethodPost) {
+		h.refuse(w, &api.Error{Kind: api.Invalid, Text: "Vault is already initialized"})
+		return
+	}
+	if !asks(w, r) {
+		return
+	}
+	sendJSON(w, http.StatusOK, struct {
+		Initialized bool `json:"initialized"`
+	}{s.Initialized})
+}
+
+// asks reports whether the request only asks; otherwise it is refused.
+func asks(w http.ResponseWriter, r *http.Request) bool {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return true
+	}
+	w.Header().Set("Allow", "GET, HEAD")
+	writeErrors(w, http.StatusMethodNotAllowed, "method not allowed")
+	return false
+}
+
+func sendJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // none of the types above can fail
+	}
+	send(w, status, body)
+}

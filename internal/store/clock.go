@@ -1,0 +1,97 @@
+package store
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// drift is how far the wall clock may outrun the monotonic one, or the last header the wall clock, before it is an alarm.
+const drift = 2 * time.Minute
+
+// Monotonic is what a lessor.Clock may also be: one that tells the time elapsed since some fixed moment by a clock that nobody
+// sets. Of a clock without it, the monotonic reading of its times counts.
+type Monotonic interface{ Elapsed() time.Duration }
+
+// leaseClock tells lease time: the wall clock, but never before what was told, nor before the last header. A wall
+// clock that jumps ahead is not followed: time then goes on at the monotonic clock's pace until somebody accepts the jump.
+type leaseClock struct {
+	clock lessor.Clock
+	last  atomic.Int64 // nanoseconds; the latest time told or committed
+
+	mu    sync.Mutex
+	wall  time.Time     // when the count of elapsed time began
+	mono  time.Duration // Monotonic's reading then
+	ahead time.Duration // by how much the wall clock is ahead; 0: no alarm
+	past  time.Duration // by how much the wall clock was behind the last header when the store opened
+}
+
+func newLeaseClock(c lessor.Clock) *leaseClock {
+	l := &leaseClock{clock: c}
+	l.accept()
+	return l
+}
+
+// accept makes the wall clock's present reading the true one.
+func (l *leaseClock) accept() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wall, l.ahead, l.past = l.clock.Now(), 0, 0
+	if m, ok := l.clock.(Monotonic); ok {
+		l.mono = m.Elapsed()
+	}
+}
+
+// follow makes t, a header's time, a lower bound.
+func (l *leaseClock) follow(t time.Time) {
+	for n := t.UnixNano(); ; {
+		last := l.last.Load()
+		if n <= last || l.last.CompareAndSwap(last, n) {
+			return
+		}
+	}
+}
+
+// resume follows the head of a store that was just opened.
+func (l *leaseClock) resume(head time.Time) {
+	l.follow(head)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d := head.Sub(l.wall.Round(0)); d > drift {
+		l.past = d
+	}
+}
+
+func (l *leaseClock) now() time.Time {
+	wall := l.clock.Now()
+	l.mu.Lock()
+	elapsed := wall.Sub(l.wall) // monotonic if both have the reading
+	if m, ok := l.clock.(Monotonic); ok {
+		elapsed = m.Elapsed() - l.mono
+	}
+	steady := l.wall.Round(0).Add(elapsed)
+	if d := wall.Round(0).Sub(steady); d > drift {
+		wall, l.ahead = steady, d
+	} else {
+		l.ahead = 0
+	}
+	l.mu.Unlock()
+	l.follow(wall)
+	return time.Unix(0, l.last.Load()).UTC()
+}
+
+func (l *leaseClock) alarm() error {
+	l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.ahead > 0:
+		return fmt.Errorf("the wall clock jumped ahead by %s; set it right, or accept it", l.ahead.Round(time.Second))
+	case l.past > 0:
+		return fmt.Errorf("the store's last commit is %s ahead of the wall clock; set the clock right, or accept it", l.past.Round(time.Second))
+	}
+	return nil
+}

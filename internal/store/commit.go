@@ -1,0 +1,415 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+)
+
+// Commit makes t durable, all or nothing, with its audit records. It returns once the commit that carries t is on stable storage
+// and Views show it.
+//
+// Errors: *Conflict (a check failed; nothing was written), ErrUncertain (the flush failed after it had begun), ErrFull,
+// ErrClosed, ErrSealed, and ctx's error if ctx ended while t was still queued (nothing was written). Any other error
+// means that nothing was written. Once the committer has taken t, ctx counts no more. The caller must not change what t
+// refers to until Commit returns.
+func (db *DB) Commit(ctx context.Context, t Txn) (Receipt, error) {
+	return db.commit(ctx, &pending{txn: t})
+}
+
+func (db *DB) commit(ctx context.Context, p *pending) (Receipt, error) {
+	s := db.published.Load()
+	switch {
+	case s == nil:
+		return Receipt{}, ErrClosed
+	case s.cipher == nil:
+		return Receipt{}, ErrSealed
+	case !p.txn.Urgent && db.full():
+		return Receipt{}, ErrFull
+	}
+	if err := p.txn.validate(); err != nil {
+		return Receipt{}, err
+	}
+	db.prepare(p, s.cipher)
+	if !db.queue.add(p) {
+		return Receipt{}, db.stopped()
+	}
+	select {
+	case a := <-p.answer:
+		return a.Receipt, a.err
+	case <-ctx.Done():
+		if p.state.CompareAndSwap(queued, gone) {
+			return Receipt{}, ctx.Err()
+		}
+		a := <-p.answer
+		return a.Receipt, a.err
+	}
+}
+
+// stopped is the error of what comes too late.
+func (db *DB) stopped() error {
+	if f := db.Fault(); f != nil {
+		return fmt.Errorf("%w: %w", ErrClosed, f)
+	}
+	return ErrClosed
+}
+
+// prepare does what needs no place in the chain: encoding and hashing the records.
+func (db *DB) prepare(p *pending, c Cipher) {
+	p.answer = make(chan answer, 1)
+	p.records = make([]entry, len(p.txn.Audit))
+	for i := range p.txn.Audit {
+		r := p.txn.Audit[i]
+		r.Node = db.o.Node
+		if r.Time.IsZero() {
+			r.Time = db.Now()
+		}
+		p.records[i] = newEntry(c, &r)
+		p.size += len(p.records[i].encoded) + 200
+	}
+	for i := range p.txn.Puts {
+		p.size += len(p.txn.Puts[i].Name)*2 + len(p.txn.Puts[i].Value) + 60
+	}
+	for i := range p.txn.Deletes {
+		p.size += len(p.txn.Deletes[i].Name)*2 + 20
+	}
+}
+
+// validate finds what no transaction may ask for, whatever the state.
+func (t *Txn) validate() error {
+	for i := range t.Puts {
+		if err := t.Puts[i].validate(); err != nil {
+			return err
+		}
+	}
+	for _, k := range t.Deletes {
+		if err := k.validate(); err != nil {
+			return err
+		}
+	}
+	for i := range t.Checks {
+		if c := &t.Checks[i]; c.Table == 0 || c.Table >= tables {
+			return fmt.Errorf("store: a check names %s", c.Key)
+		}
+	}
+	for _, u := range t.Unchanged {
+		if u.Table == 0 || u.Table >= tables {
+			return fmt.Errorf("store: a condition names %s", u.Table)
+		}
+	}
+	for _, r := range t.Ranges {
+		if err := (Key{r.Table, "x"}).validate(); err != nil {
+			return err
+		}
+		if r.Table.Power() != 0 {
+			return fmt.Errorf("store: a range of %s cannot be deleted, its rows are under an authenticated sum", r.Table)
+		}
+		if r.To != "" && r.To <= r.From {
+			return fmt.Errorf("store: empty range of %s", r.Table)
+		}
+	}
+	return t.distinct()
+}
+
+func (k Key) validate() error {
+	if k.Table == 0 || k.Table >= tables || classes[k.Table].own || k.Name == "" {
+		return fmt.Errorf("store: a transaction cannot write %s", k)
+	}
+	if len(k.Name) > MaxName {
+		return fmt.Errorf("store: a name in %s is %d bytes long; %d is the most", k.Table, len(k.Name), MaxName)
+	}
+	return nil
+}
+
+// distinct checks that no key is changed twice.
+func (t *Txn) distinct() error {
+	n := len(t.Puts) + len(t.Deletes)
+	at := func(i int) Key {
+		if i < len(t.Puts) {
+			return t.Puts[i].Key
+		}
+		return t.Deletes[i-len(t.Puts)]
+	}
+	twice := func(k Key) error { return fmt.Errorf("store: a transaction changes %s twice", k) }
+	if n <= 12 {
+		for i := range n {
+			for j := range i {
+				if at(i) == at(j) {
+					return twice(at(i))
+				}
+			}
+		}
+		return nil
+	}
+	seen := make(map[Key]struct{}, n)
+	for i := range n {
+		seen[at(i)] = struct{}{}
+		if len(seen) <= i {
+			return twice(at(i))
+		}
+	}
+	return nil
+}
+
+// committer turns what queues into commits, one after the other.
+func (db *DB) committer() {
+	var batch []*pending
+	for {
+		db.queue.gather()
+		clear(batch)
+		if batch = db.queue.take(batch[:0], db.o.BatchCount, db.o.BatchBytes); batch == nil {
+			return
+		}
+		if db.Fault() != nil {
+			refuse(batch, db.stopped())
+			continue
+		}
+		db.flush(batch)
+	}
+}
+
+func refuse(batch []*pending, err error) {
+	for _, p := range batch {
+		p.answer <- answer{err: err}
+	}
+}
+
+// flush makes one commit of those in the batch whose checks hold, and answers all.
+func (db *DB) flush(batch []*pending) {
+	w, err := db.b.Begin()
+	if err != nil {
+		refuse(batch, fmt.Errorf("store: nothing was written: %w", err))
+		return
+	}
+	defer w.Abort()
+	s, err := db.ground(w, batch)
+	if err != nil {
+		refuse(batch, fmt.Errorf("store: nothing was written: %w", err))
+		return
+	}
+	defer s.release()
+	admitted := db.admit(batch)
+	if len(admitted) == 0 {
+		return
+	}
+	h, err := db.header(s, admitted)
+	if err != nil {
+		refuse(admitted, fmt.Errorf("store: nothing was written: %w", err))
+		return
+	}
+	next := db.newState(nil, h, audit.Hash{}, s.cipher)
+	next.changed = s.changed
+	next.hash = db.write(w, s.cipher, &next.head, admitted)
+	next.note(&next.head)
+
+	began := time.Now()
+	if err = w.Commit(); err != nil {
+		err = db.settle(&next.head, err)
+	}
+	if err == nil {
+		db.stats.flushed(len(admitted), int(h.Count), time.Since(began))
+		next.snap, err = db.made(w)
+		if err != nil {
+			err = db.uncertain(&next.head, err)
+		}
+	}
+	if err != nil {
+		db.states.Done()
+		refuse(admitted, err)
+		return
+	}
+	db.restoring = false
+	db.clock.follow(next.head.Time)
+	db.replace(next)
+	for _, p := range admitted {
+		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}
+	}
+}
+
+// made is the state that w made.
+func (db *DB) made(w Write) (Snapshot, error) {
+	if exact, ok := w.(Exact); ok {
+		return exact.State(), nil
+	}
+	return db.b.Snapshot()
+}
+
+// ground reads what the batch depends on, and returns the state that it builds upon: the published one, once it is also
+// the backend's. A backend that no longer has our head (a replica that took over and was behind, a disk that lied) is a Fault:
+// what was acknowledged is gone.
+func (db *DB) ground(w Write, batch []*pending) (*state, error) {
+	for {
+		s, err := db.latest()
+		if err != nil {
+			return nil, err
+		}
+		found, err := db.plan.gather(w, &s.head, batch)
+		if err == nil && found == firm {
+			return s, nil
+		}
+		if err == nil && found == lost {
+			err = fmt.Errorf("%w: commit %d was acknowledged, but the backend does not have it", ErrBehind, s.head.Seq)
+			db.fail(err)
+		}
+		s.release()
+		if err == nil {
+			err = db.catchUp()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// admit rejects the transactions whose checks fail and returns the others, in place.
+func (db *DB) admit(batch []*pending) []*pending {
+	admitted := batch[:0]
+	for _, p := range batch {
+		if c := db.plan.admit(p); c != nil {
+			db.stats.conflicts.Add(1)
+			p.answer <- answer{err: c}
+			continue
+		}
+		admitted = append(admitted, p)
+	}
+	return admitted
+}
+
+// header makes the header of the planned commit, but for its MAC.
+func (db *DB) header(s *state, admitted []*pending) (audit.Header, error) {
+	now := db.Now()
+	batch, err := db.batchID(now)
+	if err != nil {
+		return audit.Header{}, err
+	}
+	h := audit.Header{
+		Seq:         db.plan.seq,
+		Incarnation: max(s.head.Incarnation, 1),
+		Writer:      db.o.Node,
+		Time:        now, // Now is never before the last header
+		Prev:        s.hash,
+		Touched:     db.plan.touched(),
+		Batch:       batch,
+	}
+	if db.restoring {
+		h.Incarnation = s.head.Incarnation + 1
+	}
+	leaves := db.leaves[:0]
+	for _, p := range admitted {
+		for i := range p.records {
+			leaves = append(leaves, p.records[i].leaf)
+		}
+		if p.pruned != 0 {
+			h.Checkpoint, h.Pruned = true, p.pruned
+		}
+	}
+	db.leaves = leaves
+	h.Root, h.Count = audit.Root(leaves), uint32(len(leaves))
+	h.SetSums(s.cipher, db.plan.sums(s.cipher, s.head.Sums(s.cipher)))
+	return h, nil
+}
+
+// write hands the commit to the backend, and returns the hash of its header, which it seals.
+func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) audit.Hash {
+	for _, r := range db.plan.ranges {
+		w.DeleteRange(r)
+	}
+	buf := db.buf
+	set := func(k Key, value []byte) {
+		buf = appendStored(buf[:0], c, k, h.Seq, value)
+		w.Set(k, buf)
+	}
+	for i := range db.plan.cells {
+		switch cell := &db.plan.cells[i]; {
+		case !cell.touched:
+		case cell.now == 0:
+			w.Delete(cell.Key)
+		default:
+			set(cell.Key, cell.value)
+		}
+	}
+	day, index := dayKey(day(h.Time)), uint32(0)
+	for _, p := range admitted {
+		for i := range p.records {
+			e := &p.records[i]
+			at := placeKey(h.Seq, index)
+			db.value = recordValue(db.value[:0], h.Time, e.encoded)
+			set(Key{Records, day + at}, db.value)
+			if e.path != "" {
+				set(Key{ByPath, day + e.path + at}, nil)
+			}
+			for _, who := range e.who {
+				set(Key{ByWho, day + who + at}, nil)
+			}
+			index++
+		}
+	}
+	if db.restoring {
+		w.Delete(restoreMark)
+	}
+	set(Key{Batches, h.Batch}, nil)
+	db.dropBatches(w, h.Time)
+	encoded := h.Seal(c)
+	set(headKey(h.Seq), encoded)
+	db.buf = buf
+	return sha256.Sum256(encoded)
+}
+
+// batchIDs are kept for batchTerm, and dropped every batchEvery.
+const (
+	batchTerm  = time.Hour
+	batchEvery = time.Minute
+)
+
+// dropBatches drops old ids of batches.
+func (db *DB) dropBatches(w Write, now time.Time) {
+	if now.Sub(db.dropped) < batchEvery {
+		return
+	}
+	db.dropped = now
+	w.DeleteRange(Range{Table: Batches, To: batchTime(now.Add(-batchTerm))})
+}
+
+// settlePatience is how long settle tries to learn what became of a flush.
+const settlePatience = 10 * time.Second
+
+// settle finds out what became of a flush that failed. On a shared backend the id of the batch tells, once the backend lets
+// us write again; elsewhere only reopening does.
+func (db *DB) settle(h *audit.Header, cause error) error {
+	if _, ok := db.b.(Shared); !ok {
+		return db.uncertain(h, cause)
+	}
+	deadline := time.Now().Add(settlePatience)
+	for pause := 10 * time.Millisecond; time.Now().Before(deadline); pause = min(2*pause, time.Second) {
+		w, err := db.b.Begin()
+		if err == nil {
+			var version [1]uint64
+			err = w.Versions([]Key{{Batches, h.Batch}}, version[:])
+			w.Abort()
+			switch {
+			case err != nil:
+			case version[0] == h.Seq:
+				return nil
+			default:
+				return fmt.Errorf("store: nothing was written: %w", cause)
+			}
+		}
+		select {
+		case <-time.After(pause):
+		case <-db.ctx.Done():
+			return db.uncertain(h, errors.Join(cause, err))
+		}
+	}
+	return db.uncertain(h, cause)
+}
+
+// uncertain stops the store after a flush of unknown outcome: a sequence is never used twice.
+func (db *DB) uncertain(h *audit.Header, cause error) error {
+	err := &Uncertain{Batch: h.Batch, Cause: cause}
+	db.fail(err)
+	return err
+}

@@ -1,0 +1,527 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// Options of a DB. The zero value of each is usable.
+type Options struct {
+	Node       string        // name of this node, in headers and records; "" is "lessor"
+	Clock      lessor.Clock  // nil: lessor.SystemClock
+	Random     io.Reader     // ids of batches; nil: crypto/rand
+	Anchor     Anchor        // where the head is remembered outside the store; nil: nowhere
+	Log        *slog.Logger  // nil: discarded
+	BatchCount int           // transactions in a batch at most; 0: 1024
+	BatchBytes int           // bytes in a batch at most, though a larger transaction goes alone; 0: 4 MiB
+	Reserve    int64         // free bytes below which only Urgent transactions are taken; 0: no such limit
+	Retention  time.Duration // how long audit records are kept, see Expired; 0: for ever
+}
+
+// DB is the store. All methods are safe for concurrent use.
+//
+// It begins sealed: only clear tables can be read. Unseal gives it the keys, checks that the store is what it was left as,
+// and starts the committer.
+type DB struct {
+	b     Backend
+	o     Options
+	log   *slog.Logger
+	clock *leaseClock
+
+	published atomic.Pointer[state]
+	publish   sync.Mutex     // one publisher at a time
+	states    sync.WaitGroup // of live states
+
+	unsealing sync.Mutex
+	queue     queue
+	stats     counters
+	low       atomic.Bool  // less than Reserve is free
+	looked    atomic.Int64 // when that was looked at
+
+	fault   atomic.Pointer[error]
+	halted  chan struct{}   // closed on a fault
+	ctx     context.Context // ends when the store closes
+	cancel  context.CancelFunc
+	once    sync.Once
+	running sync.WaitGroup // background goroutines
+	closed  error          // what Close returned
+
+	anchored uint64 // sequence that the anchor remembers; the anchor keeper's, then Close's
+
+	// The committer's own.
+	plan      plan
+	leaves    []audit.Hash
+	buf       []byte
+	value     []byte
+	dropped   time.Time // when old ids of batches were dropped last
+	restoring bool      // the next commit begins a new incarnation
+}
+
+// Open opens the store in b, sealed. An error means that b is damaged or fails, or holds an unfinished restore.
+// On success the DB owns b.
+func Open(b Backend, o Options) (*DB, error) { return open(b, o, false) }
+
+func open(b Backend, o Options, restoring bool) (*DB, error) {
+	if o.Node == "" {
+		o.Node = "lessor"
+	}
+	if o.Clock == nil {
+		o.Clock = lessor.SystemClock{}
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.BatchCount <= 0 {
+		o.BatchCount = 1024
+	}
+	if o.BatchBytes <= 0 {
+		o.BatchBytes = 4 << 20
+	}
+	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), halted: make(chan struct{}), restoring: restoring}
+	db.ctx, db.cancel = context.WithCancel(context.Background())
+	db.queue.init()
+	s, err := db.load()
+	if err != nil {
+		return nil, err
+	}
+	db.clock.resume(s.head.Time)
+	db.published.Store(s)
+	return db, nil
+}
+
+// load reads the latest state of the backend.
+func (db *DB) load() (*state, error) {
+	snap, err := db.b.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	s, err := db.read(snap)
+	if err != nil {
+		snap.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (db *DB) read(snap Snapshot) (*state, error) {
+	if mark, err := snap.Get(restoreMark); err != nil {
+		return nil, err
+	} else if mark != nil && !db.restoring {
+		return nil, errors.New("store: a restore into this store did not finish; empty it and restore again")
+	}
+	last, err := Last(snap, Range{Table: Head})
+	if err != nil {
+		return nil, err
+	}
+	var head audit.Header
+	var hash audit.Hash
+	if last.Bytes != nil {
+		if head, hash, err = decodeHead(last); err != nil {
+			return nil, err
+		}
+	}
+	s := db.newState(snap, head, hash, nil)
+	for t := range s.changed {
+		s.changed[t] = head.Seq
+	}
+	return s, nil
+}
+
+// decodeHead reads a row of Head.
+func decodeHead(e Stored) (audit.Header, audit.Hash, error) {
+	if len(e.Bytes) < versionLen {
+		return audit.Header{}, audit.Hash{}, &Damage{e.Key, "it is cut short"}
+	}
+	encoded := e.Bytes[versionLen:]
+	h, err := audit.DecodeHeader(encoded)
+	if err != nil {
+		return audit.Header{}, audit.Hash{}, &Damage{e.Key, err.Error()}
+	}
+	if e.Key.Name != Uint64Key(h.Seq) || storedVersion(e.Bytes) != h.Seq {
+		return audit.Header{}, audit.Hash{}, &Damage{e.Key, fmt.Sprintf("it holds header %d", h.Seq)}
+	}
+	return h, sha256.Sum256(encoded), nil
+}
+
+func headKey(seq uint64) Key { return Key{Head, Uint64Key(seq)} }
+
+func (db *DB) newState(snap Snapshot, head audit.Header, hash audit.Hash, c Cipher) *state {
+	s := &state{snap: snap, head: head, hash: hash, cipher: c, next: make(chan struct{}), open: &db.states}
+	s.refs.Store(1)
+	db.states.Add(1)
+	return s
+}
+
+// replace makes s the published state unless there is a later one already.
+func (db *DB) replace(s *state) {
+	db.publish.Lock()
+	old := db.published.Load()
+	if old == nil || s.head.Seq < old.head.Seq {
+		db.publish.Unlock()
+		s.release()
+		return
+	}
+	db.published.Store(s)
+	db.publish.Unlock()
+	close(old.next)
+	old.release()
+}
+
+// View returns the latest durable state. It fails once the store is closed or has a Fault.
+func (db *DB) View() (View, error) {
+	s, err := db.latest()
+	if err != nil {
+		return nil, err
+	}
+	return &view{state: s}, nil
+}
+
+// latest acquires the published state.
+func (db *DB) latest() (*state, error) {
+	if f := db.fault.Load(); f != nil {
+		return nil, *f
+	}
+	for {
+		s := db.published.Load()
+		if s == nil {
+			return nil, ErrClosed
+		}
+		if s.acquire() {
+			return s, nil
+		}
+	}
+}
+
+// Unseal gives the store its keys. It fails, and the store stays sealed, if the chain's head was not made under them, if the
+// store is behind its anchor, or if a row that grants power (mounts, policies, identity, configuration, cluster
+// metadata) was altered, removed or put back to an earlier version. The same is checked of tokens in the background; see Fault.
+func (db *DB) Unseal(c Cipher) error {
+	db.unsealing.Lock()
+	defer db.unsealing.Unlock()
+	s, err := db.latest()
+	if err != nil {
+		return err
+	}
+	defer s.release()
+	if s.cipher != nil {
+		return errors.New("store: unsealed already")
+	}
+	if err := db.verifyHead(s, c); err != nil {
+		return err
+	}
+	if err := db.verifyAnchor(s, c); err != nil {
+		return err
+	}
+	if err := verifyMeta(s.snap, c); err != nil {
+		return err
+	}
+	if err := verifySum(context.Background(), s.snap, &s.head, c, 0); err != nil {
+		return err
+	}
+	open, err := db.unsealed(s, c)
+	if err != nil {
+		return err
+	}
+	db.replace(open)
+	db.start(func() { db.verifyTokens(open.head.Seq, c) })
+	db.start(db.committer)
+	if shared, ok := db.b.(Shared); ok {
+		db.start(func() { db.followOthers(shared.Moved()) })
+	}
+	if db.o.Anchor != nil {
+		db.start(db.anchorKeeper)
+	}
+	return nil
+}
+
+// unsealed is s with keys. It needs a snapshot of its own, which may be later than s on a shared backend.
+func (db *DB) unsealed(s *state, c Cipher) (*state, error) {
+	snap, err := db.b.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	return db.advance(snap, s, c)
+}
+
+// verifyHead checks that the last header was made under the keys and continues the one before.
+func (db *DB) verifyHead(s *state, c Cipher) error {
+	if s.head.Seq == 0 {
+		return nil
+	}
+	if err := s.head.VerifyMAC(c); err != nil {
+		return &Damage{headKey(s.head.Seq), err.Error()}
+	}
+	if s.head.Seq == 1 {
+		return nil
+	}
+	before, err := s.snap.Get(headKey(s.head.Seq - 1))
+	if err != nil {
+		return err
+	}
+	if len(before) < versionLen || sha256.Sum256(before[versionLen:]) != s.head.Prev {
+		return &Damage{headKey(s.head.Seq - 1), "the next header does not continue it"}
+	}
+	return nil
+}
+
+// verifyMeta checks the rows that are read while the store is sealed.
+func verifyMeta(snap Snapshot, c Cipher) error {
+	for e, err := range snap.Scan(Range{Table: Meta}, false) {
+		if err != nil {
+			return err
+		}
+		if _, err := openStored(c, e.Key, e.Bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verifySum recomputes one authenticated sum from the rows it covers.
+func verifySum(ctx context.Context, snap Snapshot, head *audit.Header, c Cipher, sum int) error {
+	var have audit.Sum
+	for t := Table(1); t < tables; t++ {
+		if t.Power() != sum+1 {
+			continue
+		}
+		for e, err := range snap.Scan(Range{Table: t}, false) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				return err
+			}
+			have = audit.Add(have, c.Element(uint8(t), e.Key.Name, storedVersion(e.Bytes)))
+		}
+	}
+	if have != head.Sums(c)[sum] {
+		return fmt.Errorf("store: damaged: the %s are not those of commit %d: rows were removed, added or put back to an earlier "+
+			"version behind the store's back; run a full verification to find them", sums[sum], head.Seq)
+	}
+	return nil
+}
+
+// sums names what the authenticated sums cover.
+var sums = [audit.Sums]string{"mounts, policies, identities or settings", "tokens"}
+
+// verifyTokens checks the sum over tokens as of a state not before seq.
+func (db *DB) verifyTokens(seq uint64, c Cipher) {
+	s, err := db.latest()
+	if err != nil {
+		return
+	}
+	defer s.release()
+	if err := verifySum(db.ctx, s.snap, &s.head, c, 1); err != nil && db.ctx.Err() == nil {
+		db.fail(err)
+	}
+}
+
+// start runs f in the background until it returns; Close waits for it.
+func (db *DB) start(f func()) {
+	db.running.Add(1)
+	go func() {
+		defer db.running.Done()
+		f()
+	}()
+}
+
+// advance makes the state of snap, which follows s, and verifies the headers between. It owns snap.
+func (db *DB) advance(snap Snapshot, s *state, c Cipher) (*state, error) {
+	chain := audit.Resume(c, s.head, s.hash)
+	next := db.newState(snap, s.head, s.hash, c)
+	next.changed = s.changed
+	for e, err := range snap.Scan(Range{Table: Head, From: Uint64Key(s.head.Seq + 1)}, false) {
+		var h *audit.Header
+		if err == nil && len(e.Bytes) < versionLen {
+			err = &Damage{e.Key, "it is cut short"}
+		}
+		if err == nil {
+			if h, err = chain.Next(e.Bytes[versionLen:]); err != nil {
+				err = &Damage{e.Key, err.Error()}
+			}
+		}
+		if err != nil {
+			next.release()
+			return nil, err
+		}
+		next.note(h)
+	}
+	next.head, next.hash = chain.Last, chain.Hash()
+	return next, nil
+}
+
+// note takes down what tables a header touched.
+func (s *state) note(h *audit.Header) {
+	for i := range h.Touched {
+		if t := h.Touched[i].Table; t < uint8(tables) {
+			s.changed[t] = h.Seq
+		}
+	}
+	s.changed[Head] = h.Seq
+	s.changed[Batches] = h.Seq
+	if h.Count > 0 {
+		s.changed[Records], s.changed[ByPath], s.changed[ByWho] = h.Seq, h.Seq, h.Seq
+	}
+}
+
+// followOthers publishes what other nodes commit.
+func (db *DB) followOthers(moved <-chan struct{}) {
+	for {
+		select {
+		case <-db.ctx.Done():
+			return
+		case _, ok := <-moved:
+			if !ok {
+				return
+			}
+			if err := db.catchUp(); err != nil {
+				db.log.Warn("reading other nodes' commits failed", "error", err)
+			}
+		}
+	}
+}
+
+// catchUp publishes the backend's latest state. A break in the chain is a Fault.
+func (db *DB) catchUp() error {
+	s, err := db.latest()
+	if err != nil {
+		return err
+	}
+	defer s.release()
+	snap, err := db.b.Snapshot()
+	if err != nil {
+		return err
+	}
+	next, err := db.advance(snap, s, s.cipher)
+	if err != nil {
+		var broken *Damage
+		if errors.As(err, &broken) {
+			db.fail(err)
+		}
+		return err
+	}
+	db.clock.follow(next.head.Time)
+	db.replace(next)
+	return nil
+}
+
+// Head is the header of the last durable commit; the zero Header of an empty store. Callers must not change it.
+func (db *DB) Head() audit.Header {
+	if s := db.published.Load(); s != nil {
+		return s.head
+	}
+	return audit.Header{}
+}
+
+// Now is lease time: the clock's, but never before the last header and never before what Now said already.
+func (db *DB) Now() time.Time { return db.clock.now().Truncate(time.Microsecond) }
+
+// ClockAlarm tells why lease time should not be acted upon: the wall clock ran ahead of the monotonic one by minutes, or
+// the store was last written minutes in the clock's future. While it is not nil, nothing should be reaped. Now meanwhile goes on
+// at the monotonic clock's pace.
+func (db *DB) ClockAlarm() error { return db.clock.alarm() }
+
+// AcceptClock ends a ClockAlarm: an operator says that the wall clock is right.
+func (db *DB) AcceptClock() { db.clock.accept() }
+
+// Fault is why the store stopped serving; nil if it did not. Only reopening ends it.
+func (db *DB) Fault() error {
+	if f := db.fault.Load(); f != nil {
+		return *f
+	}
+	return nil
+}
+
+// fail stops the store for good.
+func (db *DB) fail(err error) {
+	if db.fault.CompareAndSwap(nil, &err) {
+		db.log.Error("the store stopped serving", "error", err)
+		db.queue.close()
+		close(db.halted)
+	}
+}
+
+// Outcome tells whether a batch, named by an Uncertain error, was committed. Ids are kept for an hour. It is definitive on
+// a store that was reopened.
+func (db *DB) Outcome(batch string) (Receipt, bool, error) {
+	s, err := db.latest()
+	if err != nil {
+		return Receipt{}, false, err
+	}
+	defer s.release()
+	stored, err := s.snap.Get(Key{Batches, batch})
+	if err != nil || stored == nil {
+		return Receipt{}, false, err
+	}
+	h, err := s.header(storedVersion(stored))
+	if err != nil {
+		return Receipt{}, false, err
+	}
+	return Receipt{h.Seq, h.Time}, true, nil
+}
+
+// header reads the header of one commit.
+func (s *state) header(seq uint64) (audit.Header, error) {
+	if seq == s.head.Seq {
+		return s.head, nil
+	}
+	stored, err := s.snap.Get(headKey(seq))
+	if err != nil {
+		return audit.Header{}, err
+	}
+	h, _, err := decodeHead(Stored{headKey(seq), stored})
+	return h, err
+}
+
+// closeGrace is how long Close waits for Views.
+const closeGrace = 10 * time.Second
+
+// Close commits what is queued, brings the anchor up to date and closes the backend. It waits for open Views for ten seconds;
+// if some stay open it returns an error and leaves the backend open, since closing it would pull the ground from under them.
+func (db *DB) Close() error {
+	db.once.Do(func() {
+		db.queue.close()
+		db.cancel()
+		db.running.Wait()
+		err := db.storeAnchor()
+		if s := db.published.Swap(nil); s != nil {
+			close(s.next)
+			s.release()
+		}
+		gone := make(chan struct{})
+		go func() { db.states.Wait(); close(gone) }()
+		select {
+		case <-gone:
+			db.closed = errors.Join(err, db.b.Close())
+		case <-time.After(closeGrace):
+			db.closed = errors.New("store: a View is still open; the backend was not closed")
+		}
+	})
+	return db.closed
+}
+
+// batchID is a new id: time, so that old ids can be dropped as a range, and 10 random bytes.
+func (db *DB) batchID(t time.Time) (string, error) {
+	var b [10]byte
+	if _, err := io.ReadFull(db.o.Random, b[:]); err != nil {
+		return "", err
+	}
+	return batchTime(t) + string(b[:]), nil
+}
+
+// batchTime is what ids of batches made at t begin with: milliseconds in 6 bytes.
+func batchTime(t time.Time) string { return TimeKey(t)[2:] }

@@ -1,0 +1,193 @@
+// Package mem keeps a store's bytes in memory: for tests and for lessor's development mode. What is "durable" survives the
+// Backend but not the process.
+//
+// State is a persistent treap: a write copies the path it changes, a snapshot is a root.
+package mem
+
+import (
+	"encoding/binary"
+	"errors"
+	"iter"
+	"sync"
+
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Disk is what survives a Backend. Several Backends may be open on it, as nodes of a cluster have one database.
+type Disk struct {
+	writing sync.Mutex // held while a Write is open
+
+	mu    sync.Mutex
+	root  *node
+	nodes map[*Backend]struct{}
+}
+
+// New returns an empty store on a Disk of its own.
+func New() *Backend { return new(Disk).Open() }
+
+// Open returns a Backend on what d holds.
+func (d *Disk) Open() *Backend {
+	b := &Backend{disk: d, moved: make(chan struct{}, 1)}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.nodes == nil {
+		d.nodes = make(map[*Backend]struct{})
+	}
+	d.nodes[b] = struct{}{}
+	return b
+}
+
+func (d *Disk) load() *node {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.root
+}
+
+// Backend is a store.Backend.
+type Backend struct {
+	disk  *Disk
+	moved chan struct{}
+}
+
+var _ store.Shared = (*Backend)(nil)
+
+var errClosed = errors.New("mem: closed")
+
+func (b *Backend) closed() bool {
+	_, open := b.disk.nodes[b]
+	return !open
+}
+
+// Begin waits for the Write that is open.
+func (b *Backend) Begin() (store.Write, error) {
+	b.disk.writing.Lock()
+	b.disk.mu.Lock()
+	defer b.disk.mu.Unlock()
+	if b.closed() {
+		b.disk.writing.Unlock()
+		return nil, errClosed
+	}
+	return &write{b: b, base: b.disk.root, root: b.disk.root}, nil
+}
+
+// Snapshot is the state as of the last Commit.
+func (b *Backend) Snapshot() (store.Snapshot, error) {
+	b.disk.mu.Lock()
+	defer b.disk.mu.Unlock()
+	if b.closed() {
+		return nil, errClosed
+	}
+	return snapshot{b.disk.root}, nil
+}
+
+// Usage is unbounded.
+func (b *Backend) Usage() (used, free int64) { return int64(b.disk.load().bytes()), -1 }
+
+// Moved receives a hint after other Backends' Commits.
+func (b *Backend) Moved() <-chan struct{} { return b.moved }
+
+// Close closes this Backend only.
+func (b *Backend) Close() error {
+	b.disk.mu.Lock()
+	defer b.disk.mu.Unlock()
+	if b.closed() {
+		return errClosed
+	}
+	delete(b.disk.nodes, b)
+	return nil
+}
+
+type write struct {
+	b    *Backend
+	base *node
+	root *node
+	done bool
+}
+
+func (w *write) Versions(keys []store.Key, versions []uint64) error {
+	for i, k := range keys {
+		versions[i] = 0
+		if v := w.base.get(name(k)); len(v) >= 8 {
+			versions[i] = binary.BigEndian.Uint64(v)
+		}
+	}
+	return nil
+}
+
+func (w *write) Set(k store.Key, stored []byte) {
+	w.root = w.root.set(name(k), append(make([]byte, 0, len(stored)), stored...))
+}
+
+func (w *write) Delete(k store.Key) { w.root = w.root.delete(name(k)) }
+
+func (w *write) DeleteRange(r store.Range) {
+	from, to := bounds(r)
+	left, rest := w.root.split(from)
+	_, right := rest.split(to)
+	w.root = join(left, right)
+}
+
+func (w *write) Commit() error {
+	if w.done {
+		return errClosed
+	}
+	d := w.b.disk
+	d.mu.Lock()
+	d.root = w.root
+	for b := range d.nodes {
+		if b != w.b {
+			select {
+			case b.moved <- struct{}{}:
+			default:
+			}
+		}
+	}
+	d.mu.Unlock()
+	w.Abort()
+	return nil
+}
+
+func (w *write) State() store.Snapshot { return snapshot{w.root} }
+
+func (w *write) Abort() {
+	if !w.done {
+		w.done = true
+		w.b.disk.writing.Unlock()
+	}
+}
+
+type snapshot struct{ root *node }
+
+func (s snapshot) Close() {}
+
+func (s snapshot) Get(k store.Key) ([]byte, error) {
+	if v := s.root.get(name(k)); v != nil {
+		return append(make([]byte, 0, len(v)), v...), nil
+	}
+	return nil, nil
+}
+
+func (s snapshot) Scan(r store.Range, reverse bool) iter.Seq2[store.Stored, error] {
+	from, to := bounds(r)
+	return func(yield func(store.Stored, error) bool) {
+		step := func(n *node) bool { return yield(store.Stored{Key: key(n.name), Bytes: n.value}, nil) }
+		if reverse {
+			s.root.descend(from, to, step)
+		} else {
+			s.root.ascend(from, to, step)
+		}
+	}
+}
+
+// name is the key as the treap has it; tables follow each other.
+func name(k store.Key) string { return string([]byte{byte(k.Table)}) + k.Name }
+
+func key(name string) store.Key { return store.Key{Table: store.Table(name[0]), Name: name[1:]} }
+
+func bounds(r store.Range) (from, to string) {
+	from = name(store.Key{Table: r.Table, Name: r.From})
+	if r.To == "" {
+		return from, name(store.Key{Table: r.Table + 1})
+	}
+	return from, name(store.Key{Table: r.Table, Name: r.To})
+}

@@ -1,0 +1,209 @@
+package store
+
+import (
+	"github.com/lessor-dev/lessor/internal/audit"
+)
+
+// plan works out what a batch changes. It holds one cell for each key that the batch checks or changes; a cell knows the
+// row's version before the batch, and the version and value after the transactions admitted so far.
+type plan struct {
+	seq      uint64 // of the commit that the batch becomes
+	cells    []cell
+	index    map[Key]int
+	versions []uint64
+	keys     []Key
+	ranges   []Range
+	void     bool
+	changed  [tables]uint64 // last commit that touched each table, the batch included
+}
+
+type cell struct {
+	Key
+	base    uint64 // version before the batch; known if the row is checked or under an authenticated sum
+	now     uint64 // version within the batch; 0: no such row
+	value   []byte
+	touched bool
+}
+
+func (p *plan) reset() {
+	clear(p.cells)
+	clear(p.keys)
+	clear(p.index)
+	p.cells, p.keys, p.ranges, p.void = p.cells[:0], p.keys[:0], p.ranges[:0], false
+	if p.index == nil {
+		p.index = make(map[Key]int)
+	}
+}
+
+func (p *plan) cell(k Key) *cell {
+	i, ok := p.index[k]
+	if !ok {
+		i = len(p.cells)
+		p.cells = append(p.cells, cell{Key: k})
+		p.index[k] = i
+	}
+	return &p.cells[i]
+}
+
+// ground is what a batch found beneath it.
+type ground int
+
+const (
+	firm  ground = iota // the backend's head is ours
+	moved               // there are later commits
+	lost                // our head is gone
+)
+
+// gather reads the versions that the batch depends on: of what it checks, and of what it changes under an authenticated
+// sum; and whether the backend still ends with head.
+func (p *plan) gather(w Write, head *audit.Header, batch []*pending) (ground, error) {
+	p.reset()
+	p.seq = head.Seq + 1
+	for _, b := range batch {
+		t := &b.txn
+		for i := range t.Checks {
+			p.cell(t.Checks[i].Key)
+		}
+		for i := range t.Puts {
+			if t.Puts[i].Table.Power() != 0 {
+				p.cell(t.Puts[i].Key)
+			}
+		}
+		for _, k := range t.Deletes {
+			if k.Table.Power() != 0 {
+				p.cell(k)
+			}
+		}
+	}
+	for i := range p.cells {
+		p.keys = append(p.keys, p.cells[i].Key)
+	}
+	n := len(p.keys)
+	p.keys = append(p.keys, headKey(p.seq), Key{Batches, head.Batch})
+	p.versions = append(p.versions[:0], make([]uint64, len(p.keys))...)
+	if err := w.Versions(p.keys, p.versions); err != nil {
+		return lost, err
+	}
+	for i := range p.cells {
+		p.cells[i].base, p.cells[i].now = p.versions[i], p.versions[i]
+	}
+	switch {
+	case p.versions[n] != 0:
+		return moved, nil
+	case p.versions[n+1] != head.Seq: // both 0 in an empty store
+		return lost, nil
+	}
+	return firm, nil
+}
+
+// admit takes the transaction into the batch if its checks hold.
+func (p *plan) admit(b *pending) *Conflict {
+	t := &b.txn
+	for i := range t.Checks {
+		c := &t.Checks[i]
+		now := p.cell(c.Key).now
+		if c.Exists && now == 0 || !c.Exists && now != c.Version {
+			return &Conflict{c.Key}
+		}
+	}
+	for _, u := range t.Unchanged {
+		if p.changed[u.Table] > u.Position {
+			return &Conflict{Key{Table: u.Table}}
+		}
+	}
+	if b.void {
+		p.voidTokens()
+	}
+	for _, r := range t.Ranges {
+		p.drop(r)
+	}
+	for _, r := range b.drops {
+		p.drop(r)
+	}
+	for _, k := range t.Deletes {
+		c := p.cell(k)
+		c.now, c.value, c.touched = 0, nil, true
+		p.changed[k.Table] = p.seq
+	}
+	for i := range t.Puts {
+		c := p.cell(t.Puts[i].Key)
+		c.now, c.value, c.touched = p.seq, t.Puts[i].Value, true
+		p.changed[c.Table] = p.seq
+	}
+	return nil
+}
+
+func (p *plan) drop(r Range) {
+	p.ranges = append(p.ranges, r)
+	p.changed[r.Table] = p.seq
+	for i := range p.cells {
+		if c := &p.cells[i]; r.Contains(c.Key) {
+			c.now, c.value = 0, nil
+		}
+	}
+}
+
+// voidTokens deletes all tables under the tokens' sum, which so becomes zero.
+func (p *plan) voidTokens() {
+	p.void = true
+	for t := Table(1); t < tables; t++ {
+		if t.Power() == 2 {
+			p.drop(Range{Table: t})
+		}
+	}
+	for i := range p.cells {
+		if p.cells[i].Table.Power() == 2 {
+			p.cells[i].base = 0
+		}
+	}
+}
+
+// Contains reports whether k lies in r.
+func (r Range) Contains(k Key) bool {
+	return k.Table == r.Table && k.Name >= r.From && (r.To == "" || k.Name < r.To)
+}
+
+// touched tells what the batch changed, ranges first.
+func (p *plan) touched() []audit.Touch {
+	n := len(p.ranges)
+	for i := range p.cells {
+		if p.cells[i].touched {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	ts := make([]audit.Touch, 0, n)
+	for _, r := range p.ranges {
+		ts = append(ts, audit.Touch{Table: uint8(r.Table), Name: r.From, To: r.To, Deleted: true, Range: true})
+	}
+	for i := range p.cells {
+		if c := &p.cells[i]; c.touched {
+			ts = append(ts, audit.Touch{Table: uint8(c.Table), Name: c.Name, Deleted: c.now == 0})
+		}
+	}
+	return ts
+}
+
+// sums are the authenticated sums after the batch.
+func (p *plan) sums(a audit.Authority, sums [audit.Sums]audit.Sum) [audit.Sums]audit.Sum {
+	if p.void {
+		sums[1] = audit.Sum{}
+	}
+	for i := range p.cells {
+		c := &p.cells[i]
+		power := c.Table.Power()
+		if power == 0 || !c.touched {
+			continue
+		}
+		s := &sums[power-1]
+		if c.base != 0 {
+			*s = audit.Sub(*s, a.Element(uint8(c.Table), c.Name, c.base))
+		}
+		if c.now != 0 {
+			*s = audit.Add(*s, a.Element(uint8(c.Table), c.Name, c.now))
+		}
+	}
+	return sums
+}

@@ -1,0 +1,261 @@
+// Package postgres keeps a store in a PostgreSQL database (13 or later) that several nodes share: when one machine is not enough.
+//
+// # Commits
+//
+// There is one chain in a cluster, so there is one writer at a time. A Write is a transaction that takes an advisory lock
+// first; it reads at READ COMMITTED, where each statement sees what was committed when it began, so whatever it reads is
+// from under the lock. Begin, Versions and Commit are one round trip each; changes are collected and sent together with the COMMIT.
+// synchronous_commit is on for every Write whatever the server's default, and a server with fsync=off is refused. PostgreSQL
+// shows a commit to others only once it is durable (with synchronous standbys: on those as well), and lets go of the lock
+// only after that: who has the lock sees every commit there was. That is what makes an unknown outcome known.
+//
+// A node that hangs in a Write loses its lock after ten seconds (idle_in_transaction_session_timeout) and its connection with it;
+// one whose machine is gone, likewise.
+//
+// # Snapshots
+//
+// A store publishes a state after every commit, and a View may hold one as long as it likes. Transactions at REPEATABLE READ
+// would each pin a connection, hold back vacuum and die with a failover. So states are kept in the rows instead. Each commit has
+// an epoch, the next number. Table rows has the latest state, each row with the epoch it is since; what a commit overwrites or
+// deletes it moves to table past, with the epoch until which it was there. A snapshot is an epoch: a number, not a connection.
+// It never blocks, outlives the loss of every connection, and reads go to whatever connection is free.
+//
+// The cost: a row that is overwritten or deleted is written once more, to past, and removed from there a second or so later; rows
+// that are written once (headers, audit records, their indexes) cost nothing. A large deletion copies what it deletes.
+//
+// Nodes say in table nodes what the oldest epoch is that they still show. What ended before all of those is reclaimed, and table
+// horizon says up to where. Every read compares: a snapshot that was reclaimed under a node that was cut off for a minute
+// gives an error, never a wrong answer.
+//
+// # Tables
+//
+// All of lessor's tables lie in one SQL table, rows, with primary key (tab, name): bytea compares as bytes do. One table makes a
+// batch one statement whatever it touches; a table for each would make it nineteen. All is in the schema lessor, which the first node
+// creates; several may start at once. A database administrator who does not want lessor to create schemas makes it in advance, owned by lessor's role.
+//
+// A name may have 2,600 bytes at most: PostgreSQL's index takes no more.
+//
+// # Connections
+//
+// One connection writes; up to Options.Connections others read. TLS, several hosts and all else come by the connection URL. Of
+// several hosts the one that takes writes is used. lessor sets session parameters, so a pooler in between must pool sessions. What was
+// acknowledged survives a failover only if the standby is synchronous.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Options of a Backend. The zero value of each is usable.
+type Options struct {
+	Log         *slog.Logger // nil: discarded
+	Connections int          // that read, at most, unless the URL says pool_max_conns; 0: 16
+}
+
+// How long things may take before they are errors.
+const (
+	connectPatience = 10 * time.Second
+	lockPatience    = 20 * time.Second // for other nodes' Writes
+	readPatience    = 15 * time.Second
+	commitPatience  = 2 * time.Minute // a large deletion takes its time
+	abortPatience   = 2 * time.Second
+)
+
+// Backend is a store.Shared in one database. Errors never hold the connection's password.
+type Backend struct {
+	writer  *pgxpool.Pool // of one connection, which the open Write has
+	readers *pgxpool.Pool
+	log     *slog.Logger
+	node    int64 // this Backend's row in table nodes
+	pins    pins
+	used    atomic.Int64
+	moved   chan struct{}
+	ctx     context.Context // ends with the Backend
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+var _ store.Shared = (*Backend)(nil)
+
+// Open opens the store in the database that url names, a URL or keyword/value string, and creates its tables if need be. It
+// fails if the server is too old or runs with fsync=off, or if a newer lessor was there.
+func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Connections <= 0 {
+		o.Connections = 16
+	}
+	config, err := parse(url, o)
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{log: o.Log, moved: make(chan struct{}, 1)}
+	if b.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return nil, fmt.Errorf("postgresql: %w", err)
+	}
+	config = config.Copy()
+	config.MaxConns, config.MinConns, config.MinIdleConns = 1, 0, 0
+	if b.writer, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		b.readers.Close()
+		return nil, fmt.Errorf("postgresql: %w", err)
+	}
+	for _, step := range []func(context.Context) error{b.create, b.register, b.measure} {
+		if err := step(ctx); err != nil {
+			b.readers.Close()
+			b.writer.Close()
+			return nil, err
+		}
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.running.Go(b.keep)
+	return b, nil
+}
+
+// parse reads url. What is wrong with it is not told: it would be told in pieces of the URL, which may be pieces of the password.
+func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		return nil, errors.New("postgresql: the connection URL does not parse, or a file that it names cannot be read: it should be like " +
+			"postgresql://lessor@db.example.com:5432/lessor?sslmode=verify-full, with the special characters of a password as %XX")
+	}
+	if !strings.Contains(url.Reveal(), "pool_max_conns") {
+		config.MaxConns = int32(min(o.Connections, 1000))
+	}
+	config.AfterConnect = prepare
+	config.PingTimeout = 5 * time.Second
+	c := config.ConnConfig
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = connectPatience
+	}
+	if c.RuntimeParams["application_name"] == "" {
+		c.RuntimeParams["application_name"] = "lessor"
+	}
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	c.DialFunc = dialer.DialContext
+	return config, nil
+}
+
+// session is what every connection begins with. Each statement of this package has its index, but while the tables are new, or
+// their statistics old, the planner may think that it knows better.
+const session = `SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
+SET plan_cache_mode = force_generic_plan; SET statement_timeout = 0; SET lock_timeout = '20s';
+SET idle_in_transaction_session_timeout = '10s'; SHOW fsync; SHOW server_version_num`
+
+// errUnsafe is the error of a server that loses what it acknowledges.
+var errUnsafe = errors.New("postgresql: the server runs with fsync = off, and would lose what it has acknowledged when its machine fails: set fsync = on")
+
+// prepare makes a new connection ready, or refuses its server.
+func prepare(ctx context.Context, conn *pgx.Conn) error {
+	results, err := conn.PgConn().Exec(ctx, session).ReadAll()
+	if err != nil {
+		return err
+	}
+	said := func(i int) string { return string(results[len(results)-i].Rows[0][0]) }
+	if said(2) != "on" {
+		return errUnsafe
+	}
+	if v, err := strconv.Atoi(said(1)); err != nil || v < oldest {
+		return fmt.Errorf("the server is version %s; 13 is the oldest that lessor can use", said(1))
+	}
+	return nil
+}
+
+const oldest = 130000
+
+// Snapshot is the state after the last commit of any node.
+func (b *Backend) Snapshot() (store.Snapshot, error) {
+	floor := b.pins.hold()
+	defer b.pins.release(floor)
+	var epoch int64
+	err := b.attempt(readPatience, func(ctx context.Context) error {
+		return b.readers.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.snapshot(epoch), nil
+}
+
+// Usage is the size of the database, as of some seconds ago at most. What is free is not known.
+func (b *Backend) Usage() (used, free int64) { return b.used.Load(), -1 }
+
+// Moved receives a hint within a tenth of a second of another node's commit.
+func (b *Backend) Moved() <-chan struct{} { return b.moved }
+
+// Close ends the connections.
+func (b *Backend) Close() error {
+	b.cancel()
+	b.running.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), abortPatience)
+	defer cancel()
+	if _, err := b.readers.Exec(ctx, `DELETE FROM lessor.nodes WHERE id = $1`, b.node); err != nil {
+		b.log.Warn("postgresql: this node could not sign off; its mark lapses in a minute", "error", err)
+	}
+	b.writer.Close()
+	b.readers.Close()
+	return nil
+}
+
+// pauses are those between attempts; together they outlast a restart of the server.
+var pauses = [...]time.Duration{20 * time.Millisecond, 200 * time.Millisecond, time.Second, 2 * time.Second}
+
+// attempt runs f, and again if a connection was lost, for patience at most. What f does must bear repeating.
+func (b *Backend) attempt(patience time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	for try := 0; ; try++ {
+		err := f(ctx)
+		if err == nil || try == len(pauses) || !lost(err) || ctx.Err() != nil {
+			return wrap(err)
+		}
+		select {
+		case <-time.After(pauses[try]):
+		case <-ctx.Done():
+			return wrap(err)
+		}
+	}
+}
+
+// lost reports whether err is about the connection rather than about what was asked.
+func lost(err error) bool {
+	if ours(err) {
+		return false
+	}
+	var said *pgconn.PgError
+	if !errors.As(err, &said) {
+		return true
+	}
+	return strings.HasPrefix(said.Code, "57P") || strings.HasPrefix(said.Code, "08")
+}
+
+// ours reports whether err is this package's rather than the server's or the network's.
+func ours(err error) bool {
+	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errOver)
+}
+
+func wrap(err error) error {
+	if err == nil || ours(err) {
+		return err
+	}
+	return fmt.Errorf("postgresql: %w", err)
+}

@@ -1,0 +1,191 @@
+package system
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+func (b *Backend) leaseRoutes() []engine.Route {
+	id := []engine.Field{
+		{Name: "lease_id", Type: engine.String, Help: "id of the lease"},
+		{Name: "url_lease_id", Type: engine.String, Help: "the same as lease_id"},
+	}
+	sync := engine.Field{Name: "sync", Type: engine.Bool, Help: "wait until the target has confirmed; the default"}
+	increment := engine.Field{Name: "increment", Type: engine.Duration, Help: "time from now that is asked for"}
+	with := func(more ...engine.Field) []engine.Field { return append(slices.Clone(id), more...) }
+	return []engine.Route{
+		{Pattern: "leases/lookup", Help: "look a lease up", Fields: id, Ops: update(b.lookupLease)},
+		{Pattern: "leases/lookup/{prefix...}", Help: "list leases under a prefix", Sudo: true, Ops: ops{lessor.List: b.listLeases}},
+		{Pattern: "leases/renew", Help: "renew a lease", Fields: with(increment), Ops: update(b.renewLease)},
+		{Pattern: "leases/renew/{lease...}", Help: "renew a lease", Fields: with(increment), Ops: update(b.renewLease)},
+		{Pattern: "leases/revoke", Help: "revoke a lease", Fields: with(sync), Ops: update(b.revokeLease)},
+		{Pattern: "leases/revoke/{lease...}", Help: "revoke a lease", Fields: with(sync), Ops: update(b.revokeLease)},
+		{Pattern: "leases/revoke-prefix/{prefix...}", Help: "revoke all leases under a prefix", Fields: []engine.Field{sync}, Sudo: true, Ops: update(b.revokePrefix)},
+		{Pattern: "leases/revoke-force/{prefix...}", Help: "revoke all leases under a prefix, whatever their targets say", Sudo: true, Ops: update(b.revokeForce)},
+		{Pattern: "leases/tidy", Help: "clean up; lessor does so by itself", Ops: update(b.tidyLeases)},
+	}
+}
+
+// leaseID is the lease that a request names, in its body or path.
+func leaseID(r *engine.Request) (string, error) {
+	for _, id := range []string{r.Str("lease_id"), r.Str("url_lease_id"), r.Param("lease")} {
+		if id != "" {
+			return id, nil
+		}
+	}
+	return "", api.Errorf(api.Invalid, "lease_id must be specified")
+}
+
+func findLease(r *engine.Request, id string) (*lease.Lease, store.Row, *mount.Entry, error) {
+	m, _ := mountOf(r, id)
+	if m == nil {
+		return nil, store.Row{}, nil, nil
+	}
+	l, row, err := lease.Find(r.View, m.Namespace, m.UUID, id)
+	return l, row, m, err
+}
+
+func (b *Backend) lookupLease(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	id, err := leaseID(r)
+	if err != nil {
+		return nil, err
+	}
+	l, _, _, err := findLease(r, id)
+	if err != nil {
+		return nil, err
+	}
+	if l == nil || l.State == lease.Pending {
+		return nil, api.Errorf(api.Invalid, "invalid lease")
+	}
+	data := map[string]any{
+		"id": l.ID, "issue_time": stamp(l.Issued), "expire_time": stamp(l.Expires), "last_renewal": stamp(l.Renewed),
+		"renewable": l.Renewable && l.State == lease.Live, "ttl": max(0, whole(l.Expires.Sub(r.Now))), "state": l.State.String(), "kind": l.Kind.String(),
+		"holder": map[string]any{"entity_id": l.Holder.Entity, "alias": l.Holder.Alias, "instance": l.Holder.Instance, "display_name": l.Holder.Name},
+	}
+	if l.Owner != "" {
+		data["owner"] = l.Owner
+	}
+	if l.Kind == lease.Static {
+		data["version"] = l.Version
+	}
+	return &engine.Reply{Data: data, Lease: l.ID}, nil
+}
+
+// mostLeases bounds one list of leases.
+const mostLeases = 100_000
+
+func (b *Backend) listLeases(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	prefix := r.Param("prefix")
+	if prefix != "" && !strings.HasSuffix(prefix, "/") {
+		prefix += "/"
+	}
+	found := map[string]bool{}
+	for _, m := range r.System.Mounts() {
+		switch {
+		case !strings.HasPrefix(prefix, m.Path) && strings.HasPrefix(m.Path, prefix):
+			var some bool
+			if err := lease.List(r.View, m.Namespace, m.UUID, m.Path, func(string) bool { some = true; return false }); err != nil {
+				return nil, err
+			}
+			if some {
+				head, _, _ := strings.Cut(strings.TrimPrefix(m.Path, prefix), "/")
+				found[head+"/"] = true
+			}
+		case strings.HasPrefix(prefix, m.Path):
+			if err := lease.List(r.View, m.Namespace, m.UUID, prefix, func(name string) bool { found[name] = true; return len(found) < mostLeases }); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, empty()
+	}
+	keys := make([]string, 0, len(found))
+	for k := range found {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return &engine.Reply{Data: map[string]any{"keys": keys}}, nil
+}
+
+func (b *Backend) renewLease(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	id, err := leaseID(r)
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Reply{Extend: &engine.Extend{Lease: id, Increment: r.Dur("increment")}, Lease: id}, nil
+}
+
+// asked reports whether the answer is to wait for the target; it is unless the client says otherwise.
+func asked(r *engine.Request) bool { return !r.Has("sync") || r.Bool("sync") }
+
+func (b *Backend) revokeLease(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	id, err := leaseID(r)
+	if err != nil {
+		return nil, err
+	}
+	l, row, _, err := findLease(r, id)
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{Lease: id}
+	if l == nil {
+		return reply, nil // revoked already
+	}
+	lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)
+	if asked(r) {
+		reply.Do = func(ctx context.Context) error { return b.Reaper.SettleLease(ctx, l) }
+	} else {
+		reply.Status = 202
+	}
+	return reply, nil
+}
+
+func (b *Backend) revokePrefix(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	return b.prefix(r, r.Param("prefix"), false, r.Has("sync") && r.Bool("sync"))
+}
+
+func (b *Backend) revokeForce(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	return b.prefix(r, r.Param("prefix"), true, true)
+}
+
+// prefix revokes all leases and tokens under a prefix: in force with the commit, cleaned up in the background.
+func (b *Backend) prefix(r *engine.Request, prefix string, forced, wait bool) (*engine.Reply, error) {
+	m, _ := mountOf(r, strings.TrimSuffix(prefix, "/")+"/")
+	if m == nil {
+		return nil, api.Errorf(api.Invalid, "no mount serves the prefix %q", prefix)
+	}
+	return b.wide(r, lease.Selector{Kind: lease.ByPrefix, Value: prefix, Mount: m.UUID}, forced, wait)
+}
+
+// wide puts a tombstone and, if that is asked for, waits until it has done its work.
+func (b *Backend) wide(r *engine.Request, s lease.Selector, forced, wait bool) (*engine.Reply, error) {
+	cause := "revoked"
+	bury := r.System.Bury
+	if forced {
+		bury = r.System.BuryForced
+	}
+	reply := &engine.Reply{}
+	tomb, err := bury(&reply.Txn, s, cause)
+	if err != nil {
+		return nil, err
+	}
+	if wait {
+		reply.Do = b.settle(tomb)
+	} else {
+		reply.Status = 202
+	}
+	return reply, nil
+}
+
+func (b *Backend) tidyLeases(context.Context, *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Status: 202, Warnings: []string{"Nothing to do: lessor removes what has expired by itself."}}, nil
+}

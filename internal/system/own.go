@@ -1,0 +1,439 @@
+package system
+
+import (
+	"context"
+	"encoding/hex"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/owner"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
+)
+
+// ownRoutes are what lessor adds to Vault's protocol.
+func (b *Backend) ownRoutes() []engine.Route {
+	query := []engine.Field{
+		{Name: "path", Type: engine.String, Help: "records about exactly this path"},
+		{Name: "identity", Type: engine.String, Help: "records of this entity id, accessor or display name"},
+		{Name: "from", Type: engine.String, Help: "not before this time, RFC 3339"},
+		{Name: "to", Type: engine.String, Help: "before this time, RFC 3339"},
+		{Name: "limit", Type: engine.Int, Help: "records at most; default 100"},
+		{Name: "after", Type: engine.String, Help: "cursor of the page before"},
+		{Name: "newest", Type: engine.Bool, Help: "newest first"},
+	}
+	return []engine.Route{
+		{Pattern: "lessor/info", Help: "which lessor this is", Ops: read(b.info)},
+		{Pattern: "lessor/audit/records", Help: "audit records by time, path and identity", Fields: query, Sudo: true, Ops: read(b.records)},
+		{Pattern: "lessor/audit/timeline", Help: "what happened to one path, oldest first", Fields: query, Sudo: true, Ops: read(b.timeline)},
+		{Pattern: "lessor/audit/tail", Help: "audit records from a commit on; waits for more", Sudo: true, Ops: read(b.tail), Fields: []engine.Field{
+			{Name: "from", Type: engine.Int, Help: "sequence of the first commit; 0: the next one"},
+			{Name: "wait", Type: engine.Duration, Help: "how long to wait if there is nothing yet; at most 60 s"},
+			{Name: "limit", Type: engine.Int, Help: "records at most; default 1000"},
+		}},
+		{Pattern: "lessor/audit/verify", Help: "verify the whole store: chain, records, rows", Sudo: true, Ops: read(b.verify)},
+		{Pattern: "lessor/backup", Help: "a consistent copy of the store, sealed as it is", Sudo: true, Ops: read(b.backup)},
+		{Pattern: "lessor/owners", Help: "list owners that were set", Ops: ops{lessor.List: b.listOwners, lessor.Read: b.listOwners}},
+		{Pattern: "lessor/owners/{path...}", Help: "who answers for a path and all below it", Fields: []engine.Field{{Name: "owner", Type: engine.String, Help: "name of the owner"}},
+			Ops: ops{lessor.Read: b.readOwner, lessor.Update: b.writeOwner, lessor.Delete: b.deleteOwner}},
+		{Pattern: "lessor/holders/{path...}", Help: "who holds which version of a static secret", Ops: read(b.holders)},
+		{Pattern: "lessor/exposures/{path...}", Help: "versions that somebody may know who should not any more", Ops: read(b.exposures)},
+		{Pattern: "lessor/revoke", Help: "revoke widely: by prefix, token, mount, holder, owner or lease", Sudo: true, Ops: update(b.revokeBy), Fields: []engine.Field{
+			{Name: "by", Type: engine.String, Help: "prefix, token (its accessor), mount (its path), holder (entity id or name), owner, lease"},
+			{Name: "value", Type: engine.String, Help: "which"},
+			{Name: "alias", Type: engine.String, Help: "holder: only what came through this alias"},
+			{Name: "instance", Type: engine.String, Help: "holder: only what this instance holds"},
+			{Name: "force", Type: engine.Bool, Help: "remove leases even if their targets fail"},
+			{Name: "sync", Type: engine.Bool, Help: "wait until all is cleaned up; the default"},
+		}},
+		{Pattern: "lessor/outlived", Help: "credentials that outlived their lease", Ops: read(b.outlived)},
+		{Pattern: "lessor/fence", Help: "a restored copy touches no target until it is resumed (DELETE)", Sudo: true,
+			Ops: ops{lessor.Read: b.readFence, lessor.Delete: b.resume}},
+		{Pattern: "metrics", Help: "metrics in Prometheus's format", Fields: []engine.Field{{Name: "format", Type: engine.String, Help: "prometheus"}}, Ops: read(b.metrics)},
+	}
+}
+
+func (b *Backend) info(context.Context, *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Data: b.Info()}, nil
+}
+
+func (b *Backend) metrics(context.Context, *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Raw: &engine.Raw{Type: "text/plain; version=0.0.4; charset=utf-8", Write: b.Metrics}}, nil
+}
+
+func moment(r *engine.Request, name string) (time.Time, error) {
+	s := r.Str(name)
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return t, api.Errorf(api.Invalid, "%s is no time of the form 2006-01-02T15:04:05Z", name)
+	}
+	return t, nil
+}
+
+func (b *Backend) query(r *engine.Request) (q store.Query, err error) {
+	if q.From, err = moment(r, "from"); err != nil {
+		return q, err
+	}
+	if q.To, err = moment(r, "to"); err != nil {
+		return q, err
+	}
+	q.Path, q.Who, q.Limit, q.Cursor, q.Newest = strings.Trim(r.Str("path"), "/"), r.Str("identity"), int(r.Int("limit")), r.Str("after"), r.Bool("newest")
+	return q, nil
+}
+
+func (b *Backend) records(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	q, err := b.query(r)
+	if err != nil {
+		return nil, err
+	}
+	return b.page(q)
+}
+
+// timeline is what happened to one path. Of more than fit, the newest are told, oldest first.
+func (b *Backend) timeline(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	q, err := b.query(r)
+	if err != nil {
+		return nil, err
+	}
+	if q.Path == "" {
+		return nil, api.Errorf(api.Invalid, "missing path: whose timeline?")
+	}
+	q.Newest = true
+	records, next, err := b.Store.Records(q)
+	if err != nil {
+		return nil, badCursor(err)
+	}
+	slices.Reverse(records)
+	return recordsReply(records, next), nil
+}
+
+func (b *Backend) page(q store.Query) (*engine.Reply, error) {
+	records, next, err := b.Store.Records(q)
+	if err != nil {
+		return nil, badCursor(err)
+	}
+	return recordsReply(records, next), nil
+}
+
+func badCursor(err error) error {
+	if strings.Contains(err.Error(), "cursor") {
+		return api.Errorf(api.Invalid, "%v", err)
+	}
+	return err
+}
+
+func recordsReply(records []audit.At, next string) *engine.Reply {
+	out := make([]any, len(records))
+	for i := range records {
+		out[i] = recordData(&records[i])
+	}
+	return &engine.Reply{Data: map[string]any{"records": out, "next": next}}
+}
+
+// recordData is an audit record as it is told.
+func recordData(a *audit.At) map[string]any {
+	outcome := "granted"
+	switch {
+	case !a.Granted:
+		outcome = "denied"
+	case a.ErrorKind != "":
+		outcome = "failed"
+	}
+	d := map[string]any{
+		"time": a.Time.UTC().Format(time.RFC3339Nano), "commit_time": a.Commit.UTC().Format(time.RFC3339Nano), "seq": a.Seq, "index": int(a.Index),
+		"operation": a.Operation, "path": a.Path, "phase": string(a.Phase), "outcome": outcome,
+	}
+	for name, v := range map[string]string{
+		"node": a.Node, "request_id": a.Request, "entity_id": a.Entity, "display_name": a.Name, "alias": a.Alias, "accessor": a.Accessor, "role": a.Role,
+		"system": a.System, "cause": a.Cause, "client_address": a.Client, "rule": a.Rule, "policy": a.Policy, "lease_id": a.Lease, "error": a.ErrorKind,
+		"owner": a.Owner, "instance": a.Instance, "note": a.Note, "tombstone": a.Tombstone,
+	} {
+		if v != "" {
+			d[name] = v
+		}
+	}
+	if a.PolicyVersion != 0 {
+		d["policy_version"] = a.PolicyVersion
+	}
+	if len(a.Groups) > 0 {
+		d["groups"] = a.Groups
+	}
+	if a.Count > 1 {
+		d["count"] = a.Count
+	}
+	if len(a.Secrets) > 0 {
+		var shown []any
+		for _, s := range a.Secrets {
+			shown = append(shown, map[string]any{"path": s.Path, "version": s.Version, "fingerprint": hex.EncodeToString(s.Fingerprint), "how": s.How})
+		}
+		d["secrets"] = shown
+	}
+	return d
+}
+
+// longestWait bounds a long poll.
+const longestWait = 60 * time.Second
+
+// tail tells what was committed from a sequence on. It waits for more only until wait has passed; the reading itself is on
+// record before it begins.
+func (b *Backend) tail(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	from, limit := uint64(max(0, r.Int("from"))), int(r.Int("limit"))
+	if from == 0 {
+		from = r.View.Position() + 1
+	}
+	if limit <= 0 || limit > 10_000 {
+		limit = 1000
+	}
+	wait := min(r.Dur("wait"), longestWait)
+	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
+		waiting, cancel := context.WithTimeout(ctx, max(wait, 10*time.Millisecond))
+		defer cancel()
+		records, next := []any{}, from
+		for at, err := range b.Store.Tail(waiting, from) {
+			if err != nil {
+				if waiting.Err() != nil && ctx.Err() == nil {
+					break // nothing came
+				}
+				return nil, err
+			}
+			records, next = append(records, recordData(&at)), at.Seq+1
+			if len(records) >= limit {
+				break
+			}
+			if len(records) == 1 { // there is something: do not wait for more than what is there already
+				cancelSoon := time.AfterFunc(20*time.Millisecond, cancel)
+				defer cancelSoon.Stop()
+			}
+		}
+		return map[string]any{"records": records, "next": strconv.FormatUint(next, 10)}, nil
+	}}, nil
+}
+
+func (b *Backend) verify(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
+		began := time.Now()
+		report, err := b.Store.Verify(ctx, nil)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return map[string]any{"ok": false, "broken": map[string]any{"reason": err.Error()}}, nil
+		}
+		head := b.Store.Head()
+		hash := head.Hash()
+		return map[string]any{
+			"ok": true, "first_seq": max(1, report.Pruned), "last_seq": report.Head, "incarnation": report.Incarnation, "records": report.Records,
+			"rows": report.Rows, "head_time": report.Time, "head_hash": hex.EncodeToString(hash[:]), "took_ms": time.Since(began).Milliseconds(),
+		}, nil
+	}}, nil
+}
+
+func (b *Backend) backup(context.Context, *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Note: "backup", Raw: &engine.Raw{
+		Type:  "application/octet-stream",
+		Write: func(ctx context.Context, w io.Writer) error { _, err := b.Store.Backup(ctx, w); return err },
+	}}, nil
+}
+
+func (b *Backend) listOwners(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	keys, info := []string{}, map[string]any{}
+	err := owner.All(r.View, func(path, name string) bool {
+		keys = append(keys, path)
+		info[path] = map[string]any{"owner": name}
+		return len(keys) < mostLeases
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(keys) == 0 {
+		return nil, empty()
+	}
+	return &engine.Reply{Data: map[string]any{"keys": keys, "key_info": info}}, nil
+}
+
+func (b *Backend) readOwner(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name, from := r.System.OwnerOf(r.Param("path"))
+	if name == "" {
+		return nil, notFound("nobody owns %q", r.Param("path"))
+	}
+	return &engine.Reply{Data: map[string]any{"owner": name, "from": from}}, nil
+}
+
+func (b *Backend) writeOwner(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := strings.TrimSpace(r.Str("owner"))
+	if name == "" || len(name) > owner.Longest {
+		return nil, api.Errorf(api.Invalid, "an owner's name has 1 to %d bytes", owner.Longest)
+	}
+	row, err := owner.Row(r.View, r.Param("path"))
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{}
+	owner.Set(&reply.Txn, row, name)
+	return reply, nil
+}
+
+func (b *Backend) deleteOwner(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	row, err := owner.Row(r.View, r.Param("path"))
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{}
+	if row.Exists() {
+		owner.Unset(&reply.Txn, row)
+	}
+	return reply, nil
+}
+
+func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	m, rest := mountOf(r, r.Param("path"))
+	if m == nil {
+		return nil, notFound("no mount serves %q", r.Param("path"))
+	}
+	held, err := lease.Holders(r.View, m, secretPath(m, rest))
+	if err != nil {
+		return nil, err
+	}
+	out := []any{}
+	for _, h := range held {
+		if !r.Now.Before(h.Expires) {
+			continue
+		}
+		out = append(out, map[string]any{
+			"entity_id": h.Holder.Entity, "display_name": h.Holder.Name, "alias": h.Holder.Alias, "instance": h.Holder.Instance, "version": h.Version,
+			"pinned": h.Pinned, "first_read": stamp(h.Issued), "last_read": stamp(h.Last), "lease_id": h.ID, "expires": stamp(h.Expires),
+		})
+	}
+	return &engine.Reply{Data: map[string]any{"holders": out}}, nil
+}
+
+func (b *Backend) exposures(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	m, rest := mountOf(r, r.Param("path"))
+	if m == nil {
+		return nil, notFound("no mount serves %q", r.Param("path"))
+	}
+	found, err := lease.Exposures(r.View, m, secretPath(m, rest))
+	if err != nil {
+		return nil, err
+	}
+	out := []any{}
+	for _, x := range found {
+		out = append(out, map[string]any{
+			"path": m.Path + x.Secret, "version": x.Version, "time": stamp(x.Time), "cause": x.Cause, "lease_id": x.Lease, "owner": x.Owner,
+			"entity_id": x.Holder.Entity, "display_name": x.Holder.Name, "instance": x.Holder.Instance,
+		})
+	}
+	return &engine.Reply{Data: map[string]any{"exposures": out}}, nil
+}
+
+func (b *Backend) revokeBy(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
+	value := r.Str("value")
+	if value == "" && r.Str("alias") == "" && r.Str("instance") == "" {
+		return nil, api.Errorf(api.Invalid, "missing value: which %s?", r.Str("by"))
+	}
+	forced, wait := r.Bool("force"), asked(r)
+	switch r.Str("by") {
+	case "prefix":
+		return b.prefix(r, value, forced, wait)
+	case "mount":
+		for _, m := range r.System.Mounts() {
+			if m.Path == strings.Trim(value, "/")+"/" {
+				return b.wide(r, lease.Selector{Kind: lease.ByMount, Value: m.UUID}, forced, wait)
+			}
+		}
+		return nil, api.Errorf(api.Invalid, "there is no mount at %q", value)
+	case "holder":
+		s := lease.Selector{Kind: lease.ByHolder, Value: value, Alias: r.Str("alias"), Instance: r.Str("instance")}
+		if value != "" {
+			id, err := r.System.EntityID(value)
+			if err != nil {
+				return nil, err
+			}
+			s.Value = id
+		}
+		return b.wide(r, s, forced, wait)
+	case "owner":
+		return b.wide(r, lease.Selector{Kind: lease.ByOwner, Value: value}, forced, wait)
+	case "token":
+		t, row, err := token.ByAccessor(r.View, value)
+		if err != nil {
+			return nil, err
+		}
+		if t == nil {
+			return nil, api.Errorf(api.Invalid, "invalid accessor: tokens are named by their accessor here")
+		}
+		reply, err := b.wide(r, lease.Selector{Kind: lease.ByToken, Value: t.Hash}, forced, wait)
+		if err != nil {
+			return nil, err
+		}
+		reply.Txn.Require(row)
+		t.Drop(&reply.Txn)
+		return reply, nil
+	case "lease":
+		l, row, _, err := findLease(r, value)
+		if err != nil {
+			return nil, err
+		}
+		reply := &engine.Reply{Lease: value}
+		if l == nil {
+			return reply, nil
+		}
+		l.Forced = forced
+		lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)
+		if wait {
+			reply.Do = func(ctx context.Context) error { return b.Reaper.SettleLease(ctx, l) }
+		}
+		return reply, nil
+	}
+	return nil, api.Errorf(api.Invalid, "by is prefix, token, mount, holder, owner or lease")
+}
+
+func (b *Backend) outlived(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	found, err := lease.Outlived(r.View, r.Now, lease.OutlivedGrace, mostLeases)
+	if err != nil {
+		return nil, err
+	}
+	paths := map[string]string{}
+	for _, m := range r.System.Mounts() {
+		paths[m.UUID] = m.Path
+	}
+	out := []any{}
+	for _, l := range found {
+		out = append(out, map[string]any{
+			"lease_id": l.ID, "mount": paths[l.Mount], "path": l.Path(), "target": l.Target, "owner": l.Owner, "holder": l.Holder.Name,
+			"expired_at": stamp(l.Ended), "overdue_seconds": whole(r.Now.Sub(l.Ended)), "attempts": int(l.Attempts), "last_error": l.LastError,
+			"next_attempt": stamp(l.Next), "cause": l.Cause,
+		})
+	}
+	return &engine.Reply{Data: map[string]any{"credentials": out}}, nil
+}
+
+func (b *Backend) readFence(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	row, err := r.View.Get(store.Fenced)
+	if err != nil {
+		return nil, err
+	}
+	data := map[string]any{"fenced": row.Exists(), "since": nil, "reason": ""}
+	if row.Exists() {
+		data["reason"] = "restored from a backup: no target is touched until an operator resumes it"
+		data["since"] = string(row.Value)
+	}
+	return &engine.Reply{Data: data}, nil
+}
+
+func (b *Backend) resume(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	reply := &engine.Reply{Note: "fence resumed"}
+	reply.Txn.Delete(store.Fenced.Table, store.Fenced.Name)
+	return reply, nil
+}

@@ -1,0 +1,154 @@
+// Package server starts what the clients' tests talk to: the lessor binary, as its users start it, and a private PostgreSQL.
+package server
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Root is the root token of a server that Start started.
+const Root = "root-of-the-test"
+
+// Start runs "lessor server -dev" until the test ends and returns its address.
+func Start(t testing.TB) string {
+	t.Helper()
+	bin, err := filepath.Abs("../../../bin/lessor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(bin); err != nil {
+		build := exec.Command("go", "build", "-o", bin, "./cmd/lessor")
+		build.Dir = filepath.Dir(filepath.Dir(bin))
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("building lessor: %v\n%s", err, out)
+		}
+	}
+	cmd := exec.Command(bin, "server", "-dev", "-dev-root-token-id="+Root, "-dev-listen-address=127.0.0.1:0", "-dev-no-store-token")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = &lines{t: t}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the server did not end cleanly: %v", err)
+		}
+	})
+	found := make(chan string, 1)
+	go func() {
+		s := bufio.NewScanner(out)
+		for s.Scan() {
+			if addr, ok := strings.CutPrefix(strings.TrimSpace(s.Text()), "Listener Address:"); ok {
+				select {
+				case found <- strings.TrimSpace(addr):
+				default:
+				}
+			}
+		}
+	}()
+	select {
+	case addr := <-found:
+		return addr
+	case <-time.After(30 * time.Second):
+		t.Fatal("the server did not say where it listens")
+		return ""
+	}
+}
+
+// lines sends the server's log to the test's.
+type lines struct{ t testing.TB }
+
+func (l *lines) Write(b []byte) (int, error) {
+	_, _ = os.Stderr.Write(b)
+	return len(b), nil
+}
+
+// Postgres runs a private PostgreSQL until the test ends and returns a URL of its superuser.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	slices.Sort(found)
+	if path, err := exec.LookPath("postgres"); err == nil {
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			found = append(found, real)
+		}
+	}
+	if len(found) == 0 {
+		if testing.Short() && os.Getenv("CI") != "true" {
+			t.Skip("PostgreSQL is not installed")
+		}
+		t.Fatal("PostgreSQL is not installed: run make servers")
+	}
+	bin := filepath.Dir(found[len(found)-1])
+	dir, err := os.MkdirTemp("", "lessor-clients")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGINT}
+	if os.Geteuid() == 0 {
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.Atoi(u.Uid)
+		gid, _ := strconv.Atoi(u.Gid)
+		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		if err := os.Chown(dir, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(bin, name), args...)
+		cmd.Dir, cmd.SysProcAttr = dir, attr
+		return cmd
+	}
+	if out, err := run("initdb", "-D", dir+"/data", "-U", "admin", "-A", "trust", "-E", "UTF8", "--locale=C", "-N").CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v\n%s", err, out)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := ln.Addr().(*net.TCPAddr).Port
+	ln.Close()
+	pg := run("postgres", "-D", dir+"/data", "-p", strconv.Itoa(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off")
+	if err := pg.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = pg.Process.Signal(syscall.SIGINT)
+		_ = pg.Wait()
+	})
+	url := fmt.Sprintf("postgresql://admin@127.0.0.1:%d/postgres?sslmode=disable", port)
+	for range 200 {
+		conn, err := pgx.Connect(context.Background(), url)
+		if err == nil {
+			conn.Close(context.Background())
+			return url
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("PostgreSQL did not start")
+	return ""
+}
