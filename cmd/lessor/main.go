@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -31,6 +32,8 @@ func run() int {
 	}, cli.Commands{
 		Version: version.String(),
 		Server:  &cli.Server{Usage: config.Usage(), Run: serve},
+		Restore: restore,
+		Verify:  verify,
 	}, os.Args[1:])
 }
 
@@ -44,4 +47,31 @@ func serve(ctx context.Context, o cli.ServerOptions) error {
 		return cli.ExitCode(code)
 	}
 	return nil
+}
+
+// restore fills an empty store from a backup.
+func restore(ctx context.Context, o cli.RestoreOptions) error {
+	made, err := node.Program{Version: version.String()}.Restore(ctx, o.Store, o.File, o.Progress)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(o.Out, "Restored up to commit %d, as incarnation %d. The store is fenced: once it is started, lift the fence with\n"+
+		"lessor operator fence resume, but only if the server that the backup was taken of will not run again.\n"+
+		"All earlier tokens are void. Bootstrap Token File: %s\n", made.Head.Seq, made.Head.Incarnation, made.TokenFile)
+	return err
+}
+
+// verify checks a store, whose server does not run.
+func verify(ctx context.Context, o cli.VerifyOptions) (cli.Verification, error) {
+	found, err := node.Program{Version: version.String()}.Verify(ctx, o.Store, o.Progress)
+	if err != nil {
+		return cli.Verification{}, err
+	}
+	v := cli.Verification{
+		OK: found.Broken == nil, First: max(1, found.Pruned), Last: found.Head, Records: found.Records, HeadHash: found.HeadHash,
+	}
+	if found.Broken != nil {
+		v.Broken = &cli.Broken{Reason: found.Broken.Error()}
+	}
+	return v, nil
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
 )
@@ -215,4 +217,36 @@ func NewUUID(random io.Reader) (string, error) {
 	}
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]), nil
+}
+
+// encoding keeps times to the nanosecond; decoding takes strings of any bytes.
+var encoding, decoding = func() (cbor.EncMode, cbor.DecMode) {
+	o := cbor.CoreDetEncOptions()
+	o.Time = cbor.TimeRFC3339Nano
+	e, err := o.EncMode()
+	if err != nil {
+		panic(err)
+	}
+	d, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return e, d
+}()
+
+// Encode is the value of a row that holds v, which is plain data.
+func Encode(v any) []byte {
+	b, err := encoding.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("auth: %v", err)) // a defect
+	}
+	return b
+}
+
+// Decode reads into v what Encode made.
+func Decode[T ~string | ~[]byte](value T, v any) error {
+	if err := decoding.Unmarshal([]byte(value), v); err != nil {
+		return fmt.Errorf("auth: damaged row: %w", err)
+	}
+	return nil
 }

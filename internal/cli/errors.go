@@ -123,7 +123,9 @@ func (a *app) adviceOnRefusal(e *client.Error) string {
 			return "The server speaks TLS: write its address with https:// (LESSOR_ADDR or -address)."
 		}
 	case http.StatusInternalServerError:
-		return "The server's log tells more."
+		if len(e.Errors) == 0 {
+			return "The server's log tells more."
+		}
 	}
 	return ""
 }

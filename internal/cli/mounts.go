@@ -22,8 +22,8 @@ var (
 )
 
 func (a *app) secrets() *cobra.Command {
-	return group("secrets", "Enable, disable, list, move and tune secrets engines", "",
-		a.mountEnable(engines), a.mountDisable(engines), a.mountList(engines), a.mountMove(), a.mountTune(engines))
+	return group("secrets", "Enable, disable, list and tune secrets engines", "",
+		a.mountEnable(engines), a.mountDisable(engines), a.mountList(engines), a.mountTune(engines))
 }
 
 func (a *app) auth() *cobra.Command {
@@ -35,6 +35,7 @@ To log in: lessor login.`,
 // mountConfig are the flags that enable and tune share.
 type mountConfig struct {
 	description        string
+	owner              string
 	defaultTTL, maxTTL duration
 	visibility         string
 	tokenType          string
@@ -50,6 +51,7 @@ func (m mounts) flags(command *cobra.Command) *mountConfig {
 	config := &mountConfig{options: pairs{}}
 	f := command.Flags()
 	f.StringVar(&config.description, "description", "", "`text` for people")
+	f.StringVar(&config.owner, "owner", "", "`name` of who answers for it")
 	f.Var(&config.defaultTTL, "default-lease-ttl", "lease `duration` where nothing else says one")
 	f.Var(&config.maxTTL, "max-lease-ttl", "longest lease, as a `duration`")
 	f.Var(config.options, "options", "option of the "+m.kind+", as `key=value`; may be repeated")
@@ -115,6 +117,9 @@ func (a *app) mountEnable(m mounts) *cobra.Command {
 			body := map[string]any{"type": kind, "config": config.tuning(cmd)}
 			if config.description != "" {
 				body["description"] = config.description
+			}
+			if config.owner != "" {
+				body["owner"] = config.owner
 			}
 			if len(options) > 0 {
 				body["options"] = options
@@ -227,24 +232,6 @@ func orEmpty(value any) string {
 	return text
 }
 
-func (a *app) mountMove() *cobra.Command {
-	return a.remote("move SOURCE DESTINATION", "Move a secrets engine to another path", `
-Leases made under the old path are revoked.`,
-		2, 2, func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect()
-			if err != nil {
-				return err
-			}
-			from, to := cleanPath(args[0]), cleanPath(args[1])
-			answer, err := c.Write(cmd.Context(), "sys/remount", map[string]any{"from": from, "to": to})
-			if err != nil {
-				return err
-			}
-			a.warn(answer)
-			return a.say("Success! Moved the secrets engine from %s/ to: %s/", from, to)
-		})
-}
-
 func (a *app) mountTune(m mounts) *cobra.Command {
 	var config *mountConfig
 	command := a.remote("tune PATH", "Change the settings of "+article(m.kind), `
@@ -253,6 +240,9 @@ Settings that are not given stay as they are.`,
 			body := config.tuning(cmd)
 			if cmd.Flags().Changed("description") {
 				body["description"] = config.description
+			}
+			if cmd.Flags().Changed("owner") {
+				body["owner"] = config.owner
 			}
 			if options := config.allOptions(); len(options) > 0 {
 				body["options"] = options

@@ -13,12 +13,12 @@ import (
 
 // expireDynamic takes what leaves a credential at a target.
 func (r *Reaper) expireDynamic(j *job) (time.Duration, error) {
-	return j.due(dueDynamic, func(rest string, row store.Row) error { return r.dueLease(j, rest, row) })
+	return r.dynamic.due(j, dueDynamic, func(rest string, row store.Row) error { return r.dueLease(j, rest, row) })
 }
 
 // expireRest takes the rest: static leases and tokens.
 func (r *Reaper) expireRest(j *job) (time.Duration, error) {
-	return j.due("", func(rest string, row store.Row) error {
+	return r.rest.due(j, "", func(rest string, row store.Row) error {
 		switch kind, name := rest[:1], rest[1:]; kind {
 		case dueLease:
 			return r.dueLease(j, name, row)
@@ -29,16 +29,27 @@ func (r *Reaper) expireRest(j *job) (time.Duration, error) {
 	})
 }
 
+// cursor is where one section of store.Due goes on. Seeking its start each time would be right, too, but step over all that was
+// deleted there a moment ago. What becomes due behind a cursor is found when the section is next through, or after a second.
+type cursor struct {
+	from  string
+	until time.Time
+}
+
 // due calls f for what is due in one section of store.Due, as much as fits, and tells when the next is.
-func (j *job) due(section string, f func(rest string, row store.Row) error) (time.Duration, error) {
+func (c *cursor) due(j *job, section string, f func(rest string, row store.Row) error) (time.Duration, error) {
 	if j.alarm {
 		return j.poll, nil
+	}
+	j.undo = func() { c.from = "" }
+	if c.from == "" || !j.now.Before(c.until) {
+		*c = cursor{from: section, until: j.now.Add(time.Second)}
 	}
 	to := store.PrefixEnd(section)
 	if section == "" {
 		to = dueDynamic
 	}
-	for row, err := range j.view.Scan(store.Due, section, to) {
+	for row, err := range j.view.Scan(store.Due, c.from, to) {
 		if err != nil {
 			return 0, err
 		}
@@ -46,22 +57,32 @@ func (j *job) due(section string, f func(rest string, row store.Row) error) (tim
 		if !ok || rest == "" {
 			return 0, &store.Damage{Key: row.Key, Why: "it has no time"}
 		}
-		if at.After(j.now) {
-			return at.Sub(j.now), nil
-		}
-		if j.left <= 0 {
+		switch {
+		case j.left <= 0:
+			c.from = row.Name
 			return 0, nil
+		case at.After(j.now) && c.from != section:
+			c.from = "" // through: look whether anything is behind
+			return 0, nil
+		case at.After(j.now):
+			c.from = ""
+			return at.Sub(j.now), nil
 		}
 		if err := f(rest, row); err != nil {
 			return 0, err
 		}
+	}
+	through := c.from == section
+	c.from = ""
+	if !through {
+		return 0, nil
 	}
 	return j.poll, nil
 }
 
 // dueLease ends a lease if it is over.
 func (r *Reaper) dueLease(j *job, name string, due store.Row) error {
-	l, row, err := load(j.view, name)
+	l, row, held, err := loadHeld(j.view, name)
 	if err != nil {
 		return err
 	}
@@ -81,25 +102,23 @@ func (r *Reaper) dueLease(j *job, name string, due store.Row) error {
 		j.end(row, l, "expire", "expired")
 		j.after(func() { r.counts.expired.Add(1) })
 	default:
-		return r.lapse(j, row, l)
+		r.lapse(j, row, held, l)
 	}
 	return nil
 }
 
 // lapse drops a static lease whose hold is over, on condition that nobody extends it meanwhile.
-func (r *Reaper) lapse(j *job, row store.Row, l *Lease) error {
-	_, extended, err := extension(j.view, row.Name)
-	if err != nil {
-		return err
-	}
+func (r *Reaper) lapse(j *job, row, held store.Row, l *Lease) {
 	j.left--
 	j.txn.Require(row)
-	j.txn.Require(extended)
+	j.txn.Require(held)
+	if held.Exists() {
+		j.txn.Delete(held.Table, held.Name)
+	}
 	j.txn.Delete(store.Due, l.dueName())
 	dropStatic(&j.txn, row, l)
 	j.txn.Audit = append(j.txn.Audit, record(l, "expire", audit.Done, "expired", j.now))
 	j.after(func() { r.counts.expired.Add(1) })
-	return nil
 }
 
 // dueToken ends a token if it is over.

@@ -400,10 +400,9 @@ func exposureName(namespace uint32, mount, path string, version uint64, lease st
 	return exposurePrefix(namespace, mount, path) + "\x00" + store.Uint64Key(version) + lease
 }
 
-// dropStatic deletes a static lease, required to be still what it was.
+// dropStatic deletes a static lease, required to be still what it was, but for its row of store.Holds.
 func dropStatic(txn *store.Txn, row store.Row, l *Lease) {
 	txn.Delete(row.Table, row.Name)
-	txn.Delete(store.Holds, row.Name)
 	if l.State == Live {
 		k := l.pointerKey()
 		txn.Delete(k.Table, k.Name)

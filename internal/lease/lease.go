@@ -187,19 +187,24 @@ func Find(v store.View, namespace uint32, mount, id string) (*Lease, store.Row, 
 func Get(v store.View, l *Lease) (*Lease, store.Row, error) { return load(v, l.name()) }
 
 func load(v store.View, name string) (*Lease, store.Row, error) {
-	row, err := v.Get(store.Key{Table: store.Leases, Name: name})
+	l, row, _, err := loadHeld(v, name)
+	return l, row, err
+}
+
+// loadHeld returns the row of store.Holds of a static lease, too.
+func loadHeld(v store.View, name string) (l *Lease, row, held store.Row, err error) {
+	row, err = v.Get(store.Key{Table: store.Leases, Name: name})
 	if err != nil || !row.Exists() {
-		return nil, row, err
+		return nil, row, held, err
 	}
-	l, err := Decode(row)
-	if err != nil || l.Kind != Static {
-		return l, row, err
+	if l, err = Decode(row); err != nil || l.Kind != Static {
+		return l, row, held, err
 	}
-	h, _, err := extension(v, name)
+	h, held, err := extension(v, name)
 	if h.Expires.After(l.Expires) {
 		l.Expires = h.Expires
 	}
-	return l, row, err
+	return l, row, held, err
 }
 
 // Live reports whether the lease gives its holder anything at now: handed out, not over, hit by no tombstone. A dynamic
@@ -306,6 +311,7 @@ func End(txn *store.Txn, row store.Row, l *Lease, cause string, now time.Time) {
 	}
 	if l.Kind == Static {
 		dropStatic(txn, row, l)
+		txn.Delete(store.Holds, row.Name)
 		expose(txn, l, cause, now)
 		return
 	}

@@ -445,24 +445,6 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-func TestPace(t *testing.T) {
-	p := pace{size: chunk}
-	for range 20 {
-		if pause := p.took(100 * time.Millisecond); pause > chunkTime {
-			t.Fatalf("pauses for %s", pause)
-		}
-	}
-	if p.size != chunk/16 {
-		t.Errorf("a slow store gets chunks of %d", p.size)
-	}
-	for range 20 {
-		p.took(time.Millisecond)
-	}
-	if p.size != chunk {
-		t.Errorf("a fast store gets chunks of %d", p.size)
-	}
-}
-
 func TestList(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		a := w.issue("database/creds/app", time.Hour)

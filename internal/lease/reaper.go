@@ -48,8 +48,10 @@ type Options struct {
 type Reaper struct {
 	Options
 	nudge   chan struct{}
+	dynamic cursor
+	rest    cursor
 	sweep   sweep
-	pace    pace
+	flying  *job // the chunk that is being committed
 	workers workers
 	counts  counts
 
@@ -73,6 +75,10 @@ type Metrics struct {
 	Forced      uint64 // leases dropped although their target did not confirm
 	Targets     []TargetMetrics
 }
+
+// chunk is how many rows one commit of the reaper ends at most. Requests share their commits with it, so that it is small enough for them not
+// to wait.
+const chunk = 128
 
 // New makes a Reaper. It starts nothing.
 func New(o Options) *Reaper {
@@ -100,7 +106,7 @@ func New(o Options) *Reaper {
 	if o.Poll == 0 {
 		o.Poll = time.Second
 	}
-	return &Reaper{Options: o, nudge: make(chan struct{}, 1), changed: make(chan struct{}), pace: pace{size: chunk / 4}}
+	return &Reaper{Options: o, nudge: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // Nudge tells the Reaper that there may be something to do at once. It never blocks.
@@ -123,6 +129,7 @@ func (r *Reaper) Metrics() Metrics {
 // Run works until ctx ends, and returns when nothing of it is left running. Errors are logged and what failed is tried again.
 func (r *Reaper) Run(ctx context.Context) {
 	defer r.workers.wait()
+	defer func() { _, _ = r.land() }()
 	for ctx.Err() == nil {
 		pause, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -152,12 +159,20 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 		return r.Poll, nil
 	}
 	pause = r.Poll
-	for _, step := range []func(*job) (time.Duration, error){r.expireDynamic, r.expireRest, r.sweepTrees, r.sweepTombs} {
-		wait, err := r.step(ctx, step)
+	for _, step := range []struct {
+		decide func(*job) (time.Duration, error)
+		alone  bool
+	}{{r.expireDynamic, false}, {r.expireRest, false}, {r.sweepTrees, true}, {r.sweepTombs, true}} {
+		wait, err := r.step(ctx, step.decide, step.alone)
 		if err != nil {
 			return 0, err
 		}
 		pause = min(pause, wait)
+	}
+	if pause > 0 {
+		if landed, err := r.land(); err != nil || !landed {
+			return 0, err
+		}
 	}
 	return pause, r.workers.start(ctx, r)
 }
@@ -167,38 +182,81 @@ type job struct {
 	view  store.View
 	now   time.Time
 	txn   store.Txn
-	left  int      // rows that it may still end
-	done  []func() // after the commit
-	alarm bool     // the clock is not to be trusted: nothing expires
+	left  int  // rows that it may still end
+	alarm bool // the clock is not to be trusted: nothing expires
 	poll  time.Duration
+	done  []func() // after the commit
+	undo  func()   // if it fails: takes back where the next chunk begins
+	err   chan error
 }
 
-// step runs one chunk and commits what it decided. A conflict means that somebody was faster: the chunk is looked at again.
-func (r *Reaper) step(ctx context.Context, decide func(*job) (time.Duration, error)) (time.Duration, error) {
-	view, err := r.Store.View()
-	if err != nil {
-		return 0, err
+func (j *job) empty() bool {
+	return len(j.txn.Puts)+len(j.txn.Deletes)+len(j.txn.Ranges) == 0
+}
+
+// step decides one chunk while the one before commits, then has it committed: work that does not know where the chunk before will have
+// left it is decided alone. A conflict means that somebody was faster: the chunk is looked at again.
+func (r *Reaper) step(ctx context.Context, decide func(*job) (time.Duration, error), alone bool) (time.Duration, error) {
+	j, wait, err := r.look(decide)
+	if err == nil && alone && r.flying != nil && !j.empty() {
+		if landed, err := r.land(); err != nil || !landed {
+			return 0, err
+		}
+		j, wait, err = r.look(decide)
 	}
-	defer view.Close()
-	j := &job{view: view, now: r.Store.Now(), left: r.pace.size, alarm: r.Store.ClockAlarm() != nil, poll: r.Poll}
-	j.txn.Urgent = true
-	wait, err := decide(j)
-	if err != nil || len(j.txn.Puts)+len(j.txn.Deletes)+len(j.txn.Ranges) == 0 {
+	if err != nil || j.empty() {
 		return wait, err
 	}
-	view.Close() // a View holds back what the store may reclaim
-	began := time.Now()
-	if err := r.commit(ctx, &j.txn); err != nil {
-		if errors.As(err, new(*store.Conflict)) {
-			return 0, nil
-		}
+	if landed, err := r.land(); err != nil || !landed {
+		j.undo()
 		return 0, err
 	}
-	for _, f := range j.done {
-		f()
+	r.flying = j
+	go func() { j.err <- r.commit(ctx, &j.txn) }()
+	if !alone {
+		return wait, nil
 	}
-	r.yield(ctx, r.pace.took(time.Since(began)))
+	if landed, err := r.land(); err != nil || !landed {
+		return 0, err
+	}
 	return wait, nil
+}
+
+// look decides a chunk on the latest View.
+func (r *Reaper) look(decide func(*job) (time.Duration, error)) (*job, time.Duration, error) {
+	view, err := r.Store.View()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer view.Close()
+	j := &job{
+		view: view, now: r.Store.Now(), left: chunk, alarm: r.Store.ClockAlarm() != nil, poll: r.Poll, undo: func() {}, err: make(chan error, 1),
+	}
+	j.txn.Urgent = true
+	wait, err := decide(j)
+	return j, wait, err
+}
+
+// land waits for the chunk that is being committed, if there is one. It reports false if somebody was faster, and nothing of it was
+// written.
+func (r *Reaper) land() (bool, error) {
+	j := r.flying
+	if j == nil {
+		return true, nil
+	}
+	r.flying = nil
+	err := <-j.err
+	switch {
+	case err == nil:
+		for _, f := range j.done {
+			f()
+		}
+		return true, nil
+	case errors.As(err, new(*store.Conflict)):
+		err = nil
+	}
+	j.undo()
+	return false, err
 }
 
 // after is run when the chunk is committed.
@@ -214,39 +272,6 @@ func (r *Reaper) commit(ctx context.Context, txn *store.Txn) error {
 	r.changed = make(chan struct{})
 	r.mu.Unlock()
 	return nil
-}
-
-// yield leaves the committer to others for a moment.
-func (r *Reaper) yield(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-// pace fits chunks to the store, so that requests, which share their commits with the reaper, wait little: a chunk is
-// as large as what commits in about chunkTime, and between chunks the reaper pauses for half as long.
-type pace struct{ size int }
-
-const (
-	chunk     = 256
-	chunkTime = 8 * time.Millisecond
-)
-
-// took adapts the size to how long a commit took, and returns the pause.
-func (p *pace) took(d time.Duration) time.Duration {
-	switch {
-	case d > chunkTime:
-		p.size = max(p.size/2, chunk/16)
-	case d < chunkTime/2:
-		p.size = min(p.size*2, chunk)
-	}
-	return min(d/2, chunkTime)
 }
 
 // record is what the audit trail keeps of an act on a lease.

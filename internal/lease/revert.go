@@ -148,6 +148,8 @@ type worker struct {
 	target  target
 	nudged  chan struct{}
 	breaker breaker
+	from    string // where in the queue to go on, see cursor
+	until   time.Time
 }
 
 // run works until the queue is empty or ctx ends.
@@ -229,7 +231,22 @@ func (k *worker) due(now time.Time, limit int, shut bool) (due []queued, next ti
 	}
 	defer view.Close()
 	prefix := k.target.prefix()
-	for row, err := range view.Scan(store.LeaseIdx, prefix, store.PrefixEnd(prefix)) {
+	if k.from == "" || !now.Before(k.until) {
+		k.from, k.until = prefix, now.Add(time.Second)
+	}
+	due, next, err = k.scan(view, prefix, now, limit, shut)
+	if err == nil && len(due) == 0 && k.from != prefix {
+		k.from = prefix // through: look whether anything is behind
+		due, next, err = k.scan(view, prefix, now, limit, shut)
+	}
+	if len(due) > 0 {
+		k.from = due[len(due)-1].row + "\x00"
+	}
+	return due, next, err
+}
+
+func (k *worker) scan(view store.View, prefix string, now time.Time, limit int, shut bool) (due []queued, next time.Duration, err error) {
+	for row, err := range view.Scan(store.LeaseIdx, k.from, store.PrefixEnd(prefix)) {
 		if err != nil {
 			return nil, 0, err
 		}

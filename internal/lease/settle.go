@@ -76,7 +76,7 @@ func (r *Reaper) await(ctx context.Context, done func(store.View) (bool, error))
 		changed := r.changed
 		r.mu.Unlock()
 		r.Nudge()
-		ok, err := r.look(done)
+		ok, err := r.ask(done)
 		if ok || err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func (r *Reaper) await(ctx context.Context, done func(store.View) (bool, error))
 	}
 }
 
-func (r *Reaper) look(done func(store.View) (bool, error)) (bool, error) {
+func (r *Reaper) ask(done func(store.View) (bool, error)) (bool, error) {
 	v, err := r.Store.View()
 	if err != nil {
 		return false, err

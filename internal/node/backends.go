@@ -2,16 +2,17 @@ package node
 
 import (
 	"context"
-	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/lessor-dev/lessor/internal/auth/approle"
-	"github.com/lessor-dev/lessor/internal/auth/token"
+	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
 	"github.com/lessor-dev/lessor/internal/auth/userpass"
+	"github.com/lessor-dev/lessor/internal/core"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/engine/cubbyhole"
 	"github.com/lessor-dev/lessor/internal/engine/database"
@@ -19,86 +20,91 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/kv"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
-// backends are the engines and auth methods of this build.
+// backends are all that can be mounted, and the two of them that look back into the core.
 type backends struct {
-	all      map[string]engine.Backend // by the type of mounts
-	system   *system.Backend
-	tokens   *token.Backend
-	database *database.Engine
+	all    map[string]engine.Backend // by mount type
+	system *system.Backend
+	tokens *authtoken.Backend
 }
 
-func (n *Node) backends() *backends {
-	b := &backends{
-		system:   &system.Backend{Store: n.db, RequireOwner: n.config.RequireOwner},
-		tokens:   &token.Backend{},
-		database: database.New(postgres.Driver{}),
-	}
+func (n *Node) backends() backends {
+	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}}
 	b.all = map[string]engine.Backend{
-		"system": b.system, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{}, "token": b.tokens,
-		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": b.database,
+		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
+		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": database.New(postgres.Driver{}),
 		"userpass": userpass.New(), "approle": approle.Backend{},
 	}
 	return b
 }
 
-// connect gives the engines that lead back into the core what they need of it.
-func (b *backends) connect(n *Node) {
-	reaper := n.core.Reaper()
-	b.tokens.Settle = func(ctx context.Context, tomb string) error { return reaper.Settle(ctx, tomb) }
-	b.system.Reaper, b.system.Backends = reaper, b.all
-	b.system.Metrics = exposition(n)
-	b.system.Info = n.info
-}
-
-// close drops the connections to targets.
-func (b *backends) close() error {
-	b.database.Shutdown()
-	return nil
-}
-
-// info is what sys/lessor/info tells.
-func (n *Node) info() map[string]any {
-	head := n.db.Head()
-	return map[string]any{
-		"version": n.o.Version, "reported_version": n.config.ReportedVersion, "cluster_id": n.cluster.id, "cluster_name": n.cluster.name,
-		"incarnation": head.Incarnation, "sequence": head.Seq, "storage": string(n.config.Storage.Type), "seal": sealType, "require_owner": n.config.RequireOwner,
+// connect gives the backends what they need of the core, once there is one.
+func (b backends) connect(n *Node, c *core.Core) {
+	b.tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	*b.system = system.Backend{
+		Store: n.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: n.info,
+		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 	}
 }
 
-// exposition writes the node's metrics in Prometheus's text format.
-func exposition(n *Node) func(context.Context, io.Writer) error {
-	r := prometheus.NewRegistry()
-	r.MustRegister(n.core, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return func(_ context.Context, w io.Writer) error {
-		families, err := r.Gather()
-		if err != nil {
-			return err
-		}
-		e := expfmt.NewEncoder(w, expfmt.NewFormat(expfmt.TypeTextPlain))
-		for _, f := range families {
-			if err := e.Encode(f); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-}
-
-// mountDevSecrets mounts secret/ as a development server has it: KV version 2.
-func (n *Node) mountDevSecrets(ctx context.Context) error {
-	id, err := identity.NewID(n.o.Random)
+// expose writes the metrics in Prometheus's text format.
+func expose(from prometheus.Gatherer, w io.Writer) error {
+	families, err := from.Gather()
 	if err != nil {
 		return err
 	}
-	_, err = n.core.Handle(ctx, &lessor.Op{
-		ID: id, Verb: lessor.Update, Namespace: lessor.RootNamespace, Path: "sys/mounts/secret", Token: n.Root, Time: n.db.Now(),
-		Data: map[string]any{"type": "kv", "description": "key/value secret storage", "options": map[string]any{"version": "2"}},
-	})
-	if err != nil {
-		return fmt.Errorf("mounting secret/: %w", err)
+	encoder := expfmt.NewEncoder(w, expfmt.NewFormat(expfmt.TypeTextPlain))
+	for _, f := range families {
+		if err := encoder.Encode(f); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// close drops what issuers keep open: connections to targets.
+func (b backends) close(n *Node) error {
+	view, err := n.db.View()
+	if err != nil {
+		return nil // the store stopped serving; the process ends soon
+	}
+	defer view.Close()
+	mounts, err := mount.Load(view)
+	if err != nil {
+		return err
+	}
+	for _, e := range mounts.All() {
+		if issuer, ok := b.all[e.Backend()].(engine.Issuer); ok {
+			issuer.Close(e.UUID)
+		}
+	}
+	return nil
+}
+
+// info is the answer of sys/lessor/info.
+func (n *Node) info() map[string]any {
+	head := n.db.Head()
+	info := map[string]any{
+		"version": n.o.Version, "go_version": runtime.Version(), "cluster_id": n.cluster.id, "cluster_name": n.cluster.name,
+		"storage": string(n.config.Storage.Type), "seal": sealType, "incarnation": head.Incarnation, "sequence": head.Seq,
+		"fenced": n.core.Fenced(), "started": n.started, "clock_alarm": nil,
+	}
+	if err := n.db.ClockAlarm(); err != nil {
+		info["clock_alarm"] = err.Error()
+	}
+	return info
+}
+
+// mountDevSecrets mounts KV version 2 at secret/, where everybody who tries a development server looks for it.
+func (n *Node) mountDevSecrets(ctx context.Context) error {
+	_, err := n.core.Handle(ctx, &lessor.Op{
+		ID: "dev", Verb: lessor.Update, Namespace: lessor.RootNamespace, Path: "sys/mounts/secret", Token: n.Root, Time: n.db.Now(),
+		Data: map[string]any{"type": "kv", "options": map[string]any{"version": "2"}, "description": "key/value secret storage"},
+	})
+	return err
 }

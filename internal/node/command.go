@@ -79,6 +79,53 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	return errors.Join(fault, n.Stop(context.WithoutCancel(ctx)))
 }
 
+// Restore is "lessor operator restore FILE": args are the server's flags that name the store and its key. progress is told
+// how far it came.
+func (p Program) Restore(ctx context.Context, args []string, file string, progress func(string)) (Restored, error) {
+	c, o, err := p.offline(args)
+	if err != nil {
+		return Restored{}, err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return Restored{}, err
+	}
+	defer func() { _ = f.Close() }()
+	return Restore(ctx, c, o, &told{f, 0, progress})
+}
+
+// told says how much was read.
+type told struct {
+	io.Reader
+	n        int64
+	progress func(string)
+}
+
+func (t *told) Read(b []byte) (int, error) {
+	n, err := t.Reader.Read(b)
+	t.n += int64(n)
+	t.progress(fmt.Sprintf("read %d MiB of the backup", t.n>>20))
+	return n, err
+}
+
+// Verify is "lessor operator verify"; args and progress as of Restore.
+func (p Program) Verify(ctx context.Context, args []string, progress func(string)) (Verified, error) {
+	c, o, err := p.offline(args)
+	if err != nil {
+		return Verified{}, err
+	}
+	return Verify(ctx, c, o, func(done, total uint64) { progress(fmt.Sprintf("verified %d of %d commits", done, total)) })
+}
+
+func (p Program) offline(args []string) (config.Config, Options, error) {
+	c, err := config.Flags(args)
+	if err != nil {
+		return c, Options{}, err
+	}
+	recovery, err := p.recovery()
+	return c, Options{Version: p.Version, Recovery: recovery}, err
+}
+
 // wait returns when ctx ends, or with the reason why the store stopped serving: another start may mend what this process
 // cannot.
 func (n *Node) wait(ctx context.Context, hangup <-chan os.Signal) error {

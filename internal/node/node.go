@@ -63,8 +63,8 @@ type Node struct {
 	keys      *seal.Keyring
 	core      *core.Core
 	cluster   cluster
-	first     []store.Put // of a new store: the keys' rows
-	cancel    context.CancelFunc
+	started   time.Time
+	first     []store.Put    // of a new store: the keys' rows
 	running   sync.WaitGroup // background work
 	once      sync.Once
 	stopped   error
@@ -86,6 +86,17 @@ func Start(ctx context.Context, c config.Config, o Options) (*Node, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
+	n := newNode(c, o)
+	for _, step := range []func(context.Context) error{n.listen, n.open, n.start, n.serve} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, n.free())
+		}
+	}
+	return n, nil
+}
+
+// newNode is a node that holds nothing yet.
+func newNode(c config.Config, o Options) *Node {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -95,13 +106,7 @@ func Start(ctx context.Context, c config.Config, o Options) (*Node, error) {
 	if o.Random == nil {
 		o.Random = rand.Reader
 	}
-	n := &Node{config: c, o: o, log: o.Log}
-	for _, step := range []func(context.Context) error{n.listen, n.open, n.start, n.serve} {
-		if err := step(ctx); err != nil {
-			return nil, errors.Join(err, n.free())
-		}
-	}
-	return n, nil
+	return &Node{config: c, o: o, log: o.Log, started: o.Clock.Now()}
 }
 
 // listen binds every address.
@@ -164,7 +169,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.core = c
-	backends.connect(n)
+	backends.connect(n, c)
 	if err := n.initialize(ctx); err != nil {
 		return err
 	}
@@ -172,12 +177,12 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	n.cancel = cancel
 	n.running.Go(func() { c.Run(background) })
+	n.running.Go(func() { n.rotateKeys(background) })
 	n.release = append(n.release, func() error {
 		cancel()
 		n.running.Wait()
-		return backends.close()
+		return backends.close(n)
 	})
 	if n.config.Dev.Enabled {
 		return n.mountDevSecrets(ctx)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,29 +113,15 @@ func openFolder(path string, o Options) (store.Backend, error) {
 	if err == nil {
 		return b, nil
 	}
-	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) && !errors.Is(err, fs.ErrPermission) || strings.Contains(err.Error(), "lock held by current process") {
+	if errors.Is(err, syscall.EAGAIN) || strings.Contains(err.Error(), "lock held by current process") {
 		return nil, fmt.Errorf("refusing to start: the data folder %s is in use by another lessor: stop that one, or use another folder (-data)", path)
 	}
 	return nil, fmt.Errorf("refusing to start: %w", err)
 }
 
-// unseal gives the store its keys, by the key file or, if that is lost, by the recovery file.
+// unseal gives the store its keys.
 func (n *Node) unseal() error {
-	file := n.config.Seal.KeyFile
-	var kek seal.KEK
-	kek, err := seal.OpenKeyFile(file)
-	mend := func() error { return nil }
-	if errors.Is(err, seal.ErrMissing) {
-		switch {
-		case exists(file + newSuffix):
-			kek, err = seal.OpenKeyFile(file + newSuffix)
-			mend = func() error { return promote(file) }
-		case !n.o.Recovery.Passphrase.Empty():
-			n.log.Warn("the key file is missing: unsealing with the recovery file", "key_file", file, "recovery_file", n.recoveryFile())
-			kek, err = seal.OpenRecovery(n.recoveryFile(), n.o.Recovery.Passphrase)
-			mend = n.replaceKeyFile
-		}
-	}
+	kek, mend, err := n.kek()
 	if err != nil {
 		return err
 	}
@@ -156,14 +141,93 @@ func (n *Node) unseal() error {
 	return mend()
 }
 
+// kek opens the key file or, if that is lost and there is a passphrase, the recovery file. mend, once the store is unsealed,
+// puts a key file where it belongs.
+func (n *Node) kek() (kek seal.KEK, mend func() error, err error) {
+	file := n.config.Seal.KeyFile
+	mend = func() error { return nil }
+	kek, err = seal.OpenKeyFile(file)
+	if !errors.Is(err, seal.ErrMissing) {
+		return kek, mend, err
+	}
+	switch {
+	case exists(file + newSuffix):
+		kek, err = seal.OpenKeyFile(file + newSuffix)
+		mend = func() error { return promote(file) }
+	case !n.o.Recovery.Passphrase.Empty():
+		n.log.Warn("the key file is missing: unsealing with the recovery file", "key_file", file, "recovery_file", n.recoveryFile())
+		kek, err = seal.OpenRecovery(n.recoveryFile(), n.o.Recovery.Passphrase)
+		mend = n.replaceKeyFile
+	}
+	return kek, mend, err
+}
+
+// keyringRow is where the store keeps the keyring, wrapped.
+var keyringRow = store.Key{Table: store.Meta, Name: "keyring"}
+
+// readKeyring reads it, for a Keyring that meets a row of a later term.
 func (n *Node) readKeyring() ([]byte, error) {
 	view, err := n.db.View()
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close()
-	row, err := view.Get(store.Key{Table: store.Meta, Name: "keyring"})
+	row, err := view.Get(keyringRow)
 	return row.Value, err
+}
+
+// rotateEvery is how often it is asked whether the keys are due.
+const rotateEvery = time.Hour
+
+// rotateKeys begins a new term of keys whenever one is due, until ctx ends.
+func (n *Node) rotateKeys(ctx context.Context) {
+	tick := time.NewTicker(rotateEvery)
+	defer tick.Stop()
+	for {
+		if n.keys.Due(n.db.Now(), n.db.Head().Seq) {
+			if err := n.rotate(ctx); err != nil && ctx.Err() == nil {
+				n.log.Error("rotating the keys failed; it is tried again", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// rotate begins a new term of keys; rows of earlier terms stay readable.
+func (n *Node) rotate(ctx context.Context) error {
+	var put store.Put
+	_, err := n.db.Update(ctx, func(v store.View, txn *store.Txn) error {
+		row, err := v.Get(keyringRow) // and so a check of the commit: two nodes may rotate at once
+		if err != nil {
+			return err
+		}
+		if err := n.keys.Adopt(row.Value); err != nil {
+			return err
+		}
+		now := n.db.Now()
+		if put, err = n.keys.Rotate(n.o.Random, now, v.Position()); err != nil {
+			return err
+		}
+		txn.Puts = append(txn.Puts, put)
+		txn.Audit = append(txn.Audit, bootstrapRecord(now, "rotate", "sys/rotate"))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return n.keys.Adopt(put.Value)
+}
+
+// bootstrapRecord is the audit record of what a node does to its own seal.
+func bootstrapRecord(now time.Time, operation, path string) audit.Record {
+	return audit.Record{
+		Time: now, Operation: operation, Path: path, Phase: audit.Done, System: "bootstrap", Granted: true,
+		Rule: "system:bootstrap", Policy: "system",
+	}
 }
 
 func (n *Node) recoveryFile() string {
@@ -183,10 +247,9 @@ func (n *Node) replaceKeyFile() error {
 	if err != nil {
 		return err
 	}
-	_, err = n.db.Commit(context.Background(), store.Txn{Puts: []store.Put{put}, Audit: []audit.Record{{
-		Time: n.db.Now(), Operation: "replace-key-file", Path: "sys/seal", Phase: audit.Done, System: "bootstrap", Granted: true,
-		Rule: "system:bootstrap", Policy: "system",
-	}}})
+	_, err = n.db.Commit(context.Background(), store.Txn{Puts: []store.Put{put}, Audit: []audit.Record{
+		bootstrapRecord(n.db.Now(), "replace-key-file", "sys/seal"),
+	}})
 	if err != nil {
 		return fmt.Errorf("the new key file was not taken over: %w", err)
 	}

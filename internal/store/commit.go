@@ -212,8 +212,7 @@ func (db *DB) flush(batch []*pending) {
 	}
 	if err == nil {
 		db.stats.flushed(len(admitted), int(h.Count), time.Since(began))
-		next.snap, err = db.made(w)
-		if err != nil {
+		if err = db.reach(next, w); err != nil {
 			err = db.uncertain(&next.head, err)
 		}
 	}
@@ -230,12 +229,25 @@ func (db *DB) flush(batch []*pending) {
 	}
 }
 
-// made is the state that w made.
-func (db *DB) made(w Write) (Snapshot, error) {
+// reach gives next, which w made, its snapshot. Where other nodes may have written since, and w cannot tell, next becomes the
+// state after theirs.
+func (db *DB) reach(next *state, w Write) error {
 	if exact, ok := w.(Exact); ok {
-		return exact.State(), nil
+		next.snap = exact.State()
+		return nil
 	}
-	return db.b.Snapshot()
+	return db.insist(func() error {
+		snap, err := db.b.Snapshot()
+		if err != nil {
+			return err
+		}
+		if err := next.follow(snap); err != nil {
+			snap.Close()
+			return err
+		}
+		next.snap = snap
+		return nil
+	})
 }
 
 // ground reads what the batch depends on, and returns the state that it builds upon: the published one, once it is also
@@ -374,37 +386,49 @@ func (db *DB) dropBatches(w Write, now time.Time) {
 	w.DeleteRange(Range{Table: Batches, To: batchTime(now.Add(-batchTerm))})
 }
 
-// settlePatience is how long settle tries to learn what became of a flush.
-const settlePatience = 10 * time.Second
-
 // settle finds out what became of a flush that failed. On a shared backend the id of the batch tells, once the backend lets
 // us write again; elsewhere only reopening does.
 func (db *DB) settle(h *audit.Header, cause error) error {
 	if _, ok := db.b.(Shared); !ok {
 		return db.uncertain(h, cause)
 	}
-	deadline := time.Now().Add(settlePatience)
-	for pause := 10 * time.Millisecond; time.Now().Before(deadline); pause = min(2*pause, time.Second) {
+	var version [1]uint64
+	err := db.insist(func() error {
 		w, err := db.b.Begin()
-		if err == nil {
-			var version [1]uint64
-			err = w.Versions([]Key{{Batches, h.Batch}}, version[:])
-			w.Abort()
-			switch {
-			case err != nil:
-			case version[0] == h.Seq:
-				return nil
-			default:
-				return fmt.Errorf("store: nothing was written: %w", cause)
-			}
+		if err != nil {
+			return err
 		}
+		defer w.Abort()
+		return w.Versions([]Key{{Batches, h.Batch}}, version[:])
+	})
+	switch {
+	case err != nil:
+		return db.uncertain(h, errors.Join(cause, err))
+	case version[0] != h.Seq:
+		return fmt.Errorf("store: nothing was written: %w", cause)
+	}
+	return nil
+}
+
+// patience is how long the committer insists.
+const patience = 10 * time.Second
+
+// insist tries until it succeeds or patience ends, for a shared backend may be away for a while; of another it asks once.
+func (db *DB) insist(try func() error) error {
+	err := try()
+	if _, ok := db.b.(Shared); !ok {
+		return err
+	}
+	deadline := time.Now().Add(patience)
+	for pause := 10 * time.Millisecond; err != nil && time.Now().Before(deadline); pause = min(2*pause, time.Second) {
 		select {
 		case <-time.After(pause):
+			err = try()
 		case <-db.ctx.Done():
-			return db.uncertain(h, errors.Join(cause, err))
+			return err
 		}
 	}
-	return db.uncertain(h, cause)
+	return err
 }
 
 // uncertain stops the store after a flush of unknown outcome: a sequence is never used twice.

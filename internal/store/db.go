@@ -339,29 +339,35 @@ func (db *DB) start(f func()) {
 	}()
 }
 
-// advance makes the state of snap, which follows s, and verifies the headers between. It owns snap.
+// advance makes the state of snap, which follows s. It owns snap.
 func (db *DB) advance(snap Snapshot, s *state, c Cipher) (*state, error) {
-	chain := audit.Resume(c, s.head, s.hash)
 	next := db.newState(snap, s.head, s.hash, c)
 	next.changed = s.changed
-	for e, err := range snap.Scan(Range{Table: Head, From: Uint64Key(s.head.Seq + 1)}, false) {
-		var h *audit.Header
-		if err == nil && len(e.Bytes) < versionLen {
-			err = &Damage{e.Key, "it is cut short"}
-		}
-		if err == nil {
-			if h, err = chain.Next(e.Bytes[versionLen:]); err != nil {
-				err = &Damage{e.Key, err.Error()}
-			}
-		}
-		if err != nil {
-			next.release()
-			return nil, err
-		}
-		next.note(h)
+	if err := next.follow(snap); err != nil {
+		next.release()
+		return nil, err
 	}
-	next.head, next.hash = chain.Last, chain.Hash()
 	return next, nil
+}
+
+// follow takes the state, which nobody else has yet, to that of snap: it verifies the headers after its own.
+func (s *state) follow(snap Snapshot) error {
+	chain := audit.Resume(s.cipher, s.head, s.hash)
+	for e, err := range snap.Scan(Range{Table: Head, From: Uint64Key(s.head.Seq + 1)}, false) {
+		if err != nil {
+			return err
+		}
+		if len(e.Bytes) < versionLen {
+			return &Damage{e.Key, "it is cut short"}
+		}
+		h, err := chain.Next(e.Bytes[versionLen:])
+		if err != nil {
+			return &Damage{e.Key, err.Error()}
+		}
+		s.note(h)
+	}
+	s.head, s.hash = chain.Last, chain.Hash()
+	return nil
 }
 
 // note takes down what tables a header touched.

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/auth"
 	"github.com/lessor-dev/lessor/internal/engine"
@@ -114,10 +112,7 @@ func get(r *engine.Request, key store.Key) (*role, store.Row, error) {
 		return nil, row, err
 	}
 	ro := &role{}
-	if err := cbor.Unmarshal(row.Value, ro); err != nil {
-		return nil, row, fmt.Errorf("approle: damaged role: %w", err)
-	}
-	return ro, row, nil
+	return ro, row, auth.Decode(row.Value, ro)
 }
 
 // named finds the role that the path names; nil if there is none.
@@ -151,16 +146,12 @@ func exists(r *engine.Request) (bool, error) {
 	return row.Exists(), err
 }
 
-// save writes a role, new if row does not exist. row is where it was read, or would be.
+// save writes a role. row is where it was read; for a new role that of its name, which does not exist.
 func (ro *role) save(r *engine.Request, txn *store.Txn, row store.Row) error {
 	if !ro.BindSecretID && len(ro.SecretIDBound) == 0 && len(ro.Token.BoundCIDRs) == 0 {
 		return api.Errorf(api.Invalid, "at least one constraint should be enabled on the role")
 	}
 	key := byRoleID(r, ro.RoleID)
-	value, err := cbor.Marshal(ro)
-	if err != nil {
-		return fmt.Errorf("approle: %w", err)
-	}
 	if !row.Exists() || row.Key != key {
 		taken, err := r.View.Get(key)
 		if err != nil {
@@ -173,16 +164,11 @@ func (ro *role) save(r *engine.Request, txn *store.Txn, row store.Row) error {
 		index := byName(r, ro.Name)
 		txn.Put(index.Table, index.Name, []byte(r.Opener.TokenHash(ro.RoleID)))
 	}
-	switch {
-	case !row.Exists():
-		txn.Require(row) // the name's row
-	case row.Key != key:
-		txn.Require(row)
+	txn.Require(row)
+	if row.Exists() && row.Key != key {
 		txn.Delete(row.Table, row.Name)
-	default:
-		txn.Require(row)
 	}
-	txn.Put(key.Table, key.Name, value)
+	txn.Put(key.Table, key.Name, auth.Encode(ro))
 	return nil
 }
 

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/auth"
@@ -36,25 +34,6 @@ type secretID struct {
 type accessor struct {
 	Hash    string    `cbor:"1,keyasint"`
 	Expires time.Time `cbor:"2,keyasint"`
-}
-
-// encoding keeps times to the nanosecond.
-var encoding = func() cbor.EncMode {
-	o := cbor.CoreDetEncOptions()
-	o.Time = cbor.TimeRFC3339Nano
-	e, err := o.EncMode()
-	if err != nil {
-		panic(err)
-	}
-	return e
-}()
-
-func encode(v any) []byte {
-	b, err := encoding.Marshal(v)
-	if err != nil {
-		panic(fmt.Sprintf("approle: %v", err)) // plain data: a defect if it fails
-	}
-	return b
 }
 
 // newKey makes a role's key.
@@ -96,8 +75,8 @@ func (ro *role) find(r *engine.Request, hash string) (*secretID, store.Row, erro
 		return nil, row, err
 	}
 	s := &secretID{}
-	if err := cbor.Unmarshal([]byte(value.Reveal()), s); err != nil {
-		return nil, row, fmt.Errorf("approle: damaged secret id: %w", err)
+	if err := auth.Decode(value.Reveal(), s); err != nil {
+		return nil, row, err
 	}
 	if over(s.Expires, r.Now) {
 		return nil, row, nil
@@ -114,8 +93,8 @@ func (ro *role) findAccessor(r *engine.Request, name string) (*secretID, store.R
 	if !row.Exists() {
 		return nil, row, unknownAccessor(name)
 	}
-	a, err := decodeAccessor(row)
-	if err != nil {
+	var a accessor
+	if err := auth.Decode(row.Value, &a); err != nil {
 		return nil, row, err
 	}
 	s, row, err := ro.find(r, a.Hash)
@@ -127,13 +106,6 @@ func (ro *role) findAccessor(r *engine.Request, name string) (*secretID, store.R
 
 func unknownAccessor(name string) error {
 	return api.Errorf(api.NotFound, "failed to find accessor entry for secret_id_accessor: %q", name)
-}
-
-func decodeAccessor(row store.Row) (a accessor, err error) {
-	if err = cbor.Unmarshal(row.Value, &a); err != nil {
-		err = fmt.Errorf("approle: damaged accessor: %w", err)
-	}
-	return a, err
 }
 
 // drop removes a secret id.
@@ -154,8 +126,8 @@ func sweep(r *engine.Request, txn *store.Txn, from, to string, limit int, yield 
 		if limit--; limit < 0 {
 			return dropped, false, nil
 		}
-		a, err := decodeAccessor(row)
-		if err != nil {
+		var a accessor
+		if err := auth.Decode(row.Value, &a); err != nil {
 			return dropped, false, err
 		}
 		role, name := row.Name[begin:begin+16], row.Name[begin+16:]
@@ -238,9 +210,9 @@ func register(r *engine.Request, id lessor.Secret) (*engine.Reply, error) {
 	txn := &reply.Txn
 	txn.Require(roleRow)
 	txn.Require(row)
-	txn.Put(row.Table, row.Name, encode(s))
+	txn.Put(row.Table, row.Name, auth.Encode(s))
 	index := accessorKey(r, ro.Key, s.Accessor)
-	txn.Put(index.Table, index.Name, encode(accessor{hash, s.Expires}))
+	txn.Put(index.Table, index.Name, auth.Encode(accessor{hash, s.Expires}))
 	_, _, err = sweep(r, txn, index.Name, store.PrefixEnd(accessorKey(r, ro.Key, "").Name), neighbours, func(string) {})
 	return reply, err
 }
@@ -403,7 +375,7 @@ func (ro *role) use(r *engine.Request, txn *store.Txn, s *secretID, row store.Ro
 	default:
 		after := *s
 		after.NumUses, after.Updated = s.NumUses-1, r.Now
-		txn.Put(row.Table, row.Name, encode(after))
+		txn.Put(row.Table, row.Name, auth.Encode(after))
 	}
 }
 

@@ -6,11 +6,9 @@ package userpass
 
 import (
 	"context"
-	"fmt"
 	"runtime"
 	"strings"
 
-	"github.com/fxamacker/cbor/v2"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/lessor-dev/lessor/api"
@@ -84,21 +82,13 @@ func load(r *engine.Request, name string) (*user, store.Row, error) {
 		return nil, row, err
 	}
 	u := &user{}
-	if err := cbor.Unmarshal(row.Value, u); err != nil {
-		return nil, row, fmt.Errorf("userpass: damaged user: %w", err)
-	}
-	return u, row, nil
+	return u, row, auth.Decode(row.Value, u)
 }
 
 // save writes a user who is still as row says.
-func (u *user) save(txn *store.Txn, row store.Row) error {
-	value, err := cbor.Marshal(u)
-	if err != nil {
-		return fmt.Errorf("userpass: %w", err)
-	}
+func (u *user) save(txn *store.Txn, row store.Row) {
 	txn.Require(row)
-	txn.Put(row.Table, row.Name, value)
-	return nil
+	txn.Put(row.Table, row.Name, auth.Encode(u))
 }
 
 func exists(r *engine.Request) (bool, error) {
@@ -157,7 +147,8 @@ func (b *Backend) write(ctx context.Context, r *engine.Request) (*engine.Reply, 
 			return nil, err
 		}
 	}
-	return reply, u.save(&reply.Txn, row)
+	u.save(&reply.Txn, row)
+	return reply, nil
 }
 
 func (b *Backend) setPassword(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -197,7 +188,8 @@ func setPolicies(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	}
 	u.Older = older.Used(r, u.Older)
 	reply := &engine.Reply{}
-	return reply, u.save(&reply.Txn, row)
+	u.save(&reply.Txn, row)
+	return reply, nil
 }
 
 func remove(_ context.Context, r *engine.Request) (*engine.Reply, error) {

@@ -131,12 +131,17 @@ type Act struct {
 // Begin plans an operation on the present state. body is a JSON object, or empty. What Commit makes of it later depends
 // on what was committed meanwhile.
 func (b *Bench) Begin(verb lessor.Verb, path, body string) (*Act, error) {
+	return b.BeginAs(b.Principal, verb, path, body)
+}
+
+// BeginAs is Begin for somebody else than the Bench's principal.
+func (b *Bench) BeginAs(who *lessor.Principal, verb lessor.Verb, path, body string) (*Act, error) {
 	op := &lessor.Op{
 		ID: "request", Verb: verb, Namespace: lessor.RootNamespace, Path: b.Mount.Path + path, Client: b.Client, Time: b.Clock.Now(),
 		Data: Decode(b.T, body),
 	}
 	before := op.Digest()
-	reply, err := b.plan(op, path)
+	reply, err := b.plan(who, op, path)
 	if op.Digest() != before {
 		b.T.Errorf("%s %s: the handler changed its Op", verb, path)
 	}
@@ -150,13 +155,13 @@ func (b *Bench) Begin(verb lessor.Verb, path, body string) (*Act, error) {
 }
 
 // plan is the walk through the gate up to the handler's Reply.
-func (b *Bench) plan(op *lessor.Op, path string) (*engine.Reply, error) {
+func (b *Bench) plan(who *lessor.Principal, op *lessor.Op, path string) (*engine.Reply, error) {
 	v, err := b.DB.View()
 	check(b.T, err)
 	defer v.Close()
 	counted := &view{View: v}
 	r := &engine.Request{
-		Op: op, Verb: op.Verb, Path: strings.TrimSuffix(path, "/"), Principal: b.Principal, Mount: b.Mount, View: counted, Opener: b.Keys,
+		Op: op, Verb: op.Verb, Path: strings.TrimSuffix(path, "/"), Principal: who, Mount: b.Mount, View: counted, Opener: b.Keys,
 		Now: op.Time, Random: b.random, Default: b.Default, System: b.System,
 	}
 	route, params := b.router.Match(op.Verb, path)
@@ -171,7 +176,7 @@ func (b *Bench) plan(op *lessor.Op, path string) (*engine.Reply, error) {
 		}
 		facts.ExistsKnown = true
 	}
-	d := policy.Decide(b.acl, b.Principal, op, facts)
+	d := policy.Decide(b.acl, who, op, facts)
 	if d.Denied != nil {
 		return nil, d.Denied
 	}

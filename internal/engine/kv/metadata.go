@@ -44,9 +44,9 @@ type config struct {
 
 const defaultVersions = 10 // max_versions where neither the secret nor the mount says
 
-// decoding allows as many versions as max_versions does.
+// decoding allows as many versions as max_versions does, and strings of any bytes.
 var decoding = func() cbor.DecMode {
-	d, err := cbor.DecOptions{MaxArrayElements: math.MaxInt32}.DecMode()
+	d, err := cbor.DecOptions{MaxArrayElements: math.MaxInt32, UTF8: cbor.UTF8DecodeInvalid}.DecMode()
 	if err != nil {
 		panic(err)
 	}

@@ -49,7 +49,10 @@ type Backend struct {
 	moved chan struct{}
 }
 
-var _ store.Shared = (*Backend)(nil)
+var (
+	_ store.Shared = (*Backend)(nil)
+	_ store.Exact  = (*write)(nil)
+)
 
 var errClosed = errors.New("mem: closed")
 
@@ -147,6 +150,9 @@ func (w *write) Commit() error {
 	return nil
 }
 
+func (w *write) State() store.Snapshot { return snapshot{w.root} }
+
+// State implements store.Exact.
 func (w *write) State() store.Snapshot { return snapshot{w.root} }
 
 func (w *write) Abort() {

@@ -740,10 +740,17 @@ func TestSettings(t *testing.T) {
 		"postgresql://u@0.0.0.0/app":                                   "link-local",
 		"postgresql://u@[fd00:ec2::254]/app":                           "metadata",
 		"postgresql://u@db,100.100.100.200/app":                        "metadata",
+		"postgresql://u:hu/sh@db":                                      "database name",
+		"postgresql://u:hu?sh=1@db/x":                                  "parameters are not",
+		"postgresql://u:hu#sh@db/x":                                    "",
+		"postgresql://u:hush@a:hush/x":                                 "port",
 	} {
 		_, err := settings(&database.Connection{URL: url, Username: "lessor"}, database.Secrets{})
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", url, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "hu") {
+			t.Errorf("%s: the password is told: %v", url, err)
 		}
 	}
 	if err := permitted(t.Context(), "tcp4", "169.254.169.254:5432", nil); !errors.Is(err, errForbidden) {

@@ -44,6 +44,9 @@ func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig)
 	if err != nil {
 		return nil, errors.New("connection_url: its parameters are not well-formed")
 	}
+	if strings.ContainsAny(query, "@#") {
+		return nil, errors.New("connection_url: its parameters are not well-formed; if they are part of a password, put that into the parameter password, and {{password}} in its place")
+	}
 	for p, values := range q {
 		if !slices.Contains(parameters, p) {
 			return nil, fmt.Errorf("connection_url: the parameter %q is not allowed; only %s are, and TLS has parameters of the connection: tls_ca, tls_certificate, private_key, tls_server_name", p, strings.Join(parameters, ", "))
@@ -65,8 +68,8 @@ func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig)
 	if user == "" {
 		return nil, errors.New("username is needed: the account that lessor logs in with")
 	}
-	if name, err = url.PathUnescape(name); err != nil || strings.Contains(name, "/") {
-		return nil, errors.New("connection_url: its database name is not well-formed")
+	if name, err = url.PathUnescape(name); err != nil || strings.ContainsAny(name, "/@#") {
+		return nil, errors.New("connection_url: its database name is not well-formed; if it is part of a password, put that into the parameter password, and {{password}} in its place")
 	}
 	if name == "" {
 		name = user
@@ -138,7 +141,7 @@ func addresses(hosts, folder string) ([]address, error) {
 		if !strings.HasSuffix(h, "]") && strings.Contains(h, ":") {
 			var err error
 			if a.host, port, err = net.SplitHostPort(h); err != nil {
-				return nil, fmt.Errorf("connection_url: the host %q is not well-formed", h)
+				return nil, errors.New("connection_url: a host is not well-formed")
 			}
 		}
 		a.host = strings.Trim(a.host, "[]")
@@ -148,7 +151,7 @@ func addresses(hosts, folder string) ([]address, error) {
 		if port != "" {
 			n, err := strconv.ParseUint(port, 10, 16)
 			if err != nil || n == 0 {
-				return nil, fmt.Errorf("connection_url: the port %q is no port", port)
+				return nil, errors.New("connection_url: a port is no number from 1 to 65535")
 			}
 			a.port = uint16(n)
 		}
