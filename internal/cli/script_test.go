@@ -22,7 +22,7 @@ const scripts = "testdata/script"
 // TestScripts runs the binary against real servers: its own, on loopback ports that are free, with data of their own.
 //
 // Besides testscript's own commands there are: "server dev" and "server FOLDER" (start one, in memory or with its data
-// in FOLDER and its key in FOLDER.key; LESSOR_ADDR and LESSOR_TOKEN lead to it), "stop" (end it in order), "exits N
+// in FOLDER and its key in FOLDER.key; LESSOR_ADDR and LESSOR_TOKEN lead to it), "halt" (end it in order), "exits N
 // COMMAND…" (the exit code must be N), "capture NAME" (the last output becomes a variable).
 func TestScripts(t *testing.T) {
 	if testing.Short() {
@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"server": startServer, "stop": stopServer, "exits": exits, "capture": capture,
+			"server": startServer, "halt": stopServer, "exits": exits, "capture": capture,
 		},
 	})
 }
@@ -138,7 +138,7 @@ func (r *running) stop(ts *testscript.TestScript) {
 
 func stopServer(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 0 {
-		ts.Fatalf("usage: stop")
+		ts.Fatalf("usage: halt")
 	}
 	ts.Value(running{}).(*running).stop(ts)
 }

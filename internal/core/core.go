@@ -86,6 +86,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
+	all.Go(func() { c.every(ctx, retentionEvery, "rotating the keys", c.rotateKeys) })
 	all.Wait()
 }
 

@@ -56,15 +56,20 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, erro
 	defer view.Close()
 	w := &walk{Core: c, op: op, view: view}
 
-	// Who asks, and for what? What fails here is refused before any policy is asked, but not unrecorded.
-	if w.who, err = c.caller(view, op); err != nil {
+	// Who asks, and for what? What fails here is refused before any policy is asked, but not unrecorded. Where no token is
+	// needed, one that is no good does no harm: clients log in with the old one still in their headers.
+	var unusable error
+	if w.who, unusable = c.caller(view, op); unusable != nil {
 		w.who = &caller{}
+	}
+	err = w.find()
+	if unusable != nil && (w.route == nil || !w.route.Open || api.KindOf(unusable) != api.Unauthenticated) {
+		err = unusable
 		if op.Path == "sys/wrapping/unwrap" && errors.Is(err, errToken) {
 			err = errUnwrapped
 		}
-		return nil, w.refuse(ctx, err)
 	}
-	if err := w.find(); err != nil {
+	if err != nil {
 		return nil, w.refuse(ctx, err)
 	}
 

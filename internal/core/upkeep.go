@@ -101,3 +101,34 @@ func (c *Core) prune(ctx context.Context) error {
 	})
 	return err
 }
+
+// rotateKeys begins a new term of the keyring when the present one is old or has sealed much. Values of earlier terms stay
+// readable.
+func (c *Core) rotateKeys(ctx context.Context) error {
+	now := c.Store.Now()
+	if !c.Keys.Due(now, c.Store.Head().Seq) {
+		return nil
+	}
+	put, err := c.Keys.Rotate(c.Random, now, c.Store.Head().Seq)
+	if err != nil {
+		return err
+	}
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	row, err := v.Get(put.Key)
+	if err != nil {
+		return err
+	}
+	txn := store.Txn{Puts: []store.Put{put}, Audit: []audit.Record{{
+		Time: now, Operation: "rotate", Path: "sys/rotate", Phase: audit.Done, System: "upkeep", Granted: true,
+		Rule: "system:upkeep", Policy: "system", Cause: "the term of the keyring is over",
+	}}}
+	txn.Require(row)
+	if _, err := c.Store.Commit(ctx, txn); err != nil {
+		return err
+	}
+	return c.Keys.Adopt(put.Value)
+}

@@ -169,8 +169,9 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 		}
 		pause = min(pause, wait)
 	}
-	if pause > 0 {
-		if landed, err := r.land(); err != nil || !landed {
+	if pause > 0 && r.flying != nil {
+		pause = 0 // what it leaves may be work
+		if _, err := r.land(); err != nil {
 			return 0, err
 		}
 	}

@@ -205,7 +205,7 @@ func (n *Node) serve(context.Context) error {
 			if l.certificate != nil {
 				serve = func(nl net.Listener) error { return l.http.ServeTLS(nl, "", "") }
 			}
-			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				n.log.Error("listener failed", "address", l.Addr().String(), "error", err)
 			}
 		})
@@ -214,24 +214,17 @@ func (n *Node) serve(context.Context) error {
 	return nil
 }
 
-// Stop ends the node in order: from now on health says 503 and nothing new is accepted; requests under way have
-// DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date and the store is closed.
+// Stop ends the node in order: from now on nobody is accepted, and health, on connections that there are, says 503; requests
+// under way have DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date and the store
+// is closed.
 func (n *Node) Stop(ctx context.Context) error {
 	n.once.Do(func() {
 		n.log.Info("stopping")
 		ctx, cancel := context.WithTimeout(ctx, DrainTime)
 		defer cancel()
-		for _, l := range n.listeners {
-			l.handler.Drain()
-		}
 		var all sync.WaitGroup
 		for _, l := range n.listeners {
-			all.Go(func() {
-				if err := l.http.Shutdown(ctx); err != nil {
-					n.log.Warn("requests were cut off", "address", l.Addr().String(), "error", err)
-					_ = l.http.Close()
-				}
-			})
+			all.Go(func() { l.stop(ctx, n.log) })
 		}
 		all.Wait()
 		if n.stopped = n.free(); n.stopped == nil {
@@ -239,6 +232,19 @@ func (n *Node) Stop(ctx context.Context) error {
 		}
 	})
 	return n.stopped
+}
+
+// stop ends the listener: no more connections, then no more requests.
+func (l *listener) stop(ctx context.Context, log *slog.Logger) {
+	_ = l.Close()
+	err := l.handler.Drain(ctx)
+	if err == nil {
+		err = l.http.Shutdown(ctx)
+	}
+	if err != nil {
+		log.Warn("requests were cut off", "address", l.Addr().String(), "error", err)
+		_ = l.http.Close()
+	}
 }
 
 // free gives back what was acquired, last first.

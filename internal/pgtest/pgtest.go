@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -393,6 +392,6 @@ func (s *Server) write(path string, content []byte) error {
 	if s.cred != nil {
 		err = f.Chown(int(s.cred.Uid), int(s.cred.Gid))
 	}
-	_, werr := io.WriteString(f, string(content))
+	_, werr := f.Write(content)
 	return errors.Join(err, werr, f.Close())
 }

@@ -16,6 +16,7 @@ import (
 var (
 	noStore  = []string{"no-store"}
 	jsonType = []string{"application/json"}
+	closing  = []string{"close"}
 )
 
 // answers are buffers for bodies of answers; like those of requests they are cleared before they are used again.

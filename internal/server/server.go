@@ -63,6 +63,7 @@ type Handler struct {
 	proxies  []netip.Prefix
 	large    chan struct{} // one slot for each large body in memory
 	draining atomic.Bool
+	active   atomic.Int64 // requests under way
 }
 
 // New makes a Handler.
@@ -79,8 +80,21 @@ func New(o Options) *Handler {
 	}
 }
 
-// Drain makes the health check fail and refuses what arrives from now on; requests under way go on.
-func (h *Handler) Drain() { h.draining.Store(true) }
+// Drain makes the health check fail and refuses what arrives from now on. It returns when the requests under way are done,
+// or with ctx's error.
+func (h *Handler) Drain(ctx context.Context) error {
+	h.draining.Store(true)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for h.active.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
 
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -95,11 +109,17 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, &api.Error{Kind: api.NotFound, Text: "lessor's API begins at /v1/"})
 		return
 	}
+	h.active.Add(1)
+	defer h.active.Add(-1)
+	draining := h.draining.Load()
+	if draining {
+		header["Connection"] = closing
+	}
 	if answer := public(path); answer != nil {
 		answer(h, w, r)
 		return
 	}
-	if h.draining.Load() {
+	if draining {
 		h.refuse(w, &api.Error{Kind: api.Unavailable, Text: "the server is shutting down: ask another, or try again"})
 		return
 	}

@@ -433,7 +433,9 @@ func TestPublic(t *testing.T) {
 		t.Errorf("sys/leader of a sealed node: %d", w.Code)
 	}
 	g.status = running
-	h.Drain()
+	if err := h.Drain(t.Context()); err != nil {
+		t.Error(err)
+	}
 	if w := ask(h, "GET", "/v1/sys/health", ""); w.Code != 503 || !strings.Contains(w.Body.String(), `"draining":true`) {
 		t.Errorf("health while draining: %d %s", w.Code, w.Body)
 	}

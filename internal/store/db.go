@@ -309,24 +309,41 @@ func verifySum(ctx context.Context, snap Snapshot, head *audit.Header, c Cipher,
 		}
 	}
 	if have != head.Sums(c)[sum] {
-		return fmt.Errorf("store: damaged: the %s are not those of commit %d: rows were removed, added or put back to an earlier "+
-			"version behind the store's back; run a full verification to find them", sums[sum], head.Seq)
+		return fmt.Errorf("%w: the %s are not those of commit %d: rows were removed, added or put back to an earlier "+
+			"version behind the store's back; run a full verification to find them", errSum, sums[sum], head.Seq)
 	}
 	return nil
 }
+
+// errSum is the error of rows that an authenticated sum belies.
+var errSum = errors.New("store: damaged")
 
 // sums names what the authenticated sums cover.
 var sums = [audit.Sums]string{"mounts, policies, identities or settings", "tokens"}
 
 // verifyTokens checks the sum over tokens as of a state not before seq.
 func (db *DB) verifyTokens(seq uint64, c Cipher) {
-	s, err := db.latest()
-	if err != nil {
-		return
-	}
-	defer s.release()
-	if err := verifySum(db.ctx, s.snap, &s.head, c, 1); err != nil && db.ctx.Err() == nil {
-		db.fail(err)
+	_, shared := db.b.(Shared)
+	for {
+		s, err := db.latest()
+		if err != nil {
+			return
+		}
+		err = verifySum(db.ctx, s.snap, &s.head, c, 1)
+		s.release()
+		switch {
+		case err == nil || db.ctx.Err() != nil:
+			return
+		case !shared || errors.Is(err, errSum):
+			db.fail(err)
+			return
+		}
+		db.log.Warn("the tokens could not be verified; trying again", "error", err) // a server may be away for a while
+		select {
+		case <-time.After(time.Second):
+		case <-db.ctx.Done():
+			return
+		}
 	}
 }
 

@@ -286,7 +286,8 @@ type Write interface {
 }
 
 // Exact is a Write that can tell the very state that it made. Backend.Snapshot cannot where other nodes write as well: it may
-// show their commits, too. Writes of a Shared backend are Exact.
+// show their commits, too. Writes of a Shared backend are Exact; behind a
+// wrapper that hides it, DB takes the later commits in.
 type Exact interface {
 	Write
 	// State is the state as of the write, once it is known to be committed.

@@ -478,3 +478,13 @@ func BenchmarkLogin(b *testing.B) {
 		}
 	}
 }
+
+func TestVerbs(t *testing.T) {
+	b := enginetest.New(t, approle.Backend{}, nil)
+	for _, want := range []lessor.Verb{lessor.Create, lessor.Update} {
+		if got := b.Verb(put, "role/App", ""); got != want {
+			t.Errorf("a write is %s, want %s", got, want)
+		}
+		b.Do(put, "role/app", `{}`)
+	}
+}

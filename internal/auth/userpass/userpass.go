@@ -260,7 +260,7 @@ func (b *Backend) turn(ctx context.Context, work func() error) error {
 }
 
 // nobody is the hash that the passwords of unknown users are compared with, so that they take as long as those of known ones.
-const nobody = "$2a$10$EehSWu4FjISZEmYA7dY4tOL1KJR6FQccjvCLN9SqVLHUn541q8EbG"
+var nobody = "$2a$10$EehSWu4FjISZEmYA7dY4tOL1KJR6FQccjvCLN9SqVLHUn541q8EbG"
 
 func (b *Backend) login(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
 	name, err := named(r)

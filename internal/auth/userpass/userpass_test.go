@@ -25,9 +25,14 @@ const (
 
 // cheap makes hashing fast for a test.
 func cheap(t *testing.T) {
-	before := cost
+	before, stranger := cost, nobody
 	cost = bcrypt.MinCost
-	t.Cleanup(func() { cost = before })
+	hash, err := bcrypt.GenerateFromPassword([]byte("nobody"), cost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody = string(hash)
+	t.Cleanup(func() { cost, nobody = before, stranger })
 }
 
 func TestConform(t *testing.T) {
@@ -199,4 +204,15 @@ func TestStaleLogins(t *testing.T) {
 	}
 	b.Do(put, "users/eve", `{"password":"other"}`)
 	enginetest.Unwritten(t, late)
+}
+
+func TestVerbs(t *testing.T) {
+	cheap(t)
+	b := enginetest.New(t, New(), nil)
+	for _, want := range []lessor.Verb{lessor.Create, lessor.Update} {
+		if got := b.Verb(put, "users/Ann", ""); got != want {
+			t.Errorf("a write is %s, want %s", got, want)
+		}
+		b.Do(put, "users/ann", `{"password":"x"}`)
+	}
 }

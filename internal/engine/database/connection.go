@@ -234,7 +234,7 @@ func (c *Connection) withdraw(s *Secrets) error {
 		return nil
 	}
 	end := len(rest)
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
 		end = i
 	}
 	at := strings.LastIndex(rest[:end], "@")

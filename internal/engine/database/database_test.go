@@ -78,6 +78,11 @@ func TestConfiguration(t *testing.T) {
 		step{Name: "read", Verb: lessor.Read, Path: "config/pg", Want: answer(strings.Replace(details, "{", `{"scram_iterations":1,`, 1), `["*"]`)},
 		step{Name: "a password in the URL", Verb: lessor.Update, Path: "config/pg2", Body: `{"plugin_name":"postgresql-database-plugin","connection_url":"postgres://bob:hush%2D2@db/app","verify_connection":false}`},
 		step{Name: "is taken out", Verb: lessor.Read, Path: "config/pg2", Want: answer(`{"connection_url":"postgres://bob:{{password}}@db/app"}`, `[]`)},
+		step{Name: "a password with signs", Verb: lessor.Update, Path: "config/pg3", Body: `{"plugin_name":"postgresql-database-plugin","connection_url":"postgres://bob:hush#3@@db/app","verify_connection":false}`},
+		step{Name: "is taken out", Verb: lessor.Read, Path: "config/pg3", Want: answer(`{"connection_url":"postgres://bob:{{password}}@db/app"}`, `[]`)},
+		step{Name: "one that is cut", Verb: lessor.Update, Path: "config/pg4", Body: `{"plugin_name":"postgresql-database-plugin","username":"bob","connection_url":"postgres://bob:hush/4@db/app","verify_connection":false}`, Kind: api.Invalid,
+			Err: "connection_url: its database name is not well-formed; if it is part of a password, put that into the parameter password, and {{password}} in its place"},
+		step{Name: "delete", Verb: lessor.Delete, Path: "config/pg3"},
 		step{Name: "list", Verb: lessor.List, Path: "config/", Want: `{"keys":["pg","pg2"]}`},
 		step{Name: "bad template", Verb: lessor.Update, Path: "config/pg", Body: `{"username_template":"{{.RoleName}}"}`, Kind: api.Invalid,
 			Err: "username_template: it makes the same name for different leases: add {{random 20}} or {{uuid}}, and see that nothing truncates it"},
@@ -114,7 +119,7 @@ func TestConfiguration(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	b.NoTrace("hush-1", "hush-2", "hush%2D2")
+	b.NoTrace("hush-1", "hush-2", "hush%2D2", "hush#3", "hush/4")
 }
 
 // target is a bench with a connection "pg" to a real server, and a role "app".

@@ -86,7 +86,7 @@ func TestUsernameOfAnybody(t *testing.T) {
 			}
 			return n
 		}
-		if name(lease) != name(lease) || name(lease) == name(lease+"x") {
+		if once := name(lease); once != name(lease) || once == name(lease+"x") {
 			t.Fatal("a name is its lease's")
 		}
 	})

@@ -20,12 +20,11 @@ import (
 
 // secret is the model: every version ever written, and what became of it.
 type secret struct {
-	values  []int           // of version i+1
-	deleted map[int]bool    //
-	gone    map[int]bool    // destroyed, or no longer kept
-	pruned  map[int]bool    //
-	limit   int             // max_versions of the secret
-	custom  map[string]bool //
+	values  []int // of version i+1
+	deleted map[int]bool
+	gone    map[int]bool // destroyed
+	pruned  map[int]bool // no longer kept
+	limit   int          // max_versions of the secret
 }
 
 // TestModel holds version 2 to a model that keeps everything and thinks nothing.

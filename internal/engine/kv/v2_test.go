@@ -344,31 +344,31 @@ func TestConflicts(t *testing.T) {
 	const mismatch = "check-and-set parameter did not match the current version"
 	b := enginetest.New(t, kv.V2{}, nil)
 	b.Do(put, "data/a", `{"data":{"n":0}}`)
-	begin := func(verb lessor.Verb, path, body string) *enginetest.Act {
-		t.Helper()
-		act, err := b.Begin(verb, path, body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return act
+	type write struct {
+		verb       lessor.Verb
+		path, body string
 	}
 	for _, s := range []struct {
-		name             string
-		late             *enginetest.Act
-		verb             lessor.Verb
-		meanwhile, still string
+		name            string
+		late, meanwhile write
 	}{
-		{"write", begin(put, "data/a", `{"data":{"n":1},"options":{"cas":1}}`), put, "data/a", `{"data":{"n":2},"options":{"cas":1}}`},
-		{"patch", begin(edit, "data/a", `{"data":{"n":1}}`), put, "data/a", `{"data":{"n":3}}`},
-		{"create", begin(put, "data/new", `{"data":{"n":1},"options":{"cas":0}}`), put, "data/new", `{"data":{"n":2},"options":{"cas":0}}`},
-		{"configuration", begin(put, "data/a", `{"data":{"n":1}}`), put, "config", `{"max_versions":3}`},
-		{"deletion", begin(del, "data/a", ""), put, "data/a", `{"data":{"n":4}}`},
-		{"metadata", begin(put, "metadata/a", `{"max_versions":2}`), put, "data/a", `{"data":{"n":5}}`},
-		{"destruction", begin(put, "destroy/a", `{"versions":[1]}`), del, "metadata/a", ""},
+		{"write", write{put, "data/a", `{"data":{"n":1},"options":{"cas":1}}`}, write{put, "data/a", `{"data":{"n":2},"options":{"cas":1}}`}},
+		{"patch", write{edit, "data/a", `{"data":{"n":1}}`}, write{put, "data/a", `{"data":{"n":3}}`}},
+		{"create", write{put, "data/new", `{"data":{"n":1},"options":{"cas":0}}`}, write{put, "data/new", `{"data":{"n":2},"options":{"cas":0}}`}},
+		{"configuration", write{put, "data/a", `{"data":{"n":1}}`}, write{put, "config", `{"max_versions":3}`}},
+		{"two configurations", write{put, "config", `{"max_versions":4}`}, write{put, "config", `{"cas_required":false,"max_versions":5}`}},
+		{"deletion", write{del, "data/a", ""}, write{put, "data/a", `{"data":{"n":4}}`}},
+		{"metadata", write{put, "metadata/a", `{"max_versions":2}`}, write{put, "data/a", `{"data":{"n":5}}`}},
+		{"deletion of all", write{del, "metadata/a", ""}, write{put, "data/a", `{"data":{"n":6}}`}},
+		{"destruction", write{put, "destroy/a", `{"versions":[4]}`}, write{del, "metadata/a", ""}},
 	} {
 		t.Run(s.name, func(t *testing.T) {
-			b.Do(s.verb, s.meanwhile, s.still)
-			enginetest.Unwritten(t, s.late)
+			late, err := b.Begin(s.late.verb, s.late.path, s.late.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Do(s.meanwhile.verb, s.meanwhile.path, s.meanwhile.body)
+			enginetest.Unwritten(t, late)
 		})
 	}
 	_, err := b.Try(put, "data/new", `{"data":{"n":3},"options":{"cas":0}}`)

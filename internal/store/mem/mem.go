@@ -150,8 +150,6 @@ func (w *write) Commit() error {
 	return nil
 }
 
-func (w *write) State() store.Snapshot { return snapshot{w.root} }
-
 // State implements store.Exact.
 func (w *write) State() store.Snapshot { return snapshot{w.root} }
 

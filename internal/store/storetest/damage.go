@@ -183,7 +183,8 @@ func testPower(t *testing.T, s *setup) {
 		{"role put back", key(store.Config, "a"), history[0][key(store.Config, "a")], false},
 		{"deleted role back", key(store.Config, "c"), history[0][key(store.Config, "c")], false},
 		{"copied identity", key(store.Identity, "d"), last[key(store.Identity, "a")], false},
-		{"cluster metadata put back", key(store.Meta, "a"), history[0][key(store.Meta, "cluster")], false},
+		{"altered cluster metadata", key(store.Meta, "cluster"), append(bytes.Clone(last[key(store.Meta, "cluster")]), 'x'), false},
+		{"removed cluster metadata", key(store.Meta, "cluster"), nil, false},
 		{"deleted token back", key(store.Tokens, "c"), history[0][key(store.Tokens, "c")], true},
 		{"token put back", key(store.Tokens, "a"), history[0][key(store.Tokens, "a")], true},
 		{"removed accessor", key(store.TokenIdx, "a"), nil, true},
@@ -227,7 +228,25 @@ func testPower(t *testing.T, s *setup) {
 		}
 		set(last[c.key])
 	}
-	verify(t, s.db(t, nil, store.Options{}))
+	whole := s.db(t, nil, store.Options{})
+	verify(t, whole)
+	if err := whole.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	// The last header is gone, and what it wrote is not: it touched no power, so that only the rows tell.
+	b := s.open()
+	write(t, b, func(w store.Write) { w.Delete(key(store.Head, store.Uint64Key(4))) })
+	db := s.db(t, b, store.Options{})
+	v, err := db.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	var d *store.Damage
+	if _, err := v.Get(key(store.Due, "a")); !errors.As(err, &d) {
+		t.Errorf("a row of a commit that is not in the chain: %v", err)
+	}
 }
 
 // memory is an Anchor in memory.

@@ -902,7 +902,7 @@ func testRecords(t *testing.T, s *setup) {
 			}
 			x.Put(store.Engine, "x", nil)
 		})
-		s.clock.Advance(7 * time.Hour)
+		s.clock.Advance(2 * time.Hour)
 	}
 	for name, q := range map[string]store.Query{
 		"all":       {},
@@ -912,10 +912,10 @@ func testRecords(t *testing.T, s *setup) {
 		"accessor":  {Who: "acc-who2"},
 		"name":      {Who: "name-who0"},
 		"both":      {Path: "path/2", Who: "who1"},
-		"from":      {From: start.Add(50 * time.Hour)},
-		"to":        {To: start.Add(50 * time.Hour)},
-		"span":      {From: start.Add(21 * time.Hour), To: start.Add(99 * time.Hour)},
-		"span path": {From: start.Add(21 * time.Hour), To: start.Add(99 * time.Hour), Path: "path/3"},
+		"from":      {From: start.Add(20 * time.Hour)},
+		"to":        {To: start.Add(20 * time.Hour)},
+		"span":      {From: start.Add(8 * time.Hour), To: start.Add(43 * time.Hour)},
+		"span path": {From: start.Add(8 * time.Hour), To: start.Add(43 * time.Hour), Path: "path/3"},
 		"future":    {From: start.Add(9999 * time.Hour), Who: "who1"},
 		"past":      {To: start.Add(-9999 * time.Hour), Path: "path/1"},
 	} {

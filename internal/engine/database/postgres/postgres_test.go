@@ -742,8 +742,9 @@ func TestSettings(t *testing.T) {
 		"postgresql://u@db,100.100.100.200/app":                        "metadata",
 		"postgresql://u:hu/sh@db":                                      "database name",
 		"postgresql://u:hu?sh=1@db/x":                                  "parameters are not",
-		"postgresql://u:hu#sh@db/x":                                    "",
-		"postgresql://u:hush@a:hush/x":                                 "port",
+		"postgresql://u:hu#sh@db/x":                                    "password belongs",
+		"postgresql://u:hush@a:hush/x":                                 "password belongs",
+		"postgresql://u@a:hush/x":                                      "port",
 	} {
 		_, err := settings(&database.Connection{URL: url, Username: "lessor"}, database.Secrets{})
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

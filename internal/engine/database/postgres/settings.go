@@ -55,11 +55,14 @@ func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig)
 			return nil, fmt.Errorf("connection_url: the parameter %q is there twice", p)
 		}
 	}
-	user, hosts := "", authority
+	login, hosts := "", authority
 	if at := strings.LastIndex(authority, "@"); at >= 0 {
-		user, hosts = authority[:at], authority[at+1:]
+		login, hosts = authority[:at], authority[at+1:]
 	}
-	user, _, _ = strings.Cut(user, ":")
+	user, literal, _ := strings.Cut(login, ":")
+	if literal != "" && literal != "{{password}}" {
+		return nil, errors.New("connection_url: the password belongs into the parameter password, and {{password}} in its place")
+	}
 	if user == "{{username}}" || user == "" {
 		user = c.Username
 	} else if user, err = url.PathUnescape(user); err != nil {
