@@ -29,7 +29,7 @@ var adapters = []string{
 }
 
 // wiring puts everything together.
-var wiring = []string{"cmd/", "internal/node", "internal/sim", "test/", "lessortest"}
+var wiring = []string{"cmd/", "internal/node", "internal/sim", "internal/engine/enginetest", "test/"}
 
 func TestImportsFollowTheArrows(t *testing.T) {
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()

@@ -77,14 +77,10 @@ func (r *record) identity() string {
 		}
 		return "system:" + r.System
 	}
-	name := cmp.Or(r.Name, r.Alias, r.Entity, r.Accessor, "anonymous")
-	if r.Alias != "" && !strings.Contains(name, r.Alias) {
-		name += " (" + r.Alias + ")"
+	if name := cmp.Or(r.Name, r.Alias, r.Entity, r.Accessor); name != "" {
+		return name
 	}
-	if name == "anonymous" && r.Client != "" {
-		name += " " + r.Client
-	}
-	return name
+	return strings.TrimSpace("anonymous " + r.Client)
 }
 
 // place is the path, with the version where one of it was shown or written.
@@ -317,7 +313,7 @@ func (l *tailLines) write(answer *client.Response) error {
 // pad aligns one line below those before it.
 func (l *tailLines) pad(cells row) string {
 	if l.widths == nil {
-		l.widths = []int{27, 16, 6, 24, 7, 16, 10, 0}
+		l.widths = []int{27, 16, 6, 34, 7, 24, 10, 0}
 	}
 	var b strings.Builder
 	for i, text := range cells {

@@ -203,7 +203,7 @@ func TestAdvice(t *testing.T) {
 	}{
 		"no token":         {refused(403, "secret/a"), "", "lessor login"},
 		"not permitted":    {refused(403, "secret/a"), "t", "lessor token capabilities secret/a"},
-		"stale":            {refused(403, "auth/token/lookup-self"), "t", "log in again"},
+		"stale":            {refused(403, "auth/token/lookup-self"), "t", "Log in again"},
 		"preflight":        {refused(403, "sys/internal/ui/mounts/secret/a"), "t", "Nothing is mounted there"},
 		"sealed":           {refused(503, "secret/a"), "t", "lessor status"},
 		"TLS is spoken":    {&client.Error{Status: 400, Errors: []string{"Client sent an HTTP request to an HTTPS server."}}, "t", "https://"},

@@ -97,14 +97,17 @@ func adviceOnReaching(e *client.Unreachable) string {
 }
 
 func (a *app) adviceOnRefusal(e *client.Error) string {
-	path := printable(e.Path)
+	path, text := printable(e.Path), strings.Join(e.Errors, " ")
 	switch e.Status {
 	case http.StatusForbidden:
 		if a.token.Empty() {
 			return "No token was sent: log in (lessor login), or set LESSOR_TOKEN."
 		}
-		if e.Path == "auth/token/lookup-self" {
-			return "The token is unknown, expired or revoked: log in again (lessor login)."
+		if e.Path == "auth/token/lookup-self" || strings.Contains(text, "log in again") {
+			return "Log in again: lessor login"
+		}
+		if strings.Contains(text, "bad token") { // the one that was asked about, not the one that asks
+			return ""
 		}
 		if strings.HasPrefix(e.Path, "sys/internal/ui/mounts/") {
 			return "Nothing is mounted there, or the token may use nothing of it (or it expired: lessor token lookup)."
@@ -119,7 +122,7 @@ func (a *app) adviceOnRefusal(e *client.Error) string {
 	case http.StatusServiceUnavailable:
 		return "See whether the server is sealed or starting: lessor status"
 	case http.StatusBadRequest:
-		if strings.Contains(strings.Join(e.Errors, " "), "HTTP request to an HTTPS server") {
+		if strings.Contains(text, "HTTP request to an HTTPS server") {
 			return "The server speaks TLS: write its address with https:// (LESSOR_ADDR or -address)."
 		}
 	case http.StatusInternalServerError:

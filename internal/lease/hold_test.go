@@ -351,3 +351,40 @@ func TestHotSecret(t *testing.T) {
 		w.sound()
 	})
 }
+
+// TestLastMoment has a holder read just before its hold ends, while the reaper ends it: whoever commits first, the other must look again.
+func TestLastMoment(t *testing.T) {
+	for _, first := range []string{"reader", "reaper"} {
+		run(t, first+" first", func(t *testing.T, w *world) {
+			w.stop()
+			_, id, _ := w.read(1, alice)
+			time.Sleep(24*time.Hour - time.Millisecond)
+			decided := map[string]store.Txn{}
+			w.view(func(v store.View) {
+				var txn store.Txn
+				_, same, err := Hold(&txn, Reading{View: v, Mount: secret, Path: "secret/data/app", Value: Value{Path: "app", Version: 1, Current: 1}, Holder: alice, Now: w.db.Now(), Random: w.random})
+				if err != nil || same != id {
+					t.Fatalf("got %q, %v", same, err)
+				}
+				decided["reader"] = txn
+			})
+			time.Sleep(time.Millisecond)
+			j, _, err := w.reaper.look(w.reaper.expireRest)
+			w.must(err)
+			decided["reaper"] = j.txn
+			if len(decided["reader"].Puts) == 0 || len(decided["reaper"].Deletes) == 0 {
+				t.Fatalf("nothing to race for: %+v", decided)
+			}
+			second := map[string]string{"reader": "reaper", "reaper": "reader"}[first]
+			_, err = w.db.Commit(ctx, decided[first])
+			w.must(err)
+			if _, err := w.db.Commit(ctx, decided[second]); !errors.As(err, new(*store.Conflict)) {
+				t.Errorf("the %s does not notice: %v", second, err)
+			}
+			w.sound()
+			if live := w.find(id) != nil && w.live(w.find(id)); live != (first == "reader") {
+				t.Errorf("live: %v", live)
+			}
+		})
+	}
+}

@@ -221,7 +221,7 @@ func (s *state) places(q *Query, from, to string) iter.Seq2[string, error] {
 			// The part of this day that lies between from and to.
 			lo, hi := "", PrefixEnd(d+hash)
 			if from[:dayLen] == d {
-				lo = from[dayLen:]
+				lo = ""
 			}
 			if to[:dayLen] == d {
 				hi = d + hash + to[dayLen:]
