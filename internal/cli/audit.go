@@ -37,6 +37,7 @@ type record struct {
 	Name          string    `json:"display_name"`
 	Alias         string    `json:"alias"`
 	Accessor      string    `json:"accessor"`
+	Role          string    `json:"role"`
 	Client        string    `json:"client_address"`
 	Lease         string    `json:"lease_id"`
 	Error         string    `json:"error"`
@@ -78,6 +79,9 @@ func (r *record) identity() string {
 		return "system:" + r.System
 	}
 	if name := cmp.Or(r.Name, r.Alias, r.Entity, r.Accessor); name != "" {
+		if r.Role != "" {
+			name += " as " + r.Role
+		}
 		return name
 	}
 	return strings.TrimSpace("anonymous " + r.Client)

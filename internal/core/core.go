@@ -49,6 +49,7 @@ type Core struct {
 	standing cache[*standing]
 	owners   cache[owned]
 	tombs    cache[lease.Tombs]
+	past     cache[lease.Tombs]
 	reaper   *lease.Reaper
 	counters counters
 }
@@ -86,7 +87,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
-	all.Go(func() { c.every(ctx, retentionEvery, "rotating the keys", c.rotateKeys) })
+	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
 	all.Wait()
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -13,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
 )
 
 // attempts bounds how often an operation walks again because the ground under its decision moved.
@@ -24,6 +27,7 @@ type walk struct {
 	op        *lessor.Op
 	view      store.View
 	who       *caller
+	suspect   *caller // whose token was no good, for the record of the refusal; nil if that is not known
 	mounts    *mount.Table
 	mount     *mount.Entry
 	route     *engine.Route
@@ -60,7 +64,7 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, erro
 	// needed, one that is no good does no harm: clients log in with the old one still in their headers.
 	var unusable error
 	if w.who, unusable = c.caller(view, op); unusable != nil {
-		w.who = &caller{}
+		w.who, w.suspect = &caller{}, w.who
 	}
 	err = w.find()
 	if unusable != nil && (w.route == nil || !w.route.Open || api.KindOf(unusable) != api.Unauthenticated) {
@@ -68,6 +72,8 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, erro
 		if op.Path == "sys/wrapping/unwrap" && errors.Is(err, errToken) {
 			err = errUnwrapped
 		}
+	} else {
+		w.suspect = nil
 	}
 	if err != nil {
 		return nil, w.refuse(ctx, err)
@@ -115,7 +121,7 @@ func (w *walk) find() error {
 	}
 	w.route, w.request.Params = w.routers[w.mount.Backend()].Match(w.op.Verb, rest)
 	if w.route != nil && w.route.Handler(w.op.Verb) == nil {
-		w.route = &engine.Route{Pattern: w.route.Pattern, Sudo: w.route.Sudo, Open: w.route.Open}
+		w.route = &engine.Route{Pattern: w.route.Pattern, Sudo: w.route.Sudo, Open: w.route.Open, Fold: w.route.Fold}
 	}
 	return nil
 }
@@ -152,7 +158,32 @@ func (w *walk) decide() error {
 	if w.decision.Denied != nil {
 		return w.decision.Denied
 	}
+	// Where names have no case, a rule about a name is about all its spellings.
+	if op := w.folded(); op != nil {
+		if d := policy.Decide(acl, &w.who.Principal, op, facts); d.Denied != nil {
+			w.decision = d
+			return d.Denied
+		}
+	}
 	return nil
+}
+
+// folded is the operation in the spelling in which the engine takes it, nil if that is how it came.
+func (w *walk) folded() *lessor.Op {
+	if w.route == nil || !w.route.Fold {
+		return nil
+	}
+	base := len(w.mount.Path)
+	if base > len(w.op.Path) {
+		return nil
+	}
+	path := w.op.Path[:base] + strings.ToLower(w.op.Path[base:])
+	if path == w.op.Path {
+		return nil
+	}
+	op := *w.op
+	op.Path = path
+	return &op
 }
 
 // lost is the answer to somebody who may go where nothing is.
@@ -194,6 +225,9 @@ func (w *walk) plan(ctx context.Context) error {
 	return nil
 }
 
+// patience is how long an answer waits for what the background has to do at targets. It is less than what clients wait.
+const patience = 45 * time.Second
+
 // finish commits what needs no target, and answers.
 func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	txn, rec := &w.reply.Txn, w.record(audit.Done)
@@ -211,7 +245,13 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 		return nil, err
 	}
 	if w.reply.Do != nil {
-		if err := w.reply.Do(ctx); err != nil {
+		if w.Fenced() {
+			answer.Warnings = append(answer.Warnings, "the revocation is in force, but this is a restored copy: it touches no target until an operator resumes it")
+			return answer, nil
+		}
+		waiting, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		if err := w.reply.Do(waiting); err != nil {
 			return nil, err
 		}
 	}
@@ -251,7 +291,7 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 // spend takes one use off a token whose uses are counted. With the last one the token ends, and its leases with it.
 func (w *walk) spend(txn *store.Txn) error {
 	t := w.who.token
-	if t == nil || !t.Limited || t.Wrapping {
+	if t == nil || !t.Limited || t.Wrapping || w.route != nil && w.route.Open {
 		return nil
 	}
 	after := *t
@@ -271,7 +311,7 @@ func (w *walk) spend(txn *store.Txn) error {
 
 // commit makes the walk's rows and its record durable, in one.
 func (w *walk) commit(ctx context.Context, txn *store.Txn, rec audit.Record) error {
-	if len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges) > 0 {
+	if len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges) > 0 || w.reply != nil && (w.reply.Login != nil || w.reply.Mint != nil) {
 		w.who.ground(w.view, txn)
 	}
 	txn.Audit = append(txn.Audit, rec)
@@ -302,8 +342,11 @@ func (w *walk) refuse(ctx context.Context, cause error) error {
 // record is what the audit trail keeps of the operation.
 func (w *walk) record(phase audit.Phase) audit.Record {
 	op, who := w.op, w.who
+	if w.suspect != nil {
+		who = w.suspect
+	}
 	rec := audit.Record{
-		Time: op.Time, Request: op.ID, Operation: op.Verb.String(), Namespace: op.Namespace, Path: op.Path, Phase: phase,
+		Time: op.Time, Request: op.ID, Operation: op.Verb.String(), Namespace: op.Namespace, Path: w.recorded(), Phase: phase,
 		Entity: who.Entity, Name: who.DisplayName, Alias: who.Alias.Name, Accessor: who.Accessor, Role: who.Role,
 		Instance: op.Instance, System: who.System,
 		Granted: w.decision.Grant.Valid(), Rule: w.decision.Rule, Policy: w.decision.Policy, PolicyVersion: w.decision.Version,
@@ -330,11 +373,49 @@ func (w *walk) record(phase audit.Phase) audit.Record {
 	return rec
 }
 
+// recorded is the path as the audit record has it: tokens that clients put into URLs are not kept, but as a short hash.
+func (w *walk) recorded() string {
+	path := w.op.Path
+	named := w.mount != nil && w.mount.Type == "token"
+	if !named && !strings.Contains(path, token.ServicePrefix) && !strings.Contains(path, token.BatchPrefix) {
+		return path
+	}
+	segments := strings.Split(path, "/")
+	hide := func(i int) { segments[i] = "hash:" + token.InstanceOf(w.Keys.TokenHash(segments[i])) }
+	for i, s := range segments {
+		if strings.HasPrefix(s, token.ServicePrefix) || strings.HasPrefix(s, token.BatchPrefix) {
+			hide(i)
+		}
+	}
+	if at := strings.Count(w.pathOfMount(), "/"); named && len(segments) > at+1 {
+		switch segments[at] {
+		case "lookup", "renew", "revoke", "revoke-orphan", "lookup-self", "renew-self", "revoke-self": // a custom id has no prefix
+			for i := at + 1; i < len(segments); i++ {
+				if segments[i] != "" && !strings.HasPrefix(segments[i], "hash:") {
+					hide(i)
+				}
+			}
+		}
+	}
+	return strings.Join(segments, "/")
+}
+
+func (w *walk) pathOfMount() string {
+	if w.mount == nil {
+		return ""
+	}
+	return w.mount.Path
+}
+
 // note is a fixed text for the audit record of a refusal; never the error's own, which may quote the request.
 func note(err error) string {
 	switch {
 	case errors.Is(err, errToken):
 		return "unusable token"
+	case errors.Is(err, errElsewhere):
+		return "token used from an address that it is not bound to"
+	case errors.Is(err, errDisabled):
+		return "token of a disabled entity"
 	case errors.Is(err, errUnwrapped):
 		return "wrapping token unknown or used: suspect that somebody else unwrapped"
 	case errors.Is(err, errMissingToken):

@@ -28,8 +28,14 @@ type standing = identity.Standing
 // errToken is the one answer to every token that cannot be used, whatever the reason: it helps nobody who guesses.
 var errToken = api.Errorf(api.Unauthenticated, "permission denied: the token is unknown, expired or revoked; log in again")
 
+var (
+	errElsewhere = api.Errorf(api.Unauthenticated, "permission denied: the token is not to be used from this address")
+	errDisabled  = api.Errorf(api.Unauthenticated, "permission denied: the entity of this token is disabled; an administrator can enable it")
+)
+
 // caller finds out who asks: the token, alive with all its ancestors, then the entity behind it and its groups.
-// Without a token the caller is anonymous. An error of kind Unauthenticated means that the token is no good.
+// Without a token the caller is anonymous. An error of kind Unauthenticated means that the token is no good; whose it is
+// comes with the error, where that is known, for the record and for nothing else.
 func (c *Core) caller(v store.View, op *lessor.Op) (*caller, error) {
 	if op.Token.Empty() {
 		return &caller{}, nil
@@ -41,6 +47,7 @@ func (c *Core) caller(v store.View, op *lessor.Op) (*caller, error) {
 	if t == nil {
 		return nil, errToken
 	}
+	who := &caller{Principal: *t.Principal(), token: t, row: row, instance: t.Instance}
 	live, err := t.Live(v, op.Time)
 	if err != nil {
 		return nil, err
@@ -52,12 +59,11 @@ func (c *Core) caller(v store.View, op *lessor.Op) (*caller, error) {
 		return nil, err
 	}
 	if !live {
-		return nil, errToken
+		return who, errToken
 	}
 	if !t.AllowedFrom(op.Client) {
-		return nil, api.Errorf(api.Unauthenticated, "permission denied: the token is not to be used from this address")
+		return who, errElsewhere
 	}
-	who := &caller{Principal: *t.Principal(), token: t, row: row, instance: t.Instance}
 	if t.Entity == "" {
 		return who, nil
 	}
@@ -91,7 +97,7 @@ func (c *Core) identify(v store.View, who *caller) error {
 	case s == nil:
 		return errToken // its entity was deleted
 	case s.Entity.Disabled:
-		return api.Errorf(api.Unauthenticated, "permission denied: the entity of this token is disabled; an administrator can enable it")
+		return errDisabled
 	}
 	who.standing = s
 	who.EntityName, who.EntityMeta = s.Entity.Name, s.Entity.Metadata
@@ -141,6 +147,11 @@ func touches(txn *store.Txn, k store.Key) bool {
 
 // spared reports whether no revocation under way hits the token or one of its ancestors.
 func (c *Core) spared(v store.View, t *token.Token) (bool, error) {
+	if t.Kind == lessor.Batch {
+		if live, err := c.batchLives(v, t); err != nil || !live {
+			return false, err
+		}
+	}
 	tombs, err := c.tombstones(v)
 	if err != nil || len(tombs) == 0 {
 		return err == nil, err
@@ -155,6 +166,21 @@ func (c *Core) spared(v store.View, t *token.Token) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// batchLives reports whether a batch token outlived what it was given by. It has no row that a revocation could delete: so it
+// is dead while its auth mount is not there, and when a wide revocation that is on record hits it, long after that has done
+// the rest of its work.
+func (c *Core) batchLives(v store.View, t *token.Token) (bool, error) {
+	table, err := c.table(v)
+	if err != nil {
+		return false, err
+	}
+	if e := table.ByUUID(t.Mount); t.Mount != "" && (e == nil || e.Removing) {
+		return false, nil
+	}
+	past, err := c.past.get(v, store.Config, "", func() (lease.Tombs, error) { return lease.LoadPast(v) })
+	return err == nil && !past.MatchToken(t), err
 }
 
 // tombstones are the wide revocations under way.

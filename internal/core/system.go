@@ -36,7 +36,7 @@ func (w *walk) Reaches(path string) bool {
 func (w *walk) Capabilities(t *token.Token, path string) ([]string, error) {
 	who := w.who
 	if t != who.token {
-		who = &caller{Principal: *t.Principal(), token: t}
+		who = &caller{Principal: *t.Principal(), token: t, instance: t.Instance}
 		if t.Entity != "" {
 			if err := w.identify(w.view, who); err != nil {
 				return nil, err
@@ -104,6 +104,9 @@ func (w *walk) bury(txn *store.Txn, s lease.Selector, cause string, forced bool)
 	}
 	t.Forced = forced
 	lease.Bury(txn, t)
+	if s.Kind != lease.ByToken {
+		lease.Remember(txn, t)
+	}
 	w.tombstone = t.ID
 	return t.ID, nil
 }

@@ -48,14 +48,52 @@ func (c *Core) removeMounts(ctx context.Context) error {
 		if !e.Removing {
 			continue
 		}
-		if waiting, err := lease.Unreverted(v, e.Namespace, e.UUID); err != nil || waiting {
+		if waiting, err := leased(v, e); err != nil {
 			return err
+		} else if waiting {
+			continue // its target may be away for long: the others do not wait for it
 		}
 		if err := c.removeMount(ctx, v, table, e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// leased reports whether a mount has leases left, static ones too: what ends one of them leaves rows with its mount.
+func leased(v store.View, e *mount.Entry) (bool, error) {
+	prefix := store.MountKey(e.Namespace, e.UUID)
+	for _, err := range v.Scan(store.Leases, prefix, store.PrefixEnd(prefix)) {
+		return true, err
+	}
+	return false, nil
+}
+
+// forget drops wide revocations that no batch token can be older than.
+func (c *Core) forget(ctx context.Context) error {
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	table, err := c.table(v)
+	if err != nil {
+		return err
+	}
+	longest := c.MaxTTL
+	for _, e := range table.All() {
+		longest = max(longest, c.limits(e).MaxTTL)
+	}
+	txn := store.Txn{}
+	if err := lease.Forget(v, &txn, c.Store.Now().Add(-longest-24*time.Hour)); err != nil || len(txn.Deletes) == 0 {
+		return err
+	}
+	txn.Audit = []audit.Record{{
+		Time: c.Store.Now(), Operation: "prune", Path: "sys/lessor/revoke", Phase: audit.Done, System: "upkeep", Granted: true,
+		Rule: "system:upkeep", Policy: "system", Cause: "no token is older than these revocations",
+	}}
+	_, err = c.Store.Commit(ctx, txn)
+	return err
 }
 
 func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table, e *mount.Entry) error {
@@ -100,35 +138,4 @@ func (c *Core) prune(ctx context.Context) error {
 		Rule: "system:upkeep", Policy: "system", Cause: "retention",
 	})
 	return err
-}
-
-// rotateKeys begins a new term of the keyring when the present one is old or has sealed much. Values of earlier terms stay
-// readable.
-func (c *Core) rotateKeys(ctx context.Context) error {
-	now := c.Store.Now()
-	if !c.Keys.Due(now, c.Store.Head().Seq) {
-		return nil
-	}
-	put, err := c.Keys.Rotate(c.Random, now, c.Store.Head().Seq)
-	if err != nil {
-		return err
-	}
-	v, err := c.Store.View()
-	if err != nil {
-		return err
-	}
-	defer v.Close()
-	row, err := v.Get(put.Key)
-	if err != nil {
-		return err
-	}
-	txn := store.Txn{Puts: []store.Put{put}, Audit: []audit.Record{{
-		Time: now, Operation: "rotate", Path: "sys/rotate", Phase: audit.Done, System: "upkeep", Granted: true,
-		Rule: "system:upkeep", Policy: "system", Cause: "the term of the keyring is over",
-	}}}
-	txn.Require(row)
-	if _, err := c.Store.Commit(ctx, txn); err != nil {
-		return err
-	}
-	return c.Keys.Adopt(put.Value)
 }

@@ -38,6 +38,7 @@ type Route struct {
 	Exists  func(*Request) (bool, error) // existence check: nil means that every write is an update
 	Sudo    bool                         // root-protected: needs sudo besides
 	Open    bool                         // needs no token: logins and their like
+	Fold    bool                         // names in the path have no case: policy is asked for the lower-case spelling, too
 	Free    bool                         // any data is accepted without a warning (KV v1, cubbyhole)
 }
 

@@ -412,7 +412,8 @@ func dropStatic(txn *store.Txn, row store.Row, l *Lease) {
 // expose puts the finding that a version is known to somebody who should not use it any more.
 func expose(txn *store.Txn, l *Lease, cause string, now time.Time) {
 	exact(&now)
-	txn.Put(store.LeaseIdx, exposureName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID), encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID}))
+	name := exposureName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID)
+	txn.Put(store.LeaseIdx, name, encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID}))
 }
 
 // Exposures lists the exposed versions of a mount's static secrets, by path and version: of those whose path begins with prefix.

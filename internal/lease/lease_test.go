@@ -106,15 +106,15 @@ func TestUnconfirmed(t *testing.T) {
 		}
 		time.Sleep(3 * time.Minute)
 		w.empty()
-		if w.target.tries[l.ID] < 3 {
-			t.Errorf("under watch, but reverted only %d times", w.target.tries[l.ID])
+		if w.target.tried(l.ID) < 3 {
+			t.Errorf("under watch, but reverted only %d times", w.target.tried(l.ID))
 		}
 	})
 	run(t, "applied after the first revert", func(t *testing.T, w *world) {
 		l := w.draft("database/creds/app", time.Hour)
 		w.must(w.pend(l))
 		time.Sleep(40 * time.Second)
-		if w.target.tries[l.ID] == 0 {
+		if w.target.tried(l.ID) == 0 {
 			t.Fatal("not reverted yet")
 		}
 		time.Sleep(70 * time.Second)
@@ -217,7 +217,7 @@ func TestRevoke(t *testing.T) {
 		if m := w.reaper.Metrics(); m.Forced != 1 || m.Reverted != 0 {
 			t.Errorf("metrics: %+v", m)
 		}
-		delete(w.target.accounts, l.ID)
+		w.target.forget()
 		time.Sleep(time.Hour)
 		w.empty()
 	})
@@ -226,9 +226,8 @@ func TestRevoke(t *testing.T) {
 // TestNeverTerminal keeps a target down for a month.
 func TestNeverTerminal(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
-		var ls []*Lease
 		for range 3 {
-			ls = append(ls, w.issue("database/creds/app", time.Hour))
+			w.issue("database/creds/app", time.Hour)
 		}
 		w.target.set(true)
 		time.Sleep(30 * 24 * time.Hour)
@@ -260,12 +259,12 @@ func TestBreaker(t *testing.T) {
 		w.target.set(true)
 		time.Sleep(time.Hour + 5*time.Second)
 		w.sound()
-		during := w.target.calls
+		during := w.target.called()
 		if during > 40 {
 			t.Errorf("a target that is down was called %d times in 5 s", during)
 		}
 		time.Sleep(10 * time.Minute)
-		if n := w.target.calls - during; n > 300 {
+		if n := w.target.called() - during; n > 300 {
 			t.Errorf("a target that is down was called %d times in 10 minutes", n)
 		}
 		w.target.set(false)
@@ -282,7 +281,7 @@ func TestBreaker(t *testing.T) {
 func TestOneRefuses(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		bad := w.issue("database/creds/app", time.Minute)
-		w.target.refuses[bad.ID] = true
+		w.target.refuse(bad.ID, true)
 		time.Sleep(10 * time.Hour)
 		for range 10 {
 			good := w.issue("database/creds/app", time.Minute)
@@ -294,7 +293,7 @@ func TestOneRefuses(t *testing.T) {
 		if w.get(bad).State != Revoking {
 			t.Fatal("the bad one is gone")
 		}
-		delete(w.target.refuses, bad.ID)
+		w.target.refuse(bad.ID, false)
 		time.Sleep(maxBackoff + maxOpen)
 		w.empty()
 	})
@@ -303,7 +302,7 @@ func TestOneRefuses(t *testing.T) {
 func TestFenced(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		l := w.issue("database/creds/app", time.Minute)
-		w.fenced = true
+		w.fenced.Store(true)
 		time.Sleep(time.Hour)
 		if !w.target.has(l.ID) || w.get(l).State != Live {
 			t.Fatal("a fenced copy acted")
@@ -311,7 +310,7 @@ func TestFenced(t *testing.T) {
 		if w.live(l) {
 			t.Error("live after its end")
 		}
-		w.fenced = false
+		w.fenced.Store(false)
 		time.Sleep(2 * time.Minute)
 		w.empty()
 	})

@@ -76,8 +76,8 @@ type Metrics struct {
 	Targets     []TargetMetrics
 }
 
-// chunk is how many rows one commit of the reaper ends at most. Requests share their commits with it, so that it is small enough for them not
-// to wait.
+// chunk is how many leases or tokens one commit of the reaper ends at most. Requests share their commits with it: it is
+// small enough for them not to wait long, and large enough that a commit's cost is the rows'.
 const chunk = 128
 
 // New makes a Reaper. It starts nothing.
@@ -195,8 +195,8 @@ func (j *job) empty() bool {
 	return len(j.txn.Puts)+len(j.txn.Deletes)+len(j.txn.Ranges) == 0
 }
 
-// step decides one chunk while the one before commits, then has it committed: work that does not know where the chunk before will have
-// left it is decided alone. A conflict means that somebody was faster: the chunk is looked at again.
+// step decides one chunk while the one before commits, then has it committed. Work that cannot tell where the chunk before
+// will have left it is decided alone. A conflict means that somebody was faster: the chunk is looked at again.
 func (r *Reaper) step(ctx context.Context, decide func(*job) (time.Duration, error), alone bool) (time.Duration, error) {
 	j, wait, err := r.look(decide)
 	if err == nil && alone && r.flying != nil && !j.empty() {
@@ -238,8 +238,8 @@ func (r *Reaper) look(decide func(*job) (time.Duration, error)) (*job, time.Dura
 	return j, wait, err
 }
 
-// land waits for the chunk that is being committed, if there is one. It reports false if somebody was faster, and nothing of it was
-// written.
+// land waits for the chunk that is being committed, if there is one. It reports false if somebody was faster, and nothing of
+// it was written.
 func (r *Reaper) land() (bool, error) {
 	j := r.flying
 	if j == nil {

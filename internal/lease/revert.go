@@ -102,7 +102,10 @@ func (w *workers) wake(ctx context.Context, r *Reaper, t target) {
 			w.running = map[target]*worker{}
 		}
 		w.running[t] = k
-		w.all.Go(func() { k.run(ctx) })
+		w.all.Go(func() {
+			k.run(ctx)
+			w.gone(k)
+		})
 	}
 	select {
 	case k.nudged <- struct{}{}:
@@ -119,6 +122,15 @@ func (w *workers) leave(k *worker) bool {
 	}
 	delete(w.running, k.target)
 	return true
+}
+
+// gone takes off a worker that was told to stop.
+func (w *workers) gone(k *worker) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running[k.target] == k {
+		delete(w.running, k.target)
+	}
 }
 
 func (w *workers) wait() { w.all.Wait() }

@@ -64,7 +64,8 @@ func (l *Lease) refused(now time.Time) error {
 	if l.LastError == "" || !l.Next.After(now) {
 		return nil
 	}
-	return api.Errorf(api.Upstream, "the lease %s is revoked, but its target has not confirmed that the credential is gone; lessor keeps trying: %s", l.ID, l.LastError)
+	return api.Errorf(api.Upstream,
+		"the lease %s is revoked, but its target has not confirmed that the credential is gone; lessor keeps trying: %s", l.ID, l.LastError)
 }
 
 // await looks at each commit of the reaper until done says so.

@@ -88,7 +88,7 @@ func (s *Selector) lease(l *Lease) bool {
 func (s *Selector) token(t *token.Token) bool {
 	switch s.Kind {
 	case ByPrefix:
-		return t.Mount == s.Mount && strings.HasPrefix(t.Path, s.Value)
+		return t.Mount == s.Mount && strings.HasPrefix(t.Path+"/", s.Value)
 	case ByMount:
 		return t.Mount == s.Value
 	case ByHolder:
@@ -156,6 +156,8 @@ func decodeTomb(row store.Row) (Tomb, error) {
 	switch row.Table {
 	case store.Tombs:
 		t.ID = row.Name[len(tombRows):]
+	case store.Config:
+		t.ID = row.Name[len(pastRows):]
 	default:
 		t.ID, _, _ = strings.Cut(row.Name[len(treeRows):], "\x00")
 	}

@@ -122,7 +122,7 @@ func TestForcedTombstone(t *testing.T) {
 		if m := w.reaper.Metrics(); m.Forced != 2 {
 			t.Errorf("metrics: %+v", m)
 		}
-		clear(w.target.accounts)
+		w.target.forget()
 		time.Sleep(2 * time.Hour)
 		w.empty()
 	})

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,6 +99,33 @@ func (d *server) set(down bool) {
 	d.down = down
 }
 
+// refuse makes the target keep one account, or give it up.
+func (d *server) refuse(id string, keep bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuses[id] = keep
+}
+
+// forget removes accounts behind lessor's back.
+func (d *server) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.accounts)
+}
+
+// tried is how often the revert of a lease was tried; called, how often the target was asked.
+func (d *server) tried(id string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tries[id]
+}
+
+func (d *server) called() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.calls
+}
+
 func (d *server) has(id string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -124,7 +152,7 @@ type world struct {
 	db     *store.DB
 	target *server
 	reaper *Reaper
-	fenced bool
+	fenced atomic.Bool
 	random io.Reader
 	stop   func()
 }
@@ -155,7 +183,7 @@ func (w *world) open() {
 	w.must(err)
 	w.must(db.Unseal(storetest.NewCipher("lease")))
 	w.db = db
-	w.reaper = New(Options{Store: db, Revert: w.target.revert, Random: w.random, Poll: time.Minute, Fenced: func() bool { return w.fenced },
+	w.reaper = New(Options{Store: db, Revert: w.target.revert, Random: w.random, Poll: time.Minute, Fenced: w.fenced.Load,
 		Belongings: func(hash string) []store.Range {
 			p := store.MountKey(lessor.RootNamespace, "cubbyhole", hash)
 			return []store.Range{{Table: store.Secrets, From: p, To: store.PrefixEnd(p)}}

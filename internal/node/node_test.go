@@ -21,6 +21,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/seal"
 )
 
@@ -546,6 +547,46 @@ func TestKeysRotate(t *testing.T) {
 	again.token = r.token
 	again.checkFilled()
 	again.must(200, "GET", "secret/data/later", "")
+}
+
+// Two nodes on one database, each with its copy of the key: what one writes, the other reads.
+func TestTwoNodesOnPostgreSQL(t *testing.T) {
+	server := pgtest.Start(t, pgtest.Fsync())
+	url := server.URL(pgtest.Superuser, server.Password(), server.Database(t))
+	p := newPlace(t)
+	start := func(key string) *running {
+		c := p.config("-key-file", key)
+		c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
+		n, err := Start(t.Context(), c, p.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &running{p, n, n.Root.Reveal(), http.DefaultClient}
+		t.Cleanup(r.stop)
+		return r
+	}
+	one := start(p.key())
+	one.fill()
+	other := filepath.Join(p.dir, "other", "seal.key")
+	p.do(os.Mkdir(filepath.Dir(other), 0o700))
+	key, err := os.ReadFile(p.key())
+	p.do(err)
+	p.do(os.WriteFile(other, key, 0o600))
+	two := start(other)
+	two.token = one.token
+	two.checkFilled()
+	two.must(200, "POST", "secret/data/two", `{"data":{"x":"y"}}`)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if status, _ := one.ask("GET", "secret/data/two", ""); status == 200 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the first node never saw what the second wrote")
+		}
+	}
+	if strings.Contains(p.log.String(), server.Password()) {
+		t.Error("the log holds the database's password")
+	}
 }
 
 // runMain runs the server command until the test ends it.

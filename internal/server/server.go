@@ -7,6 +7,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"io"
 	"log/slog"
@@ -49,7 +50,7 @@ type Status struct {
 type Options struct {
 	Gate    Gate
 	Clock   lessor.Clock   // nil: the machine's
-	Random  io.Reader      // source of request ids; its reads are concurrent
+	Random  io.Reader      // source of request ids; its reads are concurrent; nil: crypto/rand
 	Log     *slog.Logger   // never receives a secret; nil: none
 	Proxies []netip.Prefix // peers whose X-Forwarded-For is believed
 }
@@ -70,6 +71,9 @@ type Handler struct {
 func New(o Options) *Handler {
 	if o.Clock == nil {
 		o.Clock = lessor.SystemClock{}
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -259,7 +259,7 @@ func (db *DB) ground(w Write, batch []*pending) (*state, error) {
 		if err != nil {
 			return nil, err
 		}
-		found, err := db.plan.gather(w, &s.head, batch)
+		found, err := db.plan.gather(w, &s.head, db.rows, batch)
 		if err == nil && found == firm {
 			return s, nil
 		}

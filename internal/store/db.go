@@ -45,6 +45,7 @@ type DB struct {
 
 	unsealing sync.Mutex
 	queue     queue
+	rows      *rowCache
 	stats     counters
 	low       atomic.Bool  // less than Reserve is free
 	looked    atomic.Int64 // when that was looked at
@@ -91,7 +92,7 @@ func open(b Backend, o Options, restoring bool) (*DB, error) {
 	if o.BatchBytes <= 0 {
 		o.BatchBytes = 4 << 20
 	}
-	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), halted: make(chan struct{}), restoring: restoring}
+	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), rows: newRowCache(), halted: make(chan struct{}), restoring: restoring}
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	db.queue.init()
 	s, err := db.load()
@@ -160,7 +161,7 @@ func decodeHead(e Stored) (audit.Header, audit.Hash, error) {
 func headKey(seq uint64) Key { return Key{Head, Uint64Key(seq)} }
 
 func (db *DB) newState(snap Snapshot, head audit.Header, hash audit.Hash, c Cipher) *state {
-	s := &state{snap: snap, head: head, hash: hash, cipher: c, next: make(chan struct{}), open: &db.states}
+	s := &state{snap: snap, head: head, hash: hash, cipher: c, rows: db.rows, next: make(chan struct{}), open: &db.states}
 	s.refs.Store(1)
 	db.states.Add(1)
 	return s
@@ -387,8 +388,9 @@ func (s *state) follow(snap Snapshot) error {
 	return nil
 }
 
-// note takes down what tables a header touched.
+// note takes down what a header touched.
 func (s *state) note(h *audit.Header) {
+	s.rows.drop(h)
 	for i := range h.Touched {
 		if t := h.Touched[i].Table; t < uint8(tables) {
 			s.changed[t] = h.Seq

@@ -12,6 +12,7 @@ type plan struct {
 	index    map[Key]int
 	versions []uint64
 	keys     []Key
+	sought   []int // cells whose versions the backend has to tell
 	ranges   []Range
 	void     bool
 	changed  [tables]uint64 // last commit that touched each table, the batch included
@@ -55,8 +56,8 @@ const (
 )
 
 // gather reads the versions that the batch depends on: of what it checks, and of what it changes under an authenticated
-// sum; and whether the backend still ends with head.
-func (p *plan) gather(w Write, head *audit.Header, batch []*pending) (ground, error) {
+// sum; and whether the backend still ends with head. What the cache knows as of head is true if it does.
+func (p *plan) gather(w Write, head *audit.Header, rows *rowCache, batch []*pending) (ground, error) {
 	p.reset()
 	p.seq = head.Seq + 1
 	for _, b := range batch {
@@ -75,8 +76,14 @@ func (p *plan) gather(w Write, head *audit.Header, batch []*pending) (ground, er
 			}
 		}
 	}
+	p.sought = p.sought[:0]
 	for i := range p.cells {
-		p.keys = append(p.keys, p.cells[i].Key)
+		c := &p.cells[i]
+		if row, ok := rows.get(c.Key, head.Seq); ok {
+			c.base, c.now = row.Version, row.Version
+			continue
+		}
+		p.keys, p.sought = append(p.keys, c.Key), append(p.sought, i)
 	}
 	n := len(p.keys)
 	p.keys = append(p.keys, headKey(p.seq), Key{Batches, head.Batch})
@@ -84,8 +91,8 @@ func (p *plan) gather(w Write, head *audit.Header, batch []*pending) (ground, er
 	if err := w.Versions(p.keys, p.versions); err != nil {
 		return lost, err
 	}
-	for i := range p.cells {
-		p.cells[i].base, p.cells[i].now = p.versions[i], p.versions[i]
+	for n, i := range p.sought {
+		p.cells[i].base, p.cells[i].now = p.versions[n], p.versions[n]
 	}
 	switch {
 	case p.versions[n] != 0:

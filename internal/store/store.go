@@ -10,6 +10,7 @@
 package store
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -88,7 +89,29 @@ type Key struct {
 	Name  string
 }
 
-func (k Key) String() string { return fmt.Sprintf("%s/%q", k.Table, k.Name) }
+// String names the row in words where it is a commit's, else by table and name.
+func (k Key) String() string {
+	seq, index, ok := k.commit()
+	switch {
+	case ok && k.Table == Head:
+		return fmt.Sprintf("header of commit %d", seq)
+	case ok:
+		return fmt.Sprintf("audit record %d of commit %d", index, seq)
+	}
+	return fmt.Sprintf("%s/%q", k.Table, k.Name)
+}
+
+// commit is the commit that a header or an audit record belongs to, and the record's index in it.
+func (k Key) commit() (seq uint64, index uint32, ok bool) {
+	switch {
+	case k.Table == Head && len(k.Name) == seqLen:
+		return binary.BigEndian.Uint64([]byte(k.Name)), 0, true
+	case k.Table == Records:
+		_, seq, index, err := place(k.Name)
+		return seq, index, err == nil
+	}
+	return 0, 0, false
+}
 
 // Row is a row as of some View.
 type Row struct {
@@ -219,6 +242,9 @@ type Damage struct {
 	Key Key
 	Why string
 }
+
+// Commit is the commit whose header or audit record is damaged, and the record's index in it; ok is false for other rows.
+func (d *Damage) Commit() (seq uint64, index uint32, ok bool) { return d.Key.commit() }
 
 func (d *Damage) Error() string { return "store: damaged: " + d.Key.String() + ": " + d.Why }
 

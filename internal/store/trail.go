@@ -43,6 +43,7 @@ func lookup(a audit.Authority, t Table, s string) string {
 const (
 	dayLen   = 4
 	hashLen  = 8
+	seqLen   = 8
 	placeLen = 12 // sequence and index
 )
 
@@ -221,7 +222,7 @@ func (s *state) places(q *Query, from, to string) iter.Seq2[string, error] {
 			// The part of this day that lies between from and to.
 			lo, hi := "", PrefixEnd(d+hash)
 			if from[:dayLen] == d {
-				lo = ""
+				lo = from[dayLen:]
 			}
 			if to[:dayLen] == d {
 				hi = d + hash + to[dayLen:]

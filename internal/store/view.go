@@ -15,6 +15,7 @@ type state struct {
 	hash    audit.Hash // of head; zero for an empty store
 	changed [tables]uint64
 	cipher  Cipher        // nil while sealed
+	rows    *rowCache     // of the DB
 	next    chan struct{} // closed once a later state is published
 	refs    atomic.Int64
 	open    *sync.WaitGroup
@@ -41,6 +42,20 @@ func (s *state) release() {
 }
 
 func (s *state) get(k Key) (Row, error) {
+	if s.cipher == nil {
+		return s.seek(k)
+	}
+	if row, ok := s.rows.get(k, s.head.Seq); ok {
+		return row, nil
+	}
+	row, err := s.seek(k)
+	if err == nil {
+		s.rows.put(row, s.head.Seq)
+	}
+	return row, err
+}
+
+func (s *state) seek(k Key) (Row, error) {
 	stored, err := s.snap.Get(k)
 	if err != nil {
 		return Row{}, err

@@ -3,6 +3,7 @@ package system
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"io"
 	"slices"
 	"strconv"
@@ -207,10 +208,10 @@ func (b *Backend) tail(_ context.Context, r *engine.Request) (*engine.Reply, err
 				}
 				return nil, err
 			}
-			records, next = append(records, recordData(&at)), at.Seq+1
-			if len(records) >= limit {
-				break
+			if len(records) >= limit && at.Seq >= next {
+				break // all of a commit's records are told together, so that next can be the commit after
 			}
+			records, next = append(records, recordData(&at)), at.Seq+1
 			if len(records) == 1 { // there is something: do not wait for more than what is there already
 				cancelSoon := time.AfterFunc(20*time.Millisecond, cancel)
 				defer cancelSoon.Stop()
@@ -228,7 +229,14 @@ func (b *Backend) verify(_ context.Context, r *engine.Request) (*engine.Reply, e
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			return map[string]any{"ok": false, "broken": map[string]any{"reason": err.Error()}}, nil
+			broken := map[string]any{"reason": err.Error()}
+			if d, ok := errors.AsType[*store.Damage](err); ok {
+				broken["row"] = d.Key.String()
+				if seq, index, ok := d.Commit(); ok {
+					broken["seq"], broken["index"] = seq, int(index)
+				}
+			}
+			return map[string]any{"ok": false, "broken": broken}, nil
 		}
 		head := b.Store.Head()
 		hash := head.Hash()

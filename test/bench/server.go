@@ -22,12 +22,12 @@ type lessorServer struct {
 	root        string // token
 	addr        string // host:port
 	cmd         *exec.Cmd
-	stdout      string // file
+	exited      chan struct{} // closed when it has
 }
 
 // newServer makes a server with an empty store and starts it.
 func newServer(binary, dir string) (*lessorServer, error) {
-	s := &lessorServer{binary: binary, dir: dir, stdout: filepath.Join(dir, "stdout")}
+	s := &lessorServer{binary: binary, dir: dir}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -49,7 +49,8 @@ func (s *lessorServer) key() string  { return filepath.Join(s.dir, "seal.key") }
 
 // start starts the server and waits until it says where it listens.
 func (s *lessorServer) start() error {
-	out, err := os.Create(s.stdout)
+	stdout := filepath.Join(s.dir, "stdout")
+	out, err := os.Create(stdout)
 	if err != nil {
 		return err
 	}
@@ -65,8 +66,14 @@ func (s *lessorServer) start() error {
 	if err := s.cmd.Start(); err != nil {
 		return err
 	}
+	exited := make(chan struct{})
+	s.exited = exited
+	go func(cmd *exec.Cmd) {
+		_ = cmd.Wait()
+		close(exited)
+	}(s.cmd)
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		text, err := os.ReadFile(s.stdout)
+		text, err := os.ReadFile(stdout)
 		if err != nil {
 			return err
 		}
@@ -76,8 +83,10 @@ func (s *lessorServer) start() error {
 				return nil
 			}
 		}
-		if s.cmd.Process.Signal(syscall.Signal(0)) != nil {
-			break
+		select {
+		case <-exited:
+			return fmt.Errorf("the server did not start: %s", s.lastWords())
+		default:
 		}
 	}
 	return fmt.Errorf("the server did not start: %s", s.lastWords())
@@ -94,7 +103,7 @@ func (s *lessorServer) end(signal os.Signal) {
 		return
 	}
 	_ = s.cmd.Process.Signal(signal)
-	_ = s.cmd.Wait()
+	<-s.exited
 	s.cmd = nil
 }
 
@@ -113,8 +122,21 @@ func (s *lessorServer) resident() (int64, error) {
 	return kb << 10, err
 }
 
-// call makes one request that is not measured and returns what the answer holds.
+// call makes one request of the root token's that is not measured, and returns what the answer holds.
 func (s *lessorServer) call(method, path string, body any) (map[string]any, error) {
+	return s.callAs(s.root, method, path, body)
+}
+
+func (s *lessorServer) callAs(token, method, path string, body any) (map[string]any, error) {
+	b, err := s.fetch(token, method, path, body)
+	if err != nil || len(b) == 0 {
+		return nil, err
+	}
+	var m map[string]any
+	return m, json.Unmarshal(b, &m)
+}
+
+func (s *lessorServer) fetch(token, method, path string, body any) ([]byte, error) {
 	var r io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -127,24 +149,17 @@ func (s *lessorServer) call(method, path string, body any) (map[string]any, erro
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("X-Vault-Token", s.root)
+	req.Header.Set("X-Vault-Token", token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
+	if err == nil && resp.StatusCode > 299 {
+		err = fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
 	}
-	if resp.StatusCode > 299 {
-		return nil, fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
-	}
-	var m map[string]any
-	if len(b) > 0 {
-		err = json.Unmarshal(b, &m)
-	}
-	return m, err
+	return b, err
 }
 
 // text is a string somewhere in an answer.

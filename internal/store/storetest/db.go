@@ -879,6 +879,9 @@ func collect(t *testing.T, db *store.DB, q store.Query) (got []string, pages int
 		if next == "" {
 			return got, pages
 		}
+		if pages > 1000 {
+			t.Fatalf("%+v has no last page", q)
+		}
 		q.Cursor = next
 	}
 }
