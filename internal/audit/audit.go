@@ -5,7 +5,10 @@
 // other by hash, and each is MACed under a sealed key, so that whoever alters the store cannot recompute the chain.
 package audit
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Phase tells which part of an act a record is about.
 type Phase string
@@ -48,6 +51,19 @@ type Record struct {
 	Note          string    `cbor:"27,keyasint,omitempty" json:"note,omitempty"`  // fixed texts only: "wrapped", "retried", …
 	Count         uint64    `cbor:"28,keyasint,omitempty" json:"count,omitempty"` // acts that this record sums up; 0 is 1
 	Tombstone     string    `cbor:"29,keyasint,omitempty" json:"tombstone,omitempty"`
+}
+
+// About is the paths that the record is about: its own, and the one that its lease was given at, where that is another: so a
+// secret's timeline has the renewals and revocations of leases on it, too.
+func (r *Record) About() []string {
+	paths := make([]string, 0, 2)
+	if r.Path != "" {
+		paths = append(paths, r.Path)
+	}
+	if i := strings.LastIndexByte(r.Lease, '/'); i > 0 && r.Lease[:i] != r.Path {
+		paths = append(paths, r.Lease[:i])
+	}
+	return paths
 }
 
 // Shown is one version of a secret that an act showed or wrote.

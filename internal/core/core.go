@@ -38,6 +38,7 @@ type Options struct {
 	DefaultTTL   time.Duration             // of tokens and leases; 0: 768 h
 	MaxTTL       time.Duration             // 0: 768 h
 	ApplyTimeout time.Duration             // of one touch of a target for a request; 0: 30 s
+	Patience     time.Duration             // how long an answer waits for what the background does at targets; 0: 45 s, less than clients wait
 }
 
 // Core is the gate. Its methods are safe for concurrent use.
@@ -70,6 +71,9 @@ func New(o Options) (*Core, error) {
 	}
 	if o.ApplyTimeout == 0 {
 		o.ApplyTimeout = 30 * time.Second
+	}
+	if o.Patience == 0 {
+		o.Patience = 45 * time.Second
 	}
 	c := &Core{Options: o, routers: map[string]*engine.Router{}}
 	for name, b := range o.Backends {

@@ -418,7 +418,7 @@ func TestOwnersAreResolvedAndRequired(t *testing.T) {
 	if look.Data["owner"] != "ann" {
 		t.Errorf("owner of a lease: %v", look.Data)
 	}
-	if rec := g.last("plain/x")[0]; rec.Owner != "ann" {
+	if rec := g.last("plain/x")[1]; rec.Owner != "ann" {
 		t.Errorf("owner in the record: %+v", rec.Record)
 	}
 }

@@ -25,7 +25,7 @@ func (w *walk) extend(ctx context.Context) (*lessor.Answer, error) {
 	if err != nil {
 		return nil, w.refuse(ctx, err)
 	}
-	w.reply.Lease = l.ID
+	w.reply.Lease = l.ID // not before it is known to be one: what a client calls a lease may be anything
 	if l.Kind == lease.Static {
 		return w.extendStatic(ctx, l, m)
 	}
@@ -169,7 +169,10 @@ func (w *walk) alive(l *lease.Lease) (bool, error) {
 	if err != nil || t == nil {
 		return false, err
 	}
-	return t.Live(w.view, w.op.Time)
+	if live, err := t.Live(w.view, w.op.Time); err != nil || !live {
+		return false, err
+	}
+	return w.spared(w.view, t)
 }
 
 // forMount is the permission to reach the target of a lease for a request that was granted at sys/.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -225,9 +224,6 @@ func (w *walk) plan(ctx context.Context) error {
 	return nil
 }
 
-// patience is how long an answer waits for what the background has to do at targets. It is less than what clients wait.
-const patience = 45 * time.Second
-
 // finish commits what needs no target, and answers.
 func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	txn, rec := &w.reply.Txn, w.record(audit.Done)
@@ -244,12 +240,15 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	if err := w.commit(ctx, txn, rec); err != nil {
 		return nil, err
 	}
+	if txn.Urgent {
+		w.reaper.Nudge()
+	}
 	if w.reply.Do != nil {
 		if w.Fenced() {
 			answer.Warnings = append(answer.Warnings, "the revocation is in force, but this is a restored copy: it touches no target until an operator resumes it")
 			return answer, nil
 		}
-		waiting, cancel := context.WithTimeout(ctx, patience)
+		waiting, cancel := context.WithTimeout(ctx, w.Patience)
 		defer cancel()
 		if err := w.reply.Do(waiting); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"errors"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -92,8 +93,8 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 			lease.End(txn, row, current, "could not be made", now)
 		}
 		txn.Audit = append(txn.Audit, rec)
-		if _, err := w.Store.Commit(ctx, *txn); err != nil {
-			return nil, settled(err)
+		if err := w.conclude(ctx, txn); err != nil {
+			return nil, err
 		}
 		return nil, failure
 	}
@@ -104,15 +105,34 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 		return nil, err
 	}
 	txn.Audit = append(txn.Audit, rec)
-	if _, err := w.Store.Commit(ctx, *txn); err != nil {
-		return nil, settled(err) // the lease stays pending, and is reverted
+	if err := w.conclude(ctx, txn); err != nil {
+		return nil, err // the lease was ended, or stays pending; either way it is reverted
 	}
 	w.counters.issued.Add(1)
 	return answer, nil
 }
 
+// conclude commits an outcome. If somebody else was faster with the lease, the outcome is on record all the same: as a failure.
+func (w *walk) conclude(ctx context.Context, txn *store.Txn) error {
+	_, err := w.Store.Commit(ctx, *txn)
+	if !errors.As(err, new(*store.Conflict)) {
+		return settled(err)
+	}
+	rec := txn.Audit[len(txn.Audit)-1]
+	if rec.ErrorKind == "" {
+		rec.ErrorKind, rec.Secrets = api.Unavailable.String(), nil
+	}
+	if _, err := w.Store.Commit(ctx, store.Txn{Audit: []audit.Record{rec}}); err != nil {
+		return settled(err)
+	}
+	return settled(err)
+}
+
 // settled keeps a conflict of the second commit from walking the operation again: its first commit stands.
 func settled(err error) error {
+	if err == nil {
+		return nil
+	}
 	if api.KindOf(outcome(err)) == api.Internal {
 		return api.Errorf(api.Unavailable, "the credential was ended before it could be handed out; ask again")
 	}
@@ -160,7 +180,7 @@ func (w *walk) lease(i *engine.Issue) (*lease.Lease, []string, error) {
 	if owned == "" {
 		owned = i.Path
 	}
-	owner, _ := w.OwnerOf(w.mount.Path + owned)
+	owner, _ := w.ownerOf(w.mount.Path + owned)
 	l := &lease.Lease{
 		ID: id, Namespace: w.op.Namespace, Mount: w.mount.UUID,
 		Kind: lease.Dynamic, Issued: now, Expires: now.Add(ttl), Max: now.Add(most), TTL: ttl, Renewable: i.Renewable && t.Kind != lessor.Batch,
@@ -186,7 +206,7 @@ func (w *walk) holder() lease.Holder {
 
 // hold gives the caller a lease on the version of a static secret that it was shown, or its live one back.
 func (w *walk) hold(txn *store.Txn, rec *audit.Record, s *engine.Static) (lessor.Terms, error) {
-	owner, _ := w.OwnerOf(w.mount.Path + s.Path)
+	owner, _ := w.ownerOf(w.mount.Path + s.Path)
 	h := w.holder()
 	if w.op.WrapTTL > 0 {
 		h.Instance = "wrapped:" + w.op.ID // nobody's yet: who unwraps becomes the holder

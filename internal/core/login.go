@@ -45,7 +45,6 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 			return nil, api.Errorf(api.Unauthenticated, "permission denied: the entity of this alias is disabled; an administrator can enable it")
 		}
 		m.Entity, alias = e.ID, a
-		rec.Entity = e.ID
 		if s, err := identity.Resolve(w.view, e.ID); err != nil {
 			return nil, err
 		} else if s != nil {
@@ -57,7 +56,12 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 		return nil, err
 	}
 	made.Alias, made.AliasName, made.Mount, made.Instance = alias.ID, alias.Name, w.mount.UUID, l.Instance
+	made.Owner, _ = w.ownerOf(w.op.Path)
+	if l.Role != "" {
+		made.Owner, _ = w.ownerOf(w.mount.Path + "role/" + l.Role)
+	}
 	secret = w.keep(txn, made, secret)
+	rec.Entity, rec.Groups, rec.Owner = made.Entity, nil, made.Owner // who logs in, not who holds a token that came along
 	rec.Name, rec.Alias, rec.Accessor, rec.Role = made.Name, alias.Name, made.Accessor, made.Role
 	w.counters.logins.Add(1)
 	return authOf(made, secret, identityPolicies, now), nil
@@ -111,8 +115,17 @@ func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.
 		made.Alias, made.AliasName, made.Instance = p.Alias, p.AliasName, p.Instance
 	}
 	made.Mount = w.mount.UUID
+	if made.Owner, _ = w.ownerOf(w.op.Path); m.Role != "" {
+		made.Owner, _ = w.ownerOf(w.mount.Path + "roles/" + m.Role)
+	}
+	if made.Owner == "" && w.who.token != nil {
+		made.Owner = w.who.token.Owner
+	}
+	rec.Owner = made.Owner
 	secret = w.keep(txn, made, secret)
-	rec.Note = "token " + made.Accessor
+	if rec.Note = "token " + made.Accessor; made.Accessor == "" {
+		rec.Note = "batch token"
+	}
 	var identityPolicies []string
 	if made.Entity != "" && made.Entity == w.who.Entity {
 		identityPolicies = w.who.Identity
@@ -152,7 +165,8 @@ func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path stri
 	case m.NeverExpires:
 		t.Renewable = false
 	case m.Period > 0:
-		t.TTL = m.Period
+		t.Period = min(m.Period, l.MaxTTL)
+		t.TTL = t.Period
 	default:
 		t.Max = l.MaxTTL
 		if t.TTL = m.TTL; t.TTL == 0 {

@@ -13,8 +13,11 @@ import (
 // owned is an owner and the path that names it.
 type owned struct{ owner, from string }
 
-// OwnerOf resolves who owns a path: the nearest ancestor's owner that was set, else the mount's own.
-func (w *walk) OwnerOf(path string) (name, from string) {
+// OwnerOf resolves who owns a path as clients have it.
+func (w *walk) OwnerOf(path string) (name, from string) { return w.ownerOf(w.mounts.Logical(path)) }
+
+// ownerOf resolves who owns a path: the nearest ancestor's owner that was set, else the mount's own.
+func (w *walk) ownerOf(path string) (name, from string) {
 	o, err := w.owners.get(w.view, store.Config, path, func() (owned, error) {
 		name, from, err := owner.Of(w.view, path)
 		return owned{name, from}, err

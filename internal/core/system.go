@@ -32,6 +32,24 @@ func (w *walk) Reaches(path string) bool {
 	return err == nil && acl.Reaches(strings.TrimSuffix(path, "/")+"/")
 }
 
+// Resultant is what the caller's policies give, as sys/internal/ui/resultant-acl tells.
+func (w *walk) Resultant() (map[string]any, error) {
+	acl, err := w.policies.ACL(w.view, &w.who.Principal)
+	if err != nil {
+		return nil, err
+	}
+	exact, glob, segmented, root := acl.Resultant()
+	tell := func(from map[string][]string) map[string]any {
+		out := make(map[string]any, len(from))
+		for pattern, names := range from {
+			out[pattern] = map[string]any{"capabilities": names}
+		}
+		return out
+	}
+	data := map[string]any{"exact_paths": tell(exact), "glob_paths": tell(glob), "segment_wildcard_paths": tell(segmented), "root": root, "chroot_namespace": ""}
+	return data, nil
+}
+
 // Capabilities are what a token may do at a path.
 func (w *walk) Capabilities(t *token.Token, path string) ([]string, error) {
 	who := w.who

@@ -351,8 +351,8 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 			at := placeKey(h.Seq, index)
 			db.value = recordValue(db.value[:0], h.Time, e.encoded)
 			set(Key{Records, day + at}, db.value)
-			if e.path != "" {
-				set(Key{ByPath, day + e.path + at}, nil)
+			for _, path := range e.paths {
+				set(Key{ByPath, day + path + at}, nil)
 			}
 			for _, who := range e.who {
 				set(Key{ByWho, day + who + at}, nil)

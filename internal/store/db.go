@@ -390,7 +390,9 @@ func (s *state) follow(snap Snapshot) error {
 
 // note takes down what a header touched.
 func (s *state) note(h *audit.Header) {
-	s.rows.drop(h)
+	if s.rows != nil {
+		s.rows.drop(h)
+	}
 	for i := range h.Touched {
 		if t := h.Touched[i].Table; t < uint8(tables) {
 			s.changed[t] = h.Seq

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -14,15 +15,15 @@ import (
 type entry struct {
 	encoded []byte
 	leaf    audit.Hash
-	path    string   // keyed hash, 8 bytes; "" if the record has no path
+	paths   []string // keyed hashes of the paths that it is about, 8 bytes each
 	who     []string // keyed hashes of entity, accessor and display name
 }
 
 func newEntry(a audit.Authority, r *audit.Record) entry {
 	e := entry{encoded: r.Encode()}
 	e.leaf = audit.Leaf(e.encoded)
-	if r.Path != "" {
-		e.path = lookup(a, ByPath, r.Path)
+	for _, path := range r.About() {
+		e.paths = append(e.paths, lookup(a, ByPath, path))
 	}
 	for _, who := range [...]string{r.Entity, r.Accessor, r.Name} {
 		if who != "" {
@@ -127,7 +128,7 @@ type Query struct {
 
 func (q *Query) matches(r *audit.At) bool {
 	return (q.From.IsZero() || !r.Commit.Before(q.From)) && (q.To.IsZero() || r.Commit.Before(q.To)) &&
-		(q.Path == "" || r.Path == q.Path) &&
+		(q.Path == "" || slices.Contains(r.About(), q.Path)) &&
 		(q.Who == "" || r.Entity == q.Who || r.Accessor == q.Who || r.Name == q.Who)
 }
 

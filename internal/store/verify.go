@@ -259,8 +259,8 @@ func (v *verification) record(h *audit.Header, e Stored) ([]byte, error) {
 func indexEntries(a audit.Authority, at string, r *audit.Record) []Key {
 	e := newEntry(a, r)
 	var keys []Key
-	if e.path != "" {
-		keys = append(keys, Key{ByPath, at[:dayLen] + e.path + at[dayLen:]})
+	for _, path := range e.paths {
+		keys = append(keys, Key{ByPath, at[:dayLen] + path + at[dayLen:]})
 	}
 	for _, who := range e.who {
 		keys = append(keys, Key{ByWho, at[:dayLen] + who + at[dayLen:]})

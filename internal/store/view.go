@@ -15,7 +15,7 @@ type state struct {
 	hash    audit.Hash // of head; zero for an empty store
 	changed [tables]uint64
 	cipher  Cipher        // nil while sealed
-	rows    *rowCache     // of the DB
+	rows    *rowCache     // of the DB; nil for a state that stands alone
 	next    chan struct{} // closed once a later state is published
 	refs    atomic.Int64
 	open    *sync.WaitGroup
@@ -42,7 +42,7 @@ func (s *state) release() {
 }
 
 func (s *state) get(k Key) (Row, error) {
-	if s.cipher == nil {
+	if s.cipher == nil || s.rows == nil {
 		return s.seek(k)
 	}
 	if row, ok := s.rows.get(k, s.head.Seq); ok {
