@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 	"sync"
@@ -32,12 +33,14 @@ import (
 // gate is a whole lessor over a store in memory, without HTTP, with a clock that the test moves.
 type gate struct {
 	*testing.T
-	core  *core.Core
-	db    *store.DB
-	clock *enginetest.Clock
-	root  lessor.Secret
-	n     int
-	mu    sync.Mutex
+	core     *core.Core
+	db       *store.DB
+	clock    *enginetest.Clock
+	root     lessor.Secret
+	backends map[string]engine.Backend
+	target   *target
+	n        int
+	mu       sync.Mutex
 }
 
 func start(t *testing.T, set ...func(*core.Options)) *gate {
@@ -64,6 +67,8 @@ func start(t *testing.T, set ...func(*core.Options)) *gate {
 		"kv": kv.V1{}, "kv-v2": kv.V2{}, "cubbyhole": cubbyhole.Backend{}, "userpass": userpass.New(), "approle": approle.Backend{},
 		"token": tokens, "system": sys, "identity": identity.Backend{},
 	}
+	g := &gate{T: t, db: db, clock: clock, backends: backends, target: &target{accounts: map[string]bool{}}}
+	backends["target"] = g.target
 	o := core.Options{Store: db, Keys: keys, Random: rand.Reader, Backends: backends}
 	for _, f := range set {
 		f(&o)
@@ -74,7 +79,9 @@ func start(t *testing.T, set ...func(*core.Options)) *gate {
 	}
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	sys.Reaper, sys.Backends, sys.RequireOwner = c.Reaper(), backends, o.RequireOwner
-	g := &gate{T: t, core: c, db: db, clock: clock}
+	sys.Info = func() map[string]any { return map[string]any{"version": "test"} }
+	sys.Metrics = func(context.Context, io.Writer) error { return nil }
+	g.core = c
 	if g.root, err = c.Init(t.Context(), rows, lessor.Secret{}, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -271,6 +271,11 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 	if r.Raw != nil {
 		a.Raw, a.RawType = r.Raw.Write, r.Raw.Type
 	}
+	if w.route.Owned && w.request.Verb == lessor.Read && a.Data != nil {
+		if name, _ := w.OwnerOf(w.op.Path); name != "" {
+			a.Data["owner"] = name
+		}
+	}
 	var err error
 	switch {
 	case r.Login != nil:

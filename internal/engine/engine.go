@@ -39,6 +39,7 @@ type Route struct {
 	Sudo    bool                         // root-protected: needs sudo besides
 	Open    bool                         // needs no token: logins and their like
 	Fold    bool                         // names in the path have no case: policy is asked for the lower-case spelling, too
+	Owned   bool                         // a Read tells the owner of what it shows, if it has one
 	Free    bool                         // any data is accepted without a warning (KV v1, cubbyhole)
 }
 
@@ -108,6 +109,8 @@ type System interface {
 	Sudo() bool
 	// Reaches reports whether the caller's policies grant anything at the path or somewhere below it.
 	Reaches(path string) bool
+	// Resultant is what the caller's policies give, by pattern, as sys/internal/ui/resultant-acl tells.
+	Resultant() (map[string]any, error)
 	// Capabilities are what a token may do at a path, as sys/capabilities tells.
 	Capabilities(t *token.Token, path string) ([]string, error)
 	// Token finds a live token by its id, whether stored or sealed into itself; nil: there is none.

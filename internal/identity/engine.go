@@ -9,6 +9,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -60,7 +61,7 @@ func (b Backend) Routes() []engine.Route {
 		{Pattern: "entity/id", Help: "list entities by id", Ops: ops{lessor.List: b.listEntities}},
 		{Pattern: "entity/id/{id}", Help: "entities", Fields: entityFields, Ops: ops{lessor.Read: b.readEntity, lessor.Update: b.writeEntity, lessor.Delete: b.deleteEntity}},
 		{Pattern: "entity/name", Help: "list entities by name", Ops: ops{lessor.List: b.listEntityNames}},
-		{Pattern: "entity/name/{name}", Help: "entities by name", Fields: entityFields, Ops: ops{lessor.Read: b.readEntity, lessor.Update: b.writeEntity, lessor.Delete: b.deleteEntity}},
+		{Pattern: "entity/name/{name}", Help: "entities by name", Fold: true, Fields: entityFields, Ops: ops{lessor.Read: b.readEntity, lessor.Update: b.writeEntity, lessor.Delete: b.deleteEntity}},
 		{Pattern: "entity-alias", Help: "create or update an alias", Fields: aliasFields, Ops: ops{lessor.Update: b.writeAlias}},
 		{Pattern: "entity-alias/id", Help: "list aliases", Ops: ops{lessor.List: b.listAliases}},
 		{Pattern: "entity-alias/id/{id}", Help: "aliases", Fields: aliasFields, Ops: ops{lessor.Read: b.readAlias, lessor.Update: b.writeAlias, lessor.Delete: b.deleteAlias}},
@@ -68,7 +69,7 @@ func (b Backend) Routes() []engine.Route {
 		{Pattern: "group/id", Help: "list groups by id", Ops: ops{lessor.List: b.listGroups}},
 		{Pattern: "group/id/{id}", Help: "groups", Fields: groupFields, Ops: ops{lessor.Read: b.readGroup, lessor.Update: b.writeGroup, lessor.Delete: b.deleteGroup}},
 		{Pattern: "group/name", Help: "list groups by name", Ops: ops{lessor.List: b.listGroupNames}},
-		{Pattern: "group/name/{name}", Help: "groups by name", Fields: groupFields, Ops: ops{lessor.Read: b.readGroup, lessor.Update: b.writeGroup, lessor.Delete: b.deleteGroup}},
+		{Pattern: "group/name/{name}", Help: "groups by name", Fold: true, Fields: groupFields, Ops: ops{lessor.Read: b.readGroup, lessor.Update: b.writeGroup, lessor.Delete: b.deleteGroup}},
 		{Pattern: "lookup/entity", Help: "find an entity", Fields: lookupFields, Ops: ops{lessor.Update: b.lookupEntity}},
 		{Pattern: "lookup/group", Help: "find a group", Fields: lookupFields[:2], Ops: ops{lessor.Update: b.lookupGroup}},
 	}
@@ -111,12 +112,30 @@ func checkMetadata(m map[string]string) error {
 	return nil
 }
 
+// named is the id or the name by which a request names what it is about. Where the path does, it alone: it is what policy was
+// asked about, and nothing in the data may point elsewhere.
+func named(r *engine.Request) (id, name string) {
+	if id, name = r.Param("id"), r.Param("name"); id != "" || name != "" {
+		return id, name
+	}
+	return r.Str("id"), r.Str("name")
+}
+
+// renamed is the name that a request gives to what it is about; empty: none.
+func renamed(r *engine.Request) (string, error) {
+	name := first(r.Param("name"), r.Str("name"))
+	if len(name) > 512 || strings.ContainsFunc(name, func(c rune) bool { return c < 0x20 || c == 0x7f }) {
+		return "", api.Errorf(api.Invalid, "a name has at most 512 bytes, and no control characters")
+	}
+	return name, nil
+}
+
 // entity finds the entity that a request names, by id or by name.
 func entity(r *engine.Request) (*Entity, store.Row, error) {
-	if id := first(r.Param("id"), r.Str("id")); id != "" {
+	switch id, name := named(r); {
+	case id != "":
 		return EntityByID(r.View, id)
-	}
-	if name := first(r.Param("name"), r.Str("name")); name != "" {
+	case name != "":
 		return EntityByName(r.View, name)
 	}
 	return nil, store.Row{}, nil
@@ -138,7 +157,7 @@ func (b Backend) writeEntity(_ context.Context, r *engine.Request) (*engine.Repl
 	}
 	isNew := e == nil
 	if isNew {
-		if id := first(r.Param("id"), r.Str("id")); id != "" {
+		if id, _ := named(r); id != "" {
 			return nil, api.Errorf(api.Invalid, "entity not found from id %q", id)
 		}
 		id, err := NewID(r.Random)
@@ -148,7 +167,9 @@ func (b Backend) writeEntity(_ context.Context, r *engine.Request) (*engine.Repl
 		e = &Entity{ID: id, Name: "entity_" + id[:8], Created: r.Now}
 	}
 	from := e.Name
-	if name := first(r.Param("name"), r.Str("name")); name != "" {
+	if name, err := renamed(r); err != nil {
+		return nil, err
+	} else if name != "" {
 		if other, _, err := EntityByName(r.View, name); err != nil {
 			return nil, err
 		} else if other != nil && other.ID != e.ID {
@@ -266,7 +287,7 @@ func authMount(r *engine.Request, accessor string) *mount.Entry {
 	return nil
 }
 
-// deleteEntity takes the entity out of its groups and away. Tokens of it are refused from then on.
+// deleteEntity takes the entity out of its groups and away, and ends all that it holds: tokens and leases.
 func (b Backend) deleteEntity(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	e, row, err := entity(r)
 	if err != nil {
@@ -287,6 +308,9 @@ func (b Backend) deleteEntity(_ context.Context, r *engine.Request) (*engine.Rep
 		}
 	}
 	DropEntity(&reply.Txn, row, e)
+	if _, err := r.System.Bury(&reply.Txn, lease.Selector{Kind: lease.ByHolder, Value: e.ID}, "entity deleted"); err != nil {
+		return nil, err
+	}
 	return reply, nil
 }
 
@@ -395,6 +419,9 @@ func (b Backend) writeAlias(_ context.Context, r *engine.Request) (*engine.Reply
 		return nil, err
 	}
 	target := first(r.Str("canonical_id"), r.Str("entity_id"))
+	if _, err := renamed(r); err != nil {
+		return nil, err
+	}
 	name, accessor := r.Str("name"), r.Str("mount_accessor")
 	id := first(r.Param("id"), r.Str("id"))
 	var e *Entity
@@ -425,6 +452,11 @@ func (b Backend) writeAlias(_ context.Context, r *engine.Request) (*engine.Reply
 			return b.moveAlias(r, e, row, i, target)
 		}
 		if name != "" && name != a.Name {
+			if other, _, err := EntityByAlias(r.View, a.Mount, name); err != nil {
+				return nil, err
+			} else if other != nil {
+				return nil, api.Errorf(api.Invalid, "alias name is already in use at this mount")
+			}
 			DropAlias(&reply.Txn, a)
 			reply.Txn.Deletes = slices.DeleteFunc(reply.Txn.Deletes, func(k store.Key) bool { return k == aliasID(a.ID) })
 			a.Name = name
@@ -543,10 +575,10 @@ func (b Backend) deleteAlias(_ context.Context, r *engine.Request) (*engine.Repl
 
 // group finds the group that a request names, by id or by name.
 func group(r *engine.Request) (*Group, store.Row, error) {
-	if id := first(r.Param("id"), r.Str("id")); id != "" {
+	switch id, name := named(r); {
+	case id != "":
 		return GroupByID(r.View, id)
-	}
-	if name := first(r.Param("name"), r.Str("name")); name != "" {
+	case name != "":
 		return GroupByName(r.View, name)
 	}
 	return nil, store.Row{}, nil
@@ -562,7 +594,7 @@ func (b Backend) writeGroup(_ context.Context, r *engine.Request) (*engine.Reply
 		old := *g
 		before = &old
 	} else {
-		if id := first(r.Param("id"), r.Str("id")); id != "" {
+		if id, _ := named(r); id != "" {
 			return nil, api.Errorf(api.Invalid, "group not found from id %q", id)
 		}
 		id, err := NewID(r.Random)
@@ -578,7 +610,9 @@ func (b Backend) writeGroup(_ context.Context, r *engine.Request) (*engine.Reply
 			return nil, api.Errorf(api.Invalid, "invalid group type %q: internal or external", r.Str("type"))
 		}
 	}
-	if name := first(r.Param("name"), r.Str("name")); name != "" {
+	if name, err := renamed(r); err != nil {
+		return nil, err
+	} else if name != "" {
 		if other, _, err := GroupByName(r.View, name); err != nil {
 			return nil, err
 		} else if other != nil && other.ID != g.ID {
@@ -608,6 +642,9 @@ func (b Backend) writeGroup(_ context.Context, r *engine.Request) (*engine.Reply
 	}
 	g.Updated = r.Now
 	reply := &engine.Reply{}
+	if r.Has("member_group_ids") { // two changes at once, far apart, would make a circle that neither sees
+		reply.Txn.Unchanged = append(reply.Txn.Unchanged, store.Since{Table: store.Identity, Position: r.View.Position()})
+	}
 	if err := b.relate(r, &reply.Txn, before, g); err != nil {
 		return nil, err
 	}

@@ -119,7 +119,7 @@ func BenchmarkDrain(b *testing.B) {
 			w.must(w.readOnce(alice))
 		}
 		idle := w.load(rate, 3*time.Second, nil)
-		w.reaper.Store = ahead{w.db, time.Until(due)}
+		w.reaper.Store = early{w.db, time.Until(due)}
 		stop := make(chan struct{})
 		b.StartTimer()
 		began := time.Now()
@@ -146,13 +146,13 @@ func BenchmarkDrain(b *testing.B) {
 	}
 }
 
-// ahead is a store whose time is ahead.
-type ahead struct {
+// early is a store whose time is ahead of the clock.
+type early struct {
 	Store
 	by time.Duration
 }
 
-func (a ahead) Now() time.Time { return a.Store.Now().Add(a.by) }
+func (a early) Now() time.Time { return a.Store.Now().Add(a.by) }
 
 func (w *world) fill(all, dynamic int, due time.Time) {
 	var txn store.Txn

@@ -120,7 +120,7 @@ func TestUnconfirmed(t *testing.T) {
 		time.Sleep(70 * time.Second)
 		w.must(w.target.apply(l)) // the paused process woke up
 		w.sound()
-		time.Sleep(2 * time.Minute)
+		time.Sleep(11 * time.Minute)
 		w.empty()
 	})
 	run(t, "revoked while it is applied", func(t *testing.T, w *world) {
@@ -311,7 +311,7 @@ func TestFenced(t *testing.T) {
 			t.Error("live after its end")
 		}
 		w.fenced.Store(false)
-		time.Sleep(2 * time.Minute)
+		time.Sleep(11 * time.Minute)
 		w.empty()
 	})
 }

@@ -53,6 +53,7 @@ type Reaper struct {
 	sweep   sweep
 	flying  *job // the chunk that is being committed
 	workers workers
+	patient bool // nothing of the last round's work is urgent
 	counts  counts
 
 	mu      sync.Mutex
@@ -131,15 +132,28 @@ func (r *Reaper) Run(ctx context.Context) {
 	defer r.workers.wait()
 	defer func() { _, _ = r.land() }()
 	for ctx.Err() == nil {
+		began := time.Now()
 		pause, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.Log.Error("reaping failed, it is tried again", "error", err)
 			pause = time.Second
 		}
+		if pause == 0 && r.patient {
+			pause = r.courtesy(time.Since(began))
+		}
 		if pause > 0 {
 			r.sleep(ctx, pause)
 		}
 	}
+}
+
+// courtesy is how long the reaper rests after a round that only removed rows which mean nothing any more: what is over gives nobody
+// anything, removed or not, so requests go first, and credentials at targets do even more.
+func (r *Reaper) courtesy(took time.Duration) time.Duration {
+	if r.workers.busy() {
+		return 4 * took
+	}
+	return took
 }
 
 // sleep waits, but not when nudged.
@@ -158,16 +172,18 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 	if r.Fenced() {
 		return r.Poll, nil
 	}
-	pause = r.Poll
+	pause, r.patient = r.Poll, true
 	for _, step := range []struct {
-		decide func(*job) (time.Duration, error)
-		alone  bool
-	}{{r.expireDynamic, false}, {r.expireRest, false}, {r.sweepTrees, true}, {r.sweepTombs, true}} {
+		decide  func(*job) (time.Duration, error)
+		alone   bool
+		patient bool
+	}{{r.expireDynamic, false, false}, {r.expireRest, false, true}, {r.sweepTrees, true, false}, {r.sweepTombs, true, false}} {
 		wait, err := r.step(ctx, step.decide, step.alone)
 		if err != nil {
 			return 0, err
 		}
 		pause = min(pause, wait)
+		r.patient = r.patient && (wait > 0 || step.patient)
 	}
 	if pause > 0 && r.flying != nil {
 		pause = 0 // what it leaves may be work

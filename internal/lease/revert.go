@@ -23,6 +23,7 @@ import (
 const (
 	batch       = 64 // leases in one call of Revert, at most
 	minBatch    = 8  // below which they are not spread over parallel calls
+	waves       = 4  // batches for each parallel call that one pass takes from the queue: so none waits for the slowest each time
 	minBackoff  = time.Second
 	maxBackoff  = 10 * time.Minute // between tries of one revert
 	trips       = 3                // batches that fail entirely, one after the other, before the breaker opens
@@ -135,6 +136,18 @@ func (w *workers) gone(k *worker) {
 
 func (w *workers) wait() { w.all.Wait() }
 
+// busy reports whether there is something to revert at a target that answers.
+func (w *workers) busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, k := range w.running {
+		if k.breaker.count() == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // TargetMetrics tell of one target that has something to revert.
 type TargetMetrics struct {
 	Mount    string // UUID
@@ -195,7 +208,7 @@ func (k *worker) rest(ctx context.Context, d time.Duration) {
 	}
 }
 
-// pass reverts what is due, Parallel batches at a time, and returns how long there is nothing more to do: negative if the queue
+// pass reverts what is due, over Parallel calls at a time, and returns how long there is nothing more to do: negative if the queue
 // is empty.
 func (k *worker) pass(ctx context.Context) (time.Duration, error) {
 	if k.Fenced() {
@@ -203,7 +216,7 @@ func (k *worker) pass(ctx context.Context) (time.Duration, error) {
 	}
 	now := k.Store.Now()
 	shut := k.breaker.shut(now)
-	limit := batch * k.Parallel
+	limit := batch * k.Parallel * waves
 	if k.breaker.count() >= trips {
 		limit = 1 // a probe
 	}
@@ -222,10 +235,18 @@ func (k *worker) pass(ctx context.Context) (time.Duration, error) {
 	}
 	size := min(batch, max(minBatch, (len(due)+k.Parallel-1)/k.Parallel))
 	errs := make([]error, (len(due)+size-1)/size)
+	free := make(chan struct{}, k.Parallel)
 	var wg sync.WaitGroup
 	for i := range errs {
 		part := due[i*size : min(len(due), (i+1)*size)]
-		wg.Go(func() { errs[i] = k.revert(ctx, part) })
+		free <- struct{}{}
+		if i >= k.Parallel && k.breaker.count() >= trips {
+			break // the target failed meanwhile: the rest waits for the probes
+		}
+		wg.Go(func() {
+			defer func() { <-free }()
+			errs[i] = k.revert(ctx, part)
+		})
 	}
 	wg.Wait()
 	return 0, errors.Join(errs...)
@@ -268,7 +289,7 @@ func (k *worker) scan(view store.View, prefix string, now time.Time, limit int, 
 		}
 		forced := at.UnixMilli() == 0
 		switch {
-		case len(due) >= limit && !forced, len(due) >= batch*k.Parallel:
+		case len(due) >= limit && !forced, len(due) >= batch*k.Parallel*waves:
 			return due, 0, nil
 		case at.After(now):
 			return due, at.Sub(now), nil

@@ -183,7 +183,7 @@ func (w *world) open() {
 	w.must(err)
 	w.must(db.Unseal(storetest.NewCipher("lease")))
 	w.db = db
-	w.reaper = New(Options{Store: db, Revert: w.target.revert, Random: w.random, Poll: time.Minute, Fenced: w.fenced.Load,
+	w.reaper = New(Options{Store: db, Revert: w.target.revert, Random: w.random, Poll: 10 * time.Minute, Fenced: w.fenced.Load,
 		Belongings: func(hash string) []store.Range {
 			p := store.MountKey(lessor.RootNamespace, "cubbyhole", hash)
 			return []store.Range{{Table: store.Secrets, From: p, To: store.PrefixEnd(p)}}

@@ -83,6 +83,22 @@ func (t *Table) Route(path string) (e *Entry, rest string) {
 	return nil, path
 }
 
+// Logical is the name of what a path is about. With KV v2 a secret has several paths (data/x, metadata/x, …) and one name.
+func (t *Table) Logical(path string) string {
+	e, rest := t.Route(path)
+	if e == nil || e.Backend() != "kv-v2" {
+		return path
+	}
+	head, name, _ := strings.Cut(rest, "/")
+	switch head {
+	case "data", "metadata", "subkeys", "delete", "undelete", "destroy":
+		if name != "" {
+			return e.Path + name
+		}
+	}
+	return path
+}
+
 // ByPath, ByUUID and ByAccessor find one mount; nil if there is none.
 func (t *Table) ByPath(path string) *Entry    { return t.byPath[path] }
 func (t *Table) ByUUID(uuid string) *Entry    { return t.byUUID[uuid] }

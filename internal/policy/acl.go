@@ -129,6 +129,26 @@ func (a *ACL) Capabilities(path string) []string {
 	return Capabilities(0).Names()
 }
 
+// Resultant lists what the ACL gives, by pattern: exact ones, those that end in * (without it), and those with + segments.
+// root tells that it gives everything.
+func (a *ACL) Resultant() (exact, glob, segmented map[string][]string, root bool) {
+	exact, glob, segmented = map[string][]string{}, map[string][]string{}, map[string][]string{}
+	if a == nil {
+		return exact, glob, segmented, false
+	}
+	for _, s := range a.all {
+		switch names := s.capabilities.Names(); {
+		case s.segmented:
+			segmented[s.pattern] = names
+		case s.glob:
+			glob[s.text] = names
+		default:
+			exact[s.pattern] = names
+		}
+	}
+	return exact, glob, segmented, a.root
+}
+
 // Sudo reports whether the ACL gives sudo at a path, on top of whatever was granted: for what an operation may only ask
 // for with sudo, such as a token without a parent. It grants nothing.
 func (a *ACL) Sudo(path string) bool {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -34,9 +35,10 @@ func (b *Backend) leaseRoutes() []engine.Route {
 	}
 }
 
-// leaseID is the lease that a request names, in its body or path.
+// leaseID is the lease that a request names, in its path or body: in its path, if it is there, since that is what policy was
+// asked about.
 func leaseID(r *engine.Request) (string, error) {
-	for _, id := range []string{r.Str("lease_id"), r.Str("url_lease_id"), r.Param("lease")} {
+	for _, id := range []string{r.Param("lease"), r.Str("lease_id"), r.Str("url_lease_id")} {
 		if id != "" {
 			return id, nil
 		}
@@ -45,12 +47,21 @@ func leaseID(r *engine.Request) (string, error) {
 }
 
 func findLease(r *engine.Request, id string) (*lease.Lease, store.Row, *mount.Entry, error) {
-	m, _ := mountOf(r, id)
-	if m == nil {
-		return nil, store.Row{}, nil, nil
+	var candidates []*mount.Entry
+	if m, _ := mountOf(r, id); m != nil {
+		candidates = append(candidates, m)
 	}
-	l, row, err := lease.Find(r.View, m.Namespace, m.UUID, id)
-	return l, row, m, err
+	for _, m := range r.System.Mounts() {
+		if m.Removing { // its path may be another mount's already
+			candidates = append(candidates, m)
+		}
+	}
+	for _, m := range candidates {
+		if l, row, err := lease.Find(r.View, m.Namespace, m.UUID, id); err != nil || l != nil {
+			return l, row, m, err
+		}
+	}
+	return nil, store.Row{}, nil, nil
 }
 
 func (b *Backend) lookupLease(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -121,7 +132,7 @@ func (b *Backend) renewLease(_ context.Context, r *engine.Request) (*engine.Repl
 	if err != nil {
 		return nil, err
 	}
-	return &engine.Reply{Extend: &engine.Extend{Lease: id, Increment: r.Dur("increment")}, Lease: id}, nil
+	return &engine.Reply{Extend: &engine.Extend{Lease: id, Increment: r.Dur("increment")}}, nil
 }
 
 // asked reports whether the answer is to wait for the target; it is unless the client says otherwise.
@@ -136,10 +147,10 @@ func (b *Backend) revokeLease(_ context.Context, r *engine.Request) (*engine.Rep
 	if err != nil {
 		return nil, err
 	}
-	reply := &engine.Reply{Lease: id}
 	if l == nil {
-		return reply, nil // revoked already
+		return &engine.Reply{}, nil // revoked already
 	}
+	reply := &engine.Reply{Lease: id, Shown: exposed(l)}
 	lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)
 	if asked(r) {
 		reply.Do = func(ctx context.Context) error { return b.Reaper.SettleLease(ctx, l) }
@@ -149,8 +160,16 @@ func (b *Backend) revokeLease(_ context.Context, r *engine.Request) (*engine.Rep
 	return reply, nil
 }
 
+// exposed is what the record of an end says of a static lease: somebody may know that version for as long as it is not rotated.
+func exposed(l *lease.Lease) []audit.Shown {
+	if l.Kind != lease.Static {
+		return nil
+	}
+	return []audit.Shown{{Path: l.Path(), Version: l.Version, How: "exposed"}}
+}
+
 func (b *Backend) revokePrefix(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	return b.prefix(r, r.Param("prefix"), false, r.Has("sync") && r.Bool("sync"))
+	return b.prefix(r, r.Param("prefix"), false, asked(r))
 }
 
 func (b *Backend) revokeForce(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -159,7 +178,8 @@ func (b *Backend) revokeForce(_ context.Context, r *engine.Request) (*engine.Rep
 
 // prefix revokes all leases and tokens under a prefix: in force with the commit, cleaned up in the background.
 func (b *Backend) prefix(r *engine.Request, prefix string, forced, wait bool) (*engine.Reply, error) {
-	m, _ := mountOf(r, strings.TrimSuffix(prefix, "/")+"/")
+	prefix = strings.TrimSuffix(prefix, "/") + "/" // database/creds/app is not database/creds/app2
+	m, _ := mountOf(r, prefix)
 	if m == nil {
 		return nil, api.Errorf(api.Invalid, "no mount serves the prefix %q", prefix)
 	}
@@ -173,7 +193,7 @@ func (b *Backend) wide(r *engine.Request, s lease.Selector, forced, wait bool) (
 	if forced {
 		bury = r.System.BuryForced
 	}
-	reply := &engine.Reply{}
+	reply := &engine.Reply{Note: "by " + s.Kind.String()}
 	tomb, err := bury(&reply.Txn, s, cause)
 	if err != nil {
 		return nil, err

@@ -68,6 +68,11 @@ func (b *Backend) mountRoutes() []engine.Route {
 	}
 	return append(routes,
 		engine.Route{Pattern: "internal/ui/mounts", Help: "mounts that the caller can see", Ops: read(b.visibleMounts)},
+		engine.Route{Pattern: "internal/ui/resultant-acl", Help: "what the caller's policies give, by pattern", Ops: read(
+			func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+				data, err := r.System.Resultant()
+				return &engine.Reply{Data: data}, err
+			})},
 		engine.Route{Pattern: "internal/ui/mounts/{path...}", Help: "the mount that serves a path", Ops: read(b.preflight)},
 	)
 }
@@ -179,6 +184,9 @@ func (b *Backend) enable(r *engine.Request, class mount.Class, path string) (*en
 	if err := checkPath(class, strings.Trim(path, "/")); err != nil {
 		return nil, err
 	}
+	if err := checkTexts(e); err != nil {
+		return nil, err
+	}
 	if e.Type == "kv-v2" || e.Type == "kv-v1" || e.Type == "generic" {
 		if e.Options == nil {
 			e.Options = map[string]string{}
@@ -240,6 +248,21 @@ func checkPath(class mount.Class, path string) error {
 	first, _, _ := strings.Cut(path, "/")
 	if class == mount.Secret && slices.Contains([]string{"sys", "auth", "identity", "cubbyhole", "audit"}, first) {
 		return api.Errorf(api.Invalid, "path is already in use at %s/: it is lessor's own", first)
+	}
+	return nil
+}
+
+// checkTexts bounds what every node keeps in memory of each mount.
+func checkTexts(e *mount.Entry) error {
+	size := len(e.Description)
+	for k, v := range e.Options {
+		size += len(k) + len(v)
+	}
+	switch {
+	case len(e.Owner) > owner.Longest:
+		return api.Errorf(api.Invalid, "the owner's name is longer than %d bytes", owner.Longest)
+	case size > 8192:
+		return api.Errorf(api.Invalid, "description and options of a mount have at most 8192 bytes together")
 	}
 	return nil
 }
@@ -333,9 +356,6 @@ func (b *Backend) tune(r *engine.Request, class mount.Class, path string) (*engi
 	}
 	if r.Has("owner") {
 		e.Owner = r.Str("owner")
-		if len(e.Owner) > owner.Longest {
-			return nil, api.Errorf(api.Invalid, "the owner's name is longer than %d bytes", owner.Longest)
-		}
 	}
 	if r.Has("options") {
 		o := maps.Clone(e.Options)
@@ -352,6 +372,9 @@ func (b *Backend) tune(r *engine.Request, class mount.Class, path string) (*engi
 			return nil, err
 		}
 		e.Options = o
+	}
+	if err := checkTexts(&e); err != nil {
+		return nil, err
 	}
 	table, err := mount.Load(r.View)
 	if err != nil {
@@ -424,6 +447,9 @@ func (b *Backend) disable(r *engine.Request, class mount.Class, path string) (*e
 	found := find(r, class, path)
 	if found == nil {
 		return &engine.Reply{}, nil
+	}
+	if found.Class != class { // the path of auth methods takes sudo; this one does not
+		return nil, api.Errorf(api.Invalid, "cannot unmount %q: it is an auth method; disable it at sys/auth/%s", found.Path, strings.TrimPrefix(found.Path, "auth/"))
 	}
 	if found.Builtin {
 		return nil, api.Errorf(api.Invalid, "%q is lessor's own and cannot be disabled", found.Path)

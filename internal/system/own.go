@@ -15,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/owner"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
@@ -278,12 +279,21 @@ func (b *Backend) readOwner(_ context.Context, r *engine.Request) (*engine.Reply
 	return &engine.Reply{Data: map[string]any{"owner": name, "from": from}}, nil
 }
 
+// ownerRow is that of the owner of exactly the path that a request names; a secret has one, however its path is spelled.
+func ownerRow(r *engine.Request) (store.Row, error) {
+	table, err := mount.Load(r.View)
+	if err != nil {
+		return store.Row{}, err
+	}
+	return owner.Row(r.View, table.Logical(r.Param("path")))
+}
+
 func (b *Backend) writeOwner(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := strings.TrimSpace(r.Str("owner"))
 	if name == "" || len(name) > owner.Longest {
 		return nil, api.Errorf(api.Invalid, "an owner's name has 1 to %d bytes", owner.Longest)
 	}
-	row, err := owner.Row(r.View, r.Param("path"))
+	row, err := ownerRow(r)
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +303,7 @@ func (b *Backend) writeOwner(_ context.Context, r *engine.Request) (*engine.Repl
 }
 
 func (b *Backend) deleteOwner(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	row, err := owner.Row(r.View, r.Param("path"))
+	row, err := ownerRow(r)
 	if err != nil {
 		return nil, err
 	}
@@ -353,11 +363,19 @@ func (b *Backend) revokeBy(ctx context.Context, r *engine.Request) (*engine.Repl
 	forced, wait := r.Bool("force"), asked(r)
 	switch r.Str("by") {
 	case "prefix":
-		return b.prefix(r, value, forced, wait)
+		reply, err := b.prefix(r, value, forced, wait)
+		if err == nil && len(value) <= engine.LongestPath { // the path of a mount begins it: it is no secret
+			reply.Note = "by prefix " + value
+		}
+		return reply, err
 	case "mount":
 		for _, m := range r.System.Mounts() {
 			if m.Path == strings.Trim(value, "/")+"/" {
-				return b.wide(r, lease.Selector{Kind: lease.ByMount, Value: m.UUID}, forced, wait)
+				reply, err := b.wide(r, lease.Selector{Kind: lease.ByMount, Value: m.UUID}, forced, wait)
+				if err == nil {
+					reply.Note = "by mount " + m.Path
+				}
+				return reply, err
 			}
 		}
 		return nil, api.Errorf(api.Invalid, "there is no mount at %q", value)
@@ -370,9 +388,17 @@ func (b *Backend) revokeBy(ctx context.Context, r *engine.Request) (*engine.Repl
 			}
 			s.Value = id
 		}
-		return b.wide(r, s, forced, wait)
+		reply, err := b.wide(r, s, forced, wait)
+		if err == nil {
+			reply.Note = strings.TrimSpace("by holder " + s.Value)
+		}
+		return reply, err
 	case "owner":
-		return b.wide(r, lease.Selector{Kind: lease.ByOwner, Value: value}, forced, wait)
+		reply, err := b.wide(r, lease.Selector{Kind: lease.ByOwner, Value: value}, forced, wait)
+		if err == nil && len(value) <= owner.Longest {
+			reply.Note = "by owner " + value
+		}
+		return reply, err
 	case "token":
 		t, row, err := token.ByAccessor(r.View, value)
 		if err != nil {
@@ -385,6 +411,7 @@ func (b *Backend) revokeBy(ctx context.Context, r *engine.Request) (*engine.Repl
 		if err != nil {
 			return nil, err
 		}
+		reply.Note = "token " + t.Accessor
 		reply.Txn.Require(row)
 		t.Drop(&reply.Txn)
 		return reply, nil
@@ -393,11 +420,15 @@ func (b *Backend) revokeBy(ctx context.Context, r *engine.Request) (*engine.Repl
 		if err != nil {
 			return nil, err
 		}
-		reply := &engine.Reply{Lease: value}
+		reply := &engine.Reply{}
+		if l != nil {
+			reply.Lease = value
+		}
 		if l == nil {
 			return reply, nil
 		}
-		l.Forced = forced
+		reply.Shown = exposed(l)
+		l.Forced = l.Forced || forced
 		lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)
 		if wait {
 			reply.Do = func(ctx context.Context) error { return b.Reaper.SettleLease(ctx, l) }

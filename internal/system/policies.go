@@ -24,7 +24,7 @@ func (b *Backend) policyRoutes() []engine.Route {
 	}
 	return []engine.Route{
 		{Pattern: "policies/acl", Help: "list policies", Ops: ops{lessor.List: b.listPolicies, lessor.Read: b.listPolicies}},
-		{Pattern: "policies/acl/{name...}", Help: "ACL policies", Fields: policyFields,
+		{Pattern: "policies/acl/{name...}", Help: "ACL policies", Fields: policyFields, Fold: true,
 			Ops: ops{lessor.Read: b.readPolicy, lessor.Update: b.writePolicy, lessor.Delete: b.deletePolicy}},
 		{Pattern: "policies/password", Help: "list password policies", Ops: ops{lessor.List: b.listPasswordPolicies}},
 		{Pattern: "policies/password/{name}", Help: "password policies", Fields: policyFields,
@@ -195,6 +195,15 @@ func (b *Backend) capabilitiesAccessor(_ context.Context, r *engine.Request) (*e
 	t, _, err := token.ByAccessor(r.View, r.Str("accessor"))
 	if err != nil {
 		return nil, err
+	}
+	if t != nil {
+		live, err := t.Live(r.View, r.Now)
+		if err != nil {
+			return nil, err
+		}
+		if !live {
+			t = nil
+		}
 	}
 	if t == nil {
 		return nil, api.Errorf(api.Invalid, "invalid accessor")

@@ -208,13 +208,17 @@ func (t *Token) Left(now time.Time) time.Duration {
 
 // Deadline is the time beyond which no renewal goes; zero if there is none.
 func (t *Token) Deadline() time.Time {
-	switch {
-	case t.Explicit > 0:
-		return t.Created.Add(t.Explicit)
-	case t.Period > 0 || t.Max == 0:
+	most := t.Max
+	if t.Period > 0 {
+		most = 0
+	}
+	if t.Explicit > 0 && (most == 0 || t.Explicit < most) {
+		most = t.Explicit
+	}
+	if most == 0 {
 		return time.Time{}
 	}
-	return t.Created.Add(t.Max)
+	return t.Created.Add(most)
 }
 
 // Store adds the rows of a new service token to txn: the token, its accessor, its place under its parent, its expiry.

@@ -197,7 +197,7 @@ func straightCreation(iterations int) func(n int64) string {
 	}
 }
 
-const sessions = 16 // of lessor's pool, and of the statements that go straight
+const sessions = 4 // of the pool that lessor has by default, and of the statements that go straight
 
 // furnishDatabase gives a server a connection and a role for each number of SCRAM iterations.
 func (s *lessorServer) furnishDatabase(p *postgres, iterations ...int) error {
@@ -209,7 +209,7 @@ func (s *lessorServer) furnishDatabase(p *postgres, iterations ...int) error {
 		if _, err := s.call("POST", "database/config/"+at, object{
 			"plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "username": superuser, "password": password,
 			"connection_url":       fmt.Sprintf("postgresql://{{username}}:{{password}}@127.0.0.1:%d/postgres?sslmode=disable", p.port),
-			"max_open_connections": sessions, "max_idle_connections": sessions, "scram_iterations": n,
+			"max_open_connections": sessions, "scram_iterations": n,
 		}); err != nil {
 			return err
 		}

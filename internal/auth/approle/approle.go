@@ -28,31 +28,31 @@ func (Backend) Routes() []engine.Route {
 	return append([]engine.Route{
 		{Pattern: "role", Help: "List roles.", Ops: ops{lessor.List: listRoles}},
 		{
-			Pattern: "role/{role_name}", Help: "Manage a role. Deleting it destroys its secret ids.", Fields: fields, Exists: exists,
+			Pattern: "role/{role_name}", Owned: true, Help: "Manage a role. Deleting it destroys its secret ids.", Fields: fields, Exists: exists, Fold: true,
 			Ops: ops{lessor.Read: readRole, lessor.Update: writeRole, lessor.Delete: removeRole},
 		},
 		{
-			Pattern: "role/{role_name}/secret-id", Help: "Make a secret id; list the accessors of all.", Fields: secretIDFields,
+			Pattern: "role/{role_name}/secret-id", Fold: true, Help: "Make a secret id; list the accessors of all.", Fields: secretIDFields,
 			Ops: ops{lessor.Update: createSecretID, lessor.List: listSecretIDs},
 		},
 		{
-			Pattern: "role/{role_name}/custom-secret-id", Help: "Register a secret id of your own making.",
+			Pattern: "role/{role_name}/custom-secret-id", Fold: true, Help: "Register a secret id of your own making.",
 			Fields: append(secret[:1:1], secretIDFields...), Ops: ops{lessor.Update: customSecretID},
 		},
 		{
-			Pattern: "role/{role_name}/secret-id/lookup", Help: "Properties of a secret id.", Fields: secret,
+			Pattern: "role/{role_name}/secret-id/lookup", Fold: true, Help: "Properties of a secret id.", Fields: secret,
 			Ops: ops{lessor.Update: bySecretID(lookup)},
 		},
 		{
-			Pattern: "role/{role_name}/secret-id/destroy", Help: "Destroy a secret id.", Fields: secret,
+			Pattern: "role/{role_name}/secret-id/destroy", Fold: true, Help: "Destroy a secret id.", Fields: secret,
 			Ops: ops{lessor.Update: bySecretID(destroy), lessor.Delete: bySecretID(destroy)},
 		},
 		{
-			Pattern: "role/{role_name}/secret-id-accessor/lookup", Help: "Properties of a secret id, by its accessor.", Fields: accessor,
+			Pattern: "role/{role_name}/secret-id-accessor/lookup", Fold: true, Help: "Properties of a secret id, by its accessor.", Fields: accessor,
 			Ops: ops{lessor.Update: byAccessor(lookup)},
 		},
 		{
-			Pattern: "role/{role_name}/secret-id-accessor/destroy", Help: "Destroy a secret id, by its accessor.", Fields: accessor,
+			Pattern: "role/{role_name}/secret-id-accessor/destroy", Fold: true, Help: "Destroy a secret id, by its accessor.", Fields: accessor,
 			Ops: ops{lessor.Update: byAccessor(destroy), lessor.Delete: byAccessor(destroy)},
 		},
 		{Pattern: "tidy/secret-id", Help: "Clear away expired secret ids now.", Ops: ops{lessor.Update: tidy}},

@@ -73,7 +73,7 @@ var settings = []setting{
 func settingRoutes() (routes []engine.Route) {
 	for _, s := range settings {
 		route := engine.Route{
-			Pattern: "role/{role_name}/" + s.path, Help: "Read or set " + strings.Join(s.parameters, ", ") + " of a role.",
+			Pattern: "role/{role_name}/" + s.path, Fold: true, Help: "Read or set " + strings.Join(s.parameters, ", ") + " of a role.",
 			Ops: ops{lessor.Read: s.read},
 		}
 		for _, f := range fields {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -227,8 +226,10 @@ func parsePrefixes(list []string) ([]netip.Prefix, error) {
 // apply puts the role's terms over what was asked for, and returns the token's type.
 func (ro *Role) apply(m *engine.Mint, asked string) string {
 	m.PathSuffix = ro.PathSuffix
-	m.BoundCIDRs = ro.Bound
-	if ro.Period > 0 {
+	if len(ro.Bound) > 0 {
+		m.BoundCIDRs = ro.Bound
+	}
+	if ro.Period > 0 && (m.Period == 0 || ro.Period < m.Period) {
 		m.Period = ro.Period
 	}
 	if ro.NotRenewable {
@@ -302,9 +303,21 @@ func (ro *Role) policies(asked, own []string, m *engine.Mint) error {
 
 // glob matches "*" in pattern with anything.
 func glob(pattern, s string) bool {
-	if pattern == "*" {
-		return true
+	parts := strings.Split(pattern, "*")
+	last := len(parts) - 1
+	if last == 0 {
+		return s == pattern
 	}
-	ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(s, "/", "\x00"))
-	return err == nil && ok
+	if len(s) < len(parts[0])+len(parts[last]) || !strings.HasPrefix(s, parts[0]) || !strings.HasSuffix(s, parts[last]) {
+		return false
+	}
+	s = s[len(parts[0]) : len(s)-len(parts[last])]
+	for _, part := range parts[1:last] {
+		_, after, found := strings.Cut(s, part)
+		if !found {
+			return false
+		}
+		s = after
+	}
+	return true
 }

@@ -54,7 +54,7 @@ func (b *Backend) Routes() []engine.Route {
 	return []engine.Route{
 		{Pattern: "create", Help: "create a token", Fields: creation, Ops: update(b.create)},
 		{Pattern: "create-orphan", Help: "create a token without a parent", Fields: creation, Sudo: true, Ops: update(b.createOrphan)},
-		{Pattern: "create/{role}", Help: "create a token by a token role", Fields: creation, Ops: update(b.createByRole)},
+		{Pattern: "create/{role}", Help: "create a token by a token role", Fields: creation, Fold: true, Ops: update(b.createByRole)},
 		{Pattern: "lookup", Help: "look a token up", Fields: tokenField, Ops: ops{lessor.Read: b.lookup, lessor.Update: b.lookup}},
 		{Pattern: "lookup/{token}", Help: "look a token up", Ops: ops{lessor.Read: b.lookup, lessor.Update: b.lookup}},
 		{Pattern: "lookup-self", Help: "look the calling token up", Ops: ops{lessor.Read: b.lookupSelf, lessor.Update: b.lookupSelf}},
@@ -68,7 +68,7 @@ func (b *Backend) Routes() []engine.Route {
 		{Pattern: "revoke-orphan", Help: "revoke a token and leave its children as orphans", Fields: tokenField, Sudo: true, Ops: update(b.revokeOrphan)},
 		{Pattern: "accessors", Help: "list the accessors of all tokens", Sudo: true, Ops: ops{lessor.List: b.accessors}},
 		{Pattern: "roles", Help: "list token roles", Ops: ops{lessor.List: b.listRoles}},
-		{Pattern: "roles/{role}", Help: "token roles", Fields: roleFields, Exists: roleExists,
+		{Pattern: "roles/{role}", Help: "token roles", Fields: roleFields, Exists: roleExists, Fold: true,
 			Ops: ops{lessor.Read: b.readRole, lessor.Create: b.writeRole, lessor.Update: b.writeRole, lessor.Delete: b.deleteRole}},
 		{Pattern: "tidy", Help: "clean up what expired; lessor does so by itself", Ops: update(b.tidy)},
 	}
@@ -120,7 +120,13 @@ func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply,
 	if name := displayName(r.Str("display_name")); name != "" {
 		m.Name = "token-" + name
 	}
+	if own.Bound != nil && !orphan {
+		m.BoundCIDRs = own.Bound // a child is not good from anywhere else
+	}
 	var warnings []string
+	if m.Period > 0 && !sudo {
+		return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create periodic token")
+	}
 	if err := policies(r, ro, sudo, m); err != nil {
 		return nil, err
 	}
@@ -136,8 +142,6 @@ func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply,
 		switch {
 		case r.Has("entity_alias") && r.Str("entity_alias") != "":
 			return nil, api.Errorf(api.Invalid, "'entity_alias' is only allowed in combination with token role")
-		case m.Period > 0 && !sudo:
-			return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create periodic token")
 		case r.Bool("no_parent") && !sudo:
 			return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create orphan token")
 		}
@@ -150,8 +154,16 @@ func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply,
 			return nil, api.Errorf(api.Invalid, "root or sudo privileges required to specify token id")
 		case strings.HasPrefix(id, token.ServicePrefix) || strings.HasPrefix(id, token.BatchPrefix) || strings.HasPrefix(id, "s."):
 			return nil, api.Errorf(api.Invalid, "custom token ID cannot have a token type's prefix")
+		case !printable(id):
+			return nil, api.Errorf(api.Invalid, "custom token ID has at most 256 bytes, and can be written in a header")
 		case strings.ContainsAny(id, ". \t\r\n") || len(id) < 8 && !parent.Root:
 			return nil, api.Errorf(api.Invalid, "custom token ID cannot contain '.' or white space, and needs 8 characters")
+		}
+		if _, row, err := token.Lookup(r.View, r.Opener.TokenHash(id)); err != nil || row.Exists() {
+			if err != nil {
+				return nil, err
+			}
+			return nil, api.Errorf(api.Invalid, "cannot create a token with a duplicate ID")
 		}
 	}
 	switch kind {
@@ -182,8 +194,8 @@ func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply,
 			m.NeverExpires = m.Explicit == 0
 		}
 	}
-	if most := r.Default.MaxTTL; m.TTL > most && m.Period == 0 && !m.NeverExpires {
-		warnings = append(warnings, lease.CapWarning(m.TTL, most))
+	if most := r.Default.MaxTTL; !m.NeverExpires && max(m.TTL, m.Period) > most {
+		warnings = append(warnings, lease.CapWarning(max(m.TTL, m.Period), most))
 	}
 	return &engine.Reply{Mint: m, Warnings: warnings}, nil
 }
@@ -247,6 +259,11 @@ func clean(names []string) []string {
 	return slices.Compact(out)
 }
 
+// printable reports whether a token's id can be sent in a header.
+func printable(id string) bool {
+	return len(id) <= 256 && !strings.ContainsFunc(id, func(c rune) bool { return c <= 0x20 || c >= 0x7f })
+}
+
 // displayName keeps letters, digits and dashes.
 func displayName(s string) string {
 	return strings.Map(func(c rune) rune {
@@ -273,7 +290,16 @@ func (b *Backend) lookup(ctx context.Context, r *engine.Request) (*engine.Reply,
 	if t == nil {
 		return nil, api.Errorf(api.Denied, "bad token")
 	}
-	return data(r, t, lessor.NewSecret(id))
+	return about(r, t, lessor.NewSecret(id))
+}
+
+// about is data, with a note of whose token was looked up.
+func about(r *engine.Request, t *token.Token, id lessor.Secret) (*engine.Reply, error) {
+	reply, err := data(r, t, id)
+	if err == nil && t.Accessor != "" {
+		reply.Note = "token " + t.Accessor
+	}
+	return reply, err
 }
 
 func (b *Backend) lookupSelf(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -292,7 +318,7 @@ func (b *Backend) lookupAccessor(_ context.Context, r *engine.Request) (*engine.
 	if err != nil {
 		return nil, err
 	}
-	return data(r, t, lessor.Secret{})
+	return about(r, t, lessor.Secret{})
 }
 
 func byAccessor(r *engine.Request) (*token.Token, store.Row, error) {
@@ -406,6 +432,9 @@ func (b *Backend) renewAccessor(_ context.Context, r *engine.Request) (*engine.R
 // extend renews a token: a periodic one to its period, others by the increment that is asked for, up to their maximum.
 func extend(r *engine.Request, t *token.Token, row store.Row, id lessor.Secret) (*engine.Reply, error) {
 	reply := &engine.Reply{}
+	if t.Accessor != r.Principal.Accessor {
+		reply.Note = "token " + t.Accessor
+	}
 	switch {
 	case t.Kind == lessor.Batch:
 		return nil, api.Errorf(api.Invalid, "batch tokens cannot be renewed")
@@ -428,7 +457,15 @@ func extend(r *engine.Request, t *token.Token, row store.Row, id lessor.Secret) 
 	if own := r.System.Caller(); own != nil && own.Hash == t.Hash && t.Limited {
 		t.NumUses-- // this very call
 	}
-	t.Save(&reply.Txn, row, earlier)
+	if t.Limited && t.NumUses <= 0 { // it was the last one
+		reply.Txn.Require(row)
+		t.Drop(&reply.Txn)
+		if _, err := r.System.Bury(&reply.Txn, lease.Selector{Kind: lease.ByToken, Value: t.Hash}, "its token was used up"); err != nil {
+			return nil, err
+		}
+	} else {
+		t.Save(&reply.Txn, row, earlier)
+	}
 	policies := t.Policies
 	var fromIdentity []string
 	if t.Entity != "" {
@@ -475,6 +512,9 @@ func (b *Backend) revokeID(r *engine.Request, id lessor.Secret) (*engine.Reply, 
 
 func (b *Backend) revokeAccessor(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	t, row, err := byAccessor(r)
+	if api.KindOf(err) == api.Denied { // revoking is idempotent
+		return &engine.Reply{Warnings: []string{"No token found with this accessor"}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -52,12 +52,12 @@ func (b *Backend) Routes() []engine.Route {
 	return []engine.Route{
 		{Pattern: "users", Help: "List users.", Ops: ops{lessor.List: list}},
 		{
-			Pattern: "users/{username}", Help: "Manage a user.", Exists: exists,
+			Pattern: "users/{username}", Owned: true, Help: "Manage a user.", Exists: exists, Fold: true,
 			Fields: append(append(terms, older.Fields(terms)...), passwords...),
 			Ops:    ops{lessor.Read: read, lessor.Update: b.write, lessor.Delete: remove},
 		},
-		{Pattern: "users/{username}/password", Help: "Set a user's password.", Fields: passwords, Ops: ops{lessor.Update: b.setPassword}},
-		{Pattern: "users/{username}/policies", Help: "Set a user's policies.", Fields: policies, Ops: ops{lessor.Update: setPolicies}},
+		{Pattern: "users/{username}/password", Fold: true, Help: "Set a user's password.", Fields: passwords, Ops: ops{lessor.Update: b.setPassword}},
+		{Pattern: "users/{username}/policies", Fold: true, Help: "Set a user's policies.", Fields: policies, Ops: ops{lessor.Update: setPolicies}},
 		{
 			Pattern: "login/{username}", Help: "Log in.", Open: true, Fields: passwords[:1],
 			Ops: ops{lessor.Update: b.login},

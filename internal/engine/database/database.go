@@ -113,11 +113,11 @@ func (e *Engine) Routes() []engine.Route {
 	type ops = map[lessor.Verb]engine.Handler
 	return []engine.Route{
 		{Pattern: "config", Help: "List the configured connections.", Ops: ops{lessor.List: e.list(connectionPrefix)}},
-		{Pattern: "config/{name}", Help: "Configure a connection to a database.", Fields: connectionFields, Exists: e.exists(connectionPrefix),
+		{Pattern: "config/{name}", Owned: true, Help: "Configure a connection to a database.", Fields: connectionFields, Exists: e.exists(connectionPrefix),
 			Ops: ops{lessor.Read: e.readConnection, lessor.Update: e.writeConnection, lessor.Delete: e.deleteConnection}},
 		{Pattern: "reset/{name}", Help: "Close a connection's sessions; new ones are opened as they are needed.", Ops: ops{lessor.Update: e.reset}},
 		{Pattern: "roles", Help: "List the roles.", Ops: ops{lessor.List: e.list(rolePrefix)}},
-		{Pattern: "roles/{name}", Help: "Say how accounts of a role are made.", Fields: roleFields, Exists: e.exists(rolePrefix),
+		{Pattern: "roles/{name}", Owned: true, Help: "Say how accounts of a role are made.", Fields: roleFields, Exists: e.exists(rolePrefix),
 			Ops: ops{lessor.Read: e.readRole, lessor.Update: e.writeRole, lessor.Delete: e.deleteRole}},
 		{Pattern: "creds/{name}", Help: "Get a leased account of a role.", Ops: ops{lessor.Read: e.creds}},
 	}

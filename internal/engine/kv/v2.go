@@ -49,7 +49,7 @@ func (V2) Routes() []engine.Route {
 		{Pattern: "undelete/{path...}", Help: "Bring deleted versions back.", Fields: numbers, Ops: ops{lessor.Update: undelete}},
 		{Pattern: "destroy/{path...}", Help: "Remove the values of versions for good.", Fields: numbers, Ops: ops{lessor.Update: destroy}},
 		{
-			Pattern: "metadata/{path...}", Help: "Settings and history of a secret; list secrets; delete all of one.",
+			Pattern: "metadata/{path...}", Owned: true, Help: "Settings and history of a secret; list secrets; delete all of one.",
 			Fields: append([]engine.Field{custom}, settings...), Exists: exists,
 			Ops: ops{
 				lessor.Read: readMetadata, lessor.List: list, lessor.Update: writeMetadata, lessor.Patch: patchMetadata,

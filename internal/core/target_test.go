@@ -1,0 +1,91 @@
+package core_test
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// target is an engine whose accounts are in memory, and that a test can take away.
+type target struct {
+	mu       sync.Mutex
+	accounts map[string]bool // by lease
+	down     bool            // every touch fails
+	hangs    bool            // a revert does not come back before its time is over
+}
+
+func (t *target) set(down, hangs bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.down, t.hangs = down, hangs
+}
+
+func (t *target) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.accounts)
+}
+
+func (t *target) Routes() []engine.Route {
+	return []engine.Route{{
+		Pattern: "creds/{name}", Help: "an account", Ops: map[lessor.Verb]engine.Handler{
+			lessor.Read: func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+				return &engine.Reply{Issue: &engine.Issue{
+					Path: "creds/" + r.Param("name"), Owned: "roles/" + r.Param("name"), Target: "t", TTL: time.Hour, MaxTTL: 24 * time.Hour, Renewable: true,
+					Plan: func(*lease.Lease) ([]byte, map[string]any, lessor.Secret, error) {
+						password := lessor.NewSecret("the password")
+						return []byte("intent"), map[string]any{"password": password}, password, nil
+					},
+				}}, nil
+			},
+		},
+	}}
+}
+
+var errDown = api.Errorf(api.Upstream, "the target does not answer")
+
+func (t *target) Apply(_ context.Context, _ engine.Access, l *lease.Lease, _ lessor.Secret) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.down {
+		return errDown
+	}
+	t.accounts[l.ID] = true
+	return nil
+}
+
+func (t *target) Renew(context.Context, engine.Access, *lease.Lease, time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.down {
+		return errDown
+	}
+	return nil
+}
+
+func (t *target) Revert(ctx context.Context, _ engine.Access, ls []*lease.Lease) []error {
+	t.mu.Lock()
+	hangs := t.hangs
+	t.mu.Unlock()
+	if hangs {
+		<-ctx.Done()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	errs := make([]error, len(ls))
+	for i, l := range ls {
+		if t.down || hangs {
+			errs[i] = errDown
+			continue
+		}
+		delete(t.accounts, l.ID)
+	}
+	return errs
+}
+
+func (t *target) Close(string) {}
