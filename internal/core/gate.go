@@ -65,7 +65,9 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, erro
 	if w.who, unusable = c.caller(view, op); unusable != nil {
 		w.who, w.suspect = &caller{}, w.who
 	}
-	err = w.find()
+	if err = w.find(); err == nil && op.Verb != lessor.List && strings.HasSuffix(op.Path, "/") {
+		err = errSlash
+	}
 	if unusable != nil && (w.route == nil || !w.route.Open || api.KindOf(unusable) != api.Unauthenticated) {
 		err = unusable
 		if op.Path == "sys/wrapping/unwrap" && errors.Is(err, errToken) {
@@ -127,6 +129,9 @@ func (w *walk) find() error {
 
 // errUnwrapped is the answer to a wrapping token that is no good. Whoever was given it must suspect that somebody else unwrapped first.
 var errUnwrapped = api.Errorf(api.Invalid, "wrapping token is not valid or does not exist: if it was given to you a moment ago, somebody else has unwrapped it")
+
+// errSlash refuses what policies would take for another path than engines do. The server takes such slashes off before.
+var errSlash = api.Errorf(api.Invalid, "only the paths of lists end in a slash")
 
 var errMissingToken = api.Errorf(api.Unauthenticated, "permission denied: missing client token; log in, or set VAULT_TOKEN")
 

@@ -16,13 +16,19 @@ type target struct {
 	mu       sync.Mutex
 	accounts map[string]bool // by lease
 	down     bool            // every touch fails
-	hangs    bool            // a revert does not come back before its time is over
+	hanging  chan struct{}   // reverts do not come back before it is closed; nil: they do
 }
 
 func (t *target) set(down, hangs bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.down, t.hangs = down, hangs
+	if t.down = down; t.hanging != nil {
+		close(t.hanging)
+		t.hanging = nil
+	}
+	if hangs {
+		t.hanging = make(chan struct{})
+	}
 }
 
 func (t *target) count() int {
@@ -70,16 +76,19 @@ func (t *target) Renew(context.Context, engine.Access, *lease.Lease, time.Time) 
 
 func (t *target) Revert(ctx context.Context, _ engine.Access, ls []*lease.Lease) []error {
 	t.mu.Lock()
-	hangs := t.hangs
+	hanging := t.hanging
 	t.mu.Unlock()
-	if hangs {
-		<-ctx.Done()
+	if hanging != nil {
+		select {
+		case <-ctx.Done():
+		case <-hanging:
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	errs := make([]error, len(ls))
 	for i, l := range ls {
-		if t.down || hangs {
+		if t.down || hanging != nil {
 			errs[i] = errDown
 			continue
 		}
