@@ -397,10 +397,13 @@ func TestTargetThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("a lease of a mount under removal: %v", d)
 	}
 	// Another mount is not held up by it.
-	g.kv2("other")
-	g.do(g.root, lessor.Update, "other/data/x", `{"data":{"k":"v"}}`)
-	g.do(g.root, lessor.Delete, "sys/mounts/other", "")
-	g.eventually("the other mount is removed", func() bool { return g.removing() == 1 })
+	for i := range 8 { // mounts are removed in any order
+		other := fmt.Sprintf("other%d", i)
+		g.kv2(other)
+		g.do(g.root, lessor.Update, other+"/data/x", `{"data":{"k":"v"}}`)
+		g.do(g.root, lessor.Delete, "sys/mounts/"+other, "")
+	}
+	g.eventually("the other mounts are removed", func() bool { return g.removing() == 1 })
 	// When the target is back, it all goes.
 	g.target.set(false, false)
 	g.eventually("the accounts are gone", func() bool { g.clock.Advance(time.Minute); return g.target.count() == 0 })
@@ -782,6 +785,25 @@ func TestShapesThatClientsRead(t *testing.T) {
 	if fmt.Sprint(a.Data["x"]) != "[deny]" || a.Data["capabilities"] != nil {
 		t.Errorf("capabilities: %+v", a)
 	}
+	if d := g.do(g.root, lessor.Read, "sys/policies/acl/app", "").Data; len(d) != 2 || d["name"] != "app" || d["policy"] == "" {
+		t.Errorf("policy: %v", d)
+	}
+	if a := g.do(g.root, lessor.Read, "sys/policy/app", ""); len(a.Data) != 2 || a.Data["rules"] == "" || !a.Flat {
+		t.Errorf("policy by its older path: %+v", a)
+	}
+	g.do(g.root, lessor.Update, "sys/policy/old", `{"rules":"path \"x\" { policy = \"read\" }"}`)
+	info := g.do(g.root, lessor.List, "sys/policies/acl/", "").Data["key_info"].(map[string]any)
+	if info["old"].(map[string]any)["version"].(uint64) == 0 {
+		t.Errorf("versions of policies: %v", info)
+	}
+	g.do(g.root, lessor.Update, "sys/mounts/secret/tune", `{"default_lease_ttl":"1h","max_lease_ttl":7200,"allowed_response_headers":["A","B"],"description":"d","options":{"lease":"quiet"}}`)
+	d = g.do(g.root, lessor.Read, "sys/mounts/secret/tune", "").Data
+	if d["default_lease_ttl"] != int64(3600) || d["max_lease_ttl"] != int64(7200) || fmt.Sprint(d["allowed_response_headers"]) != "[A B]" || d["description"] != "d" || fmt.Sprint(d["options"]) != "map[lease:quiet version:2]" {
+		t.Errorf("tune: %v", d)
+	}
+	g.refused(api.Invalid, g.root, lessor.Update, "sys/mounts/secret/tune", `{"default_lease_ttl":"3h"}`)
+	g.refused(api.Invalid, g.root, lessor.Update, "sys/mounts/secret/tune", `{"options":{"version":"1"}}`)
+	g.refused(api.Invalid, g.root, lessor.Update, "sys/mounts/secret/tune", `{"options":{"lease":"loud"}}`)
 	for _, c := range []struct {
 		kind             api.Kind
 		verb             lessor.Verb

@@ -168,17 +168,9 @@ func (c *Core) spared(v store.View, t *token.Token) (bool, error) {
 	return true, nil
 }
 
-// batchLives reports whether a batch token outlived what it was given by. It has no row that a revocation could delete: so it
-// is dead while its auth mount is not there, and when a wide revocation that is on record hits it, long after that has done
-// the rest of its work.
+// batchLives reports whether no wide revocation on record hits a batch token. It has no row that could be deleted: so a
+// revocation counts for it long after that has done the rest of its work.
 func (c *Core) batchLives(v store.View, t *token.Token) (bool, error) {
-	table, err := c.table(v)
-	if err != nil {
-		return false, err
-	}
-	if e := table.ByUUID(t.Mount); t.Mount != "" && (e == nil || e.Removing) {
-		return false, nil
-	}
 	past, err := c.past.get(v, store.Config, "", func() (lease.Tombs, error) { return lease.LoadPast(v) })
 	return err == nil && !past.MatchToken(t), err
 }

@@ -187,6 +187,14 @@ func ParseDuration(raw any) (time.Duration, bool) {
 	return 0, false
 }
 
+// ParseList reads a list as Vault's clients write it: an array, or a string with commas. null is an empty list.
+func ParseList(raw any) ([]string, bool) {
+	if raw == nil {
+		return nil, true
+	}
+	return list(raw)
+}
+
 func list(raw any) ([]string, bool) {
 	switch v := raw.(type) {
 	case []any:

@@ -22,7 +22,16 @@ func (b *Backend) leaseRoutes() []engine.Route {
 	sync := engine.Field{Name: "sync", Type: engine.Bool, Help: "wait until the target has confirmed; the default"}
 	increment := engine.Field{Name: "increment", Type: engine.Duration, Help: "time from now that is asked for"}
 	with := func(more ...engine.Field) []engine.Field { return append(slices.Clone(id), more...) }
-	return []engine.Route{
+	// Older clients know the same by shorter paths.
+	older := []engine.Route{
+		{Pattern: "renew", Help: "the same as leases/renew", Fields: with(increment), Ops: update(b.renewLease)},
+		{Pattern: "renew/{lease...}", Help: "the same as leases/renew", Fields: with(increment), Ops: update(b.renewLease)},
+		{Pattern: "revoke", Help: "the same as leases/revoke", Fields: with(sync), Ops: update(b.revokeLease)},
+		{Pattern: "revoke/{lease...}", Help: "the same as leases/revoke", Fields: with(sync), Ops: update(b.revokeLease)},
+		{Pattern: "revoke-prefix/{prefix...}", Help: "the same as leases/revoke-prefix", Fields: []engine.Field{sync}, Sudo: true, Ops: update(b.revokePrefix)},
+		{Pattern: "revoke-force/{prefix...}", Help: "the same as leases/revoke-force", Sudo: true, Ops: update(b.revokeForce)},
+	}
+	return append(older, []engine.Route{
 		{Pattern: "leases/lookup", Help: "look a lease up", Fields: id, Ops: update(b.lookupLease)},
 		{Pattern: "leases/lookup/{prefix...}", Help: "list leases under a prefix", Sudo: true, Ops: ops{lessor.List: b.listLeases}},
 		{Pattern: "leases/renew", Help: "renew a lease", Fields: with(increment), Ops: update(b.renewLease)},
@@ -32,7 +41,7 @@ func (b *Backend) leaseRoutes() []engine.Route {
 		{Pattern: "leases/revoke-prefix/{prefix...}", Help: "revoke all leases under a prefix", Fields: []engine.Field{sync}, Sudo: true, Ops: update(b.revokePrefix)},
 		{Pattern: "leases/revoke-force/{prefix...}", Help: "revoke all leases under a prefix, whatever their targets say", Sudo: true, Ops: update(b.revokeForce)},
 		{Pattern: "leases/tidy", Help: "clean up; lessor does so by itself", Ops: update(b.tidyLeases)},
-	}
+	}...)
 }
 
 // leaseID is the lease that a request names, in its path or body: in its path, if it is there, since that is what policy was

@@ -123,6 +123,11 @@ func entryData(r *engine.Request, e *mount.Entry) map[string]any {
 	config := map[string]any{
 		"default_lease_ttl": whole(e.Config.DefaultTTL), "max_lease_ttl": whole(e.Config.MaxTTL), "force_no_cache": e.Config.ForceNoCache,
 	}
+	for name, list := range lists(&e.Config) {
+		if len(*list) > 0 {
+			config[name] = *list
+		}
+	}
 	if e.Config.ListingVisibility != "" {
 		config["listing_visibility"] = e.Config.ListingVisibility
 	}
@@ -321,6 +326,11 @@ func (b *Backend) readTune(r *engine.Request, class mount.Class, path string) (*
 		"default_lease_ttl": whole(orSystem(e.Config.DefaultTTL, r.Default.TTL)), "max_lease_ttl": whole(orSystem(e.Config.MaxTTL, r.Default.MaxTTL)),
 		"force_no_cache": e.Config.ForceNoCache, "description": e.Description,
 	}
+	for name, list := range lists(&e.Config) {
+		if len(*list) > 0 {
+			data[name] = *list
+		}
+	}
 	if e.Config.ListingVisibility != "" {
 		data["listing_visibility"] = e.Config.ListingVisibility
 	}
@@ -385,6 +395,14 @@ func (b *Backend) tune(r *engine.Request, class mount.Class, path string) (*engi
 	return reply, nil
 }
 
+// lists are the parts of a mount's configuration that are kept for clients that look for what they wrote.
+func lists(c *mount.Config) map[string]*[]string {
+	return map[string]*[]string{
+		"passthrough_request_headers": &c.PassthroughHeaders, "allowed_response_headers": &c.AllowedHeaders,
+		"audit_non_hmac_request_keys": &c.AuditNonHMACRequest, "audit_non_hmac_response_keys": &c.AuditNonHMACResponse,
+	}
+}
+
 // tuneConfig applies tuning to a mount's configuration.
 func tuneConfig(e *mount.Entry, values map[string]any) error {
 	ttl := func(name string) (d *int64, err error) {
@@ -430,6 +448,17 @@ func tuneConfig(e *mount.Entry, values map[string]any) error {
 	}
 	if v, ok := values["force_no_cache"].(bool); ok {
 		e.Config.ForceNoCache = v
+	}
+	for name, to := range lists(&e.Config) {
+		raw, ok := values[name]
+		if !ok {
+			continue
+		}
+		list, ok := engine.ParseList(raw)
+		if !ok || len(list) > 64 || len(strings.Join(list, "")) > 4096 {
+			return api.Errorf(api.Invalid, "%s is no list of at most 64 names", name)
+		}
+		*to = list
 	}
 	return nil
 }

@@ -23,6 +23,10 @@ func (b *Backend) policyRoutes() []engine.Route {
 		{Name: "paths", Type: engine.Strings, Help: "paths to tell the capabilities of"},
 	}
 	return []engine.Route{
+		{Pattern: "policy", Help: "the same as policies/acl, for older clients", Ops: ops{lessor.List: b.listPoliciesFlat, lessor.Read: b.listPoliciesFlat}},
+		{Pattern: "policy/{name...}", Help: "the same as policies/acl, for older clients", Fold: true,
+			Fields: append(slices.Clone(policyFields), engine.Field{Name: "rules", Type: engine.String, Help: "older name of policy"}),
+			Ops:    ops{lessor.Read: b.readPolicyFlat, lessor.Update: b.writePolicy, lessor.Delete: b.deletePolicy}},
 		{Pattern: "policies/acl", Help: "list policies", Ops: ops{lessor.List: b.listPolicies, lessor.Read: b.listPolicies}},
 		{Pattern: "policies/acl/{name...}", Help: "ACL policies", Fields: policyFields, Fold: true,
 			Ops: ops{lessor.Read: b.readPolicy, lessor.Update: b.writePolicy, lessor.Delete: b.deletePolicy}},
@@ -41,6 +45,9 @@ func (b *Backend) policyRoutes() []engine.Route {
 // decoded is a policy document as it was sent, or the text that it is the base64 of.
 func decoded(r *engine.Request) (string, error) {
 	text := r.Str("policy")
+	if text == "" && r.Has("rules") {
+		text = r.Str("rules")
+	}
 	if strings.TrimSpace(text) == "" {
 		return "", api.Errorf(api.Invalid, "'policy' parameter not supplied or empty")
 	}
@@ -55,8 +62,36 @@ func (b *Backend) listPolicies(_ context.Context, r *engine.Request) (*engine.Re
 	if err != nil {
 		return nil, err
 	}
+	info := map[string]any{}
+	for _, name := range names {
+		row, err := book.Row(r.View, name)
+		if err != nil {
+			return nil, err
+		}
+		info[name] = map[string]any{"version": row.Version} // as decisions and audit records name it
+	}
 	names = append(names, token.RootPolicy)
-	return &engine.Reply{Data: map[string]any{"keys": names, "policies": names}}, nil
+	return &engine.Reply{Data: map[string]any{"keys": names, "policies": names, "key_info": info}}, nil
+}
+
+func (b *Backend) listPoliciesFlat(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
+	reply, err := b.listPolicies(ctx, r)
+	if err == nil {
+		delete(reply.Data, "key_info")
+		reply.Flat = true
+	}
+	return reply, err
+}
+
+func (b *Backend) readPolicyFlat(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
+	reply, err := b.readPolicy(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	reply.Data["rules"] = reply.Data["policy"]
+	delete(reply.Data, "policy")
+	reply.Flat = true
+	return reply, nil
 }
 
 func policyName(r *engine.Request) string { return strings.ToLower(r.Param("name")) }
@@ -73,7 +108,7 @@ func (b *Backend) readPolicy(_ context.Context, r *engine.Request) (*engine.Repl
 	if !row.Exists() {
 		return nil, empty()
 	}
-	return &engine.Reply{Data: map[string]any{"name": name, "policy": string(row.Value), "version": row.Version}}, nil
+	return &engine.Reply{Data: map[string]any{"name": name, "policy": string(row.Value)}}, nil // no more: clients take other keys amiss
 }
 
 func (b *Backend) writePolicy(_ context.Context, r *engine.Request) (*engine.Reply, error) {
