@@ -228,7 +228,7 @@ func (b *bench) credentials() error {
 		iterations int
 		target     float64
 	}{{4096, 0.7}, {1, 0.2}}
-	name := func(i int) string { return fmt.Sprintf("PostgreSQL credential, %d SCRAM iterations", i) }
+	name := func(i int) string { return fmt.Sprintf("PostgreSQL credential, SCRAM iterations: %d", i) }
 	if !b.wants(name(4096), name(1)) {
 		return nil
 	}

@@ -81,7 +81,10 @@ func count(v float64) string {
 		return strconv.FormatFloat(v, 'f', 0, 64)
 	}
 	s := strconv.FormatFloat(v/10, 'f', 0, 64) + "0"
-	return s[:len(s)-3] + "," + s[len(s)-3:]
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
 }
 
 // table is what was measured, in Markdown.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/lessor-dev/lessor/internal/store"
@@ -97,6 +98,7 @@ func tuning(o *Options) *pebble.Options {
 	for i := range p.Levels {
 		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		p.Levels[i].FilterType = pebble.TableFilter
+		p.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression } // values are sealed, names end in hashes
 	}
 	return p
 }
