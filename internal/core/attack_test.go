@@ -9,6 +9,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/core"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -53,6 +54,13 @@ func TestTokensInPathsAreNotOnRecord(t *testing.T) {
 			g.refused(api.Unauthenticated, lessor.Secret{}, lessor.Update, path, "")
 		}
 	}
+	op := g.op(g.root, lessor.Read, "auth/token/lookup/"+service.Reveal(), "")
+	op.WrapTTL = time.Minute
+	if _, err := g.core.Handle(t.Context(), op); err != nil {
+		t.Fatal(err)
+	}
+	g.clock.Advance(time.Hour)
+	g.eventually("the wrapping token is over", func() bool { return strings.Contains(g.everything(), "token expired") })
 	for _, secret := range []lessor.Secret{service, batch} {
 		g.refused(api.NotFound, g.root, lessor.Read, "nowhere/"+secret.Reveal()+"/x", "")
 		g.refused(api.Invalid, g.root, lessor.Update, "sys/leases/renew", `{"lease_id":"`+secret.Reveal()+`"}`)
@@ -282,6 +290,19 @@ func TestBatchTokensStayDead(t *testing.T) {
 	g.do(after, lessor.Read, "auth/token/lookup-self", "")
 	g.do(g.root, lessor.Update, "sys/leases/revoke-prefix/auth/up/login", "")
 	g.refused(api.Unauthenticated, after, lessor.Read, "auth/token/lookup-self", "")
+	// What is on record for them is forgotten when they are all over.
+	g.do(g.root, lessor.Update, "sys/leases/revoke-prefix/sys/x", "")
+	v, err := g.db.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	for at, want := range map[time.Time]int{g.clock.Now().Add(-time.Hour): 0, g.clock.Now().Add(time.Hour): 3} {
+		txn := &store.Txn{}
+		if err := lease.Forget(v, txn, at); err != nil || len(txn.Deletes) != want {
+			t.Errorf("%d revocations are forgotten, want %d (%v)", len(txn.Deletes), want, err)
+		}
+	}
 	parent := g.token(`{"policies":["root"]}`)
 	child := g.do(parent, lessor.Update, "auth/token/create", `{"type":"batch","policies":["default"]}`).Auth.Token
 	g.do(child, lessor.Read, "auth/token/lookup-self", "")
@@ -331,6 +352,14 @@ func TestRenewalAsTheLastUse(t *testing.T) {
 	g.do(tok, lessor.Update, "auth/token/renew-self", "")
 	g.refused(api.Unauthenticated, tok, lessor.Read, "auth/token/lookup-self", "")
 	g.eventually("the account of a used-up token is gone", func() bool { return g.target.count() == 0 })
+	// So may be any other act, one that is refused too.
+	for _, last := range []string{"auth/token/lookup-self", "secret/data/app", "target/nothing"} {
+		tok := g.token(`{"policies":["creds","default"],"num_uses":2}`)
+		g.do(tok, lessor.Read, "target/creds/app", "")
+		_, _ = g.try(tok, lessor.Read, last, "")
+		g.refused(api.Unauthenticated, tok, lessor.Read, "auth/token/lookup-self", "")
+		g.eventually("the account of a token used up at "+last+" is gone", func() bool { return g.target.count() == 0 })
+	}
 	// A credential is not given for the last use: it would die with it. A static value is.
 	g.kv2("secret")
 	g.do(g.root, lessor.Update, "secret/data/app", `{"data":{"k":"v"}}`)
@@ -832,4 +861,39 @@ func TestShapesThatClientsRead(t *testing.T) {
 		}
 	}
 	g.do(g.root, lessor.Update, "auth/token/revoke", `{"token":"none"}`)
+}
+
+// What is revoked while its target is still making it is not handed out, and that is on record.
+func TestRevokedWhileItIsMade(t *testing.T) {
+	for name, revoke := range map[string]func(*gate, string){
+		"its lease": func(g *gate, id string) {
+			g.do(g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+id+`","sync":false}`)
+		},
+		"its prefix": func(g *gate, id string) {
+			g.refused(api.Unavailable, g.root, lessor.Update, "sys/leases/revoke-prefix/target/creds", "") // in force; it may still land
+		},
+		"its mount": func(g *gate, id string) {
+			g.refused(api.Unavailable, g.root, lessor.Delete, "sys/mounts/target", "")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := start(t, func(o *core.Options) { o.Patience = 100 * time.Millisecond })
+			g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+			g.target.during = func(l *lease.Lease) {
+				revoke(g, l.ID)
+			}
+			g.refused(api.Upstream, g.root, lessor.Read, "target/creds/app", "")
+			recs := g.last("target/creds/app")
+			outcomes := 0
+			for _, r := range recs {
+				if r.Phase == "outcome" && r.System == "" && r.ErrorKind != "" && len(r.Secrets) == 0 {
+					outcomes++
+				}
+			}
+			if outcomes != 1 {
+				t.Errorf("%d outcomes are on record: %+v", outcomes, recs)
+			}
+			g.eventually("the account is gone", func() bool { g.clock.Advance(time.Minute); return g.target.count() == 0 })
+		})
+	}
 }

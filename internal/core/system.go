@@ -7,6 +7,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/password"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
@@ -122,11 +123,25 @@ func (w *walk) bury(txn *store.Txn, s lease.Selector, cause string, forced bool)
 	}
 	t.Forced = forced
 	lease.Bury(txn, t)
-	if s.Kind != lease.ByToken {
+	if w.hitsTokens(s) {
 		lease.Remember(txn, t)
 	}
 	w.tombstone = t.ID
 	return t.ID, nil
+}
+
+// hitsTokens reports whether a selector may hit tokens by themselves, not by their rows.
+func (w *walk) hitsTokens(s lease.Selector) bool {
+	switch s.Kind {
+	case lease.ByToken:
+		return false // all that depend on it look for its row
+	case lease.ByPrefix:
+		return strings.HasPrefix(s.Value, "auth/")
+	case lease.ByMount:
+		e := w.mounts.ByUUID(s.Value)
+		return e == nil || e.Class == mount.Auth
+	}
+	return true
 }
 
 // EntityID finds an entity by id or name.

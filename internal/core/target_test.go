@@ -14,9 +14,10 @@ import (
 // target is an engine whose accounts are in memory, and that a test can take away.
 type target struct {
 	mu       sync.Mutex
-	accounts map[string]bool // by lease
-	down     bool            // every touch fails
-	hanging  chan struct{}   // reverts do not come back before it is closed; nil: they do
+	accounts map[string]bool    // by lease
+	down     bool               // every touch fails
+	during   func(*lease.Lease) // what happens while an account is being made
+	hanging  chan struct{}      // reverts do not come back before it is closed; nil: they do
 }
 
 func (t *target) set(down, hangs bool) {
@@ -56,6 +57,9 @@ func (t *target) Routes() []engine.Route {
 var errDown = api.Errorf(api.Upstream, "the target does not answer")
 
 func (t *target) Apply(_ context.Context, _ engine.Access, l *lease.Lease, _ lessor.Secret) error {
+	if t.during != nil {
+		t.during(l)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.down {

@@ -15,7 +15,7 @@ import (
 // sealed, in the same commit, until somebody unwraps it once.
 func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
 	ttl := w.op.WrapTTL
-	path := w.op.Path
+	path := w.recorded() // it is shown, and on record when the wrapping token ends
 	if r := w.reply.Rewrap; r != nil {
 		ttl, path = r.TTL, r.Path
 	} else if ttl <= 0 || a.Empty() || w.reply.Wrapped != nil {
