@@ -136,6 +136,11 @@ func TestSpellingDoesNotEvadeARule(t *testing.T) {
 		for _, name := range []string{"admin", "ADMIN", "Admin"} {
 			g.refused(api.Denied, tok, lessor.Update, fmt.Sprintf(path, name), `{}`)
 		}
+		// A rule in the spelling that is asked for is good for that spelling.
+		g.policy("cased", `path "`+fmt.Sprintf(path, "Other")+`" { capabilities = ["create", "update"] }`)
+		if _, err := g.try(g.token(`{"policies":["cased"]}`), lessor.Update, fmt.Sprintf(path, "Other"), `{}`); api.KindOf(err) == api.Denied {
+			t.Errorf(path+" by a rule in its own spelling: %v", "Other", err)
+		}
 		if _, err := g.try(tok, lessor.Update, fmt.Sprintf(path, "OTHER"), `{}`); api.KindOf(err) == api.Denied {
 			t.Errorf(path+": %v", "OTHER", err)
 		}
@@ -683,6 +688,31 @@ func TestWrappingTokensAreGoodForNothingElse(t *testing.T) {
 	}
 	g.refused(api.Invalid, w.Token, lessor.Update, "sys/wrapping/unwrap", "")
 	g.do(re.Wrap.Token, lessor.Update, "sys/wrapping/unwrap", "")
+	// What was revoked in its wrapping is not shown; what lay there for long is.
+	w = wrap()
+	g.do(g.root, lessor.Update, "sys/leases/revoke-prefix/secret/data/app", "")
+	if text := g.refused(api.Invalid, w.Token, lessor.Update, "sys/wrapping/unwrap", ""); !strings.Contains(text, "ask for it anew") {
+		t.Errorf("unwrapping what was revoked: %s", text)
+	}
+	long := g.op(g.root, lessor.Read, "secret/data/app", "")
+	long.WrapTTL = 100 * time.Hour
+	kept, err := g.core.Handle(t.Context(), long)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.clock.Advance(90 * time.Hour)
+	g.eventually("the lease inside lapsed", func() bool {
+		return len(g.do(g.root, lessor.Read, "sys/lessor/holders/secret/app", "").Data["holders"].([]any)) == 0
+	})
+	g.do(kept.Wrap.Token, lessor.Update, "sys/wrapping/unwrap", "")
+	// A lease that clients do not see has its holder, too.
+	g.do(g.root, lessor.Update, "sys/mounts/secret/tune", `{"options":{"lease":"quiet"}}`)
+	w = wrap()
+	g.do(other.Auth.Token, lessor.Update, "sys/wrapping/unwrap", `{"token":"`+w.Token.Reveal()+`"}`)
+	held = g.do(g.root, lessor.Read, "sys/lessor/holders/secret/app", "").Data["holders"].([]any)
+	if len(held) != 1 || held[0].(map[string]any)["display_name"] != "token-other" {
+		t.Errorf("holders of a quiet lease: %v", held)
+	}
 	// Revoked by accessor, it opens nothing, and what it wrapped goes.
 	w = wrap()
 	g.do(g.root, lessor.Update, "auth/token/revoke-accessor", `{"accessor":"`+w.Accessor+`"}`)

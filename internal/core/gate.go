@@ -162,9 +162,9 @@ func (w *walk) decide() error {
 	if w.decision.Denied != nil {
 		return w.decision.Denied
 	}
-	// Where names have no case, a rule about a name is about all its spellings.
+	// Where names have no case, a rule that refuses a name refuses all its spellings.
 	if op := w.folded(); op != nil {
-		if d := policy.Decide(acl, &w.who.Principal, op, facts); d.Denied != nil {
+		if d := policy.Decide(acl, &w.who.Principal, op, facts); d.Denied != nil && d.Rule != policy.NoRule {
 			w.decision = d
 			return d.Denied
 		}
@@ -292,7 +292,7 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 	case r.Static != nil:
 		a.Lease, err = w.hold(txn, rec, r.Static)
 	case r.Unwrapped != "":
-		err = w.rehold(txn, r.Unwrapped)
+		err = w.rehold(txn, r.Unwrapped, r.WrappedAt)
 	}
 	return a, err
 }

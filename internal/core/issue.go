@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -231,12 +232,16 @@ func bearer(t *token.Token) string {
 	return t.Hash
 }
 
-// rehold makes the caller, who unwraps an answer, the holder of the lease inside.
-func (w *walk) rehold(txn *store.Txn, id string) error {
+// rehold makes the caller, who unwraps an answer, the holder of the lease inside. What was revoked in its wrapping is not
+// shown any more; what merely lay there for longer than a hold lasts is.
+func (w *walk) rehold(txn *store.Txn, id string, since time.Time) error {
 	l, row, _, err := w.leased(id)
 	if err != nil {
+		if api.KindOf(err) == api.Invalid && w.op.Time.Sub(since) >= lease.MinHold {
+			return nil
+		}
 		if api.KindOf(err) == api.Invalid {
-			return nil // it ended in its wrapping
+			return api.Errorf(api.Invalid, "the lease of what was wrapped has ended or was revoked: ask for it anew")
 		}
 		return err
 	}

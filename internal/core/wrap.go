@@ -36,13 +36,19 @@ func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
 		Wrapping: true, Position: w.view.Position(),
 	}
 	t.Store(txn)
-	kept := &wrapping.Kept{Path: path, Created: now, TTL: ttl, Lease: a.Lease.ID}
+	kept := &wrapping.Kept{Path: path, Created: now, First: now, TTL: ttl, Lease: a.Lease.ID}
+	if w.reply.Static != nil {
+		kept.Lease = rec.Lease // it may be one that clients do not see
+	}
 	if a.Auth != nil {
 		kept.Accessor = a.Auth.Accessor
 	}
 	body := w.reply.Rewrap
 	if body != nil {
 		kept.Body, kept.Accessor, kept.Lease = []byte(body.Body.Reveal()), body.Accessor, body.Lease
+		if !body.At.IsZero() {
+			kept.First = body.At
+		}
 	} else {
 		kept.Body = a.Append(nil, w.op.ID)
 	}

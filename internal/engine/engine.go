@@ -38,7 +38,7 @@ type Route struct {
 	Exists  func(*Request) (bool, error) // existence check: nil means that every write is an update
 	Sudo    bool                         // root-protected: needs sudo besides
 	Open    bool                         // needs no token: logins and their like
-	Fold    bool                         // names in the path have no case: policy is asked for the lower-case spelling, too
+	Fold    bool                         // names in the path have no case: a rule that refuses the lower-case spelling refuses all
 	Owned   bool                         // a Read tells the owner of what it shows, if it has one
 	Free    bool                         // any data is accepted without a warning (KV v1, cubbyhole)
 }
@@ -142,6 +142,7 @@ type Reply struct {
 	Wrapped   *lessor.SecretJSON // unwrap: a stored answer, to be sent as it is
 	Rewrap    *Rewrap
 	Unwrapped string                                            // id of the lease inside what is unwrapped: the caller becomes its holder
+	WrappedAt time.Time                                         // when what is unwrapped was wrapped first
 	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit: a long read of what is no secret
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
 	Extend    *Extend
@@ -154,8 +155,9 @@ type Rewrap struct {
 	Body     lessor.Secret // the answer's bytes, as unwrapping will return them
 	Path     string        // that was wrapped first
 	TTL      time.Duration
-	Accessor string // of the token inside
-	Lease    string // id of the lease inside
+	Accessor string    // of the token inside
+	Lease    string    // id of the lease inside
+	At       time.Time // when it was wrapped first; zero: now
 }
 
 // Raw is an answer that is no JSON.

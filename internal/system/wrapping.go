@@ -93,7 +93,7 @@ func (b *Backend) unwrap(_ context.Context, r *engine.Request) (*engine.Reply, e
 		return nil, err
 	}
 	reply.Wrapped = &lessor.SecretJSON{Secret: lessor.NewSecret(kept.Body)}
-	reply.Unwrapped, reply.Lease = kept.Lease, kept.Lease
+	reply.Unwrapped, reply.Lease, reply.WrappedAt = kept.Lease, kept.Lease, kept.First
 	reply.Note = "unwrapped"
 	return reply, nil
 }
@@ -103,6 +103,6 @@ func (b *Backend) rewrap(_ context.Context, r *engine.Request) (*engine.Reply, e
 	if err != nil {
 		return nil, err
 	}
-	reply.Rewrap = &engine.Rewrap{Body: lessor.NewSecret(kept.Body), Path: kept.Path, TTL: kept.TTL, Accessor: kept.Accessor, Lease: kept.Lease}
+	reply.Rewrap = &engine.Rewrap{Body: lessor.NewSecret(kept.Body), Path: kept.Path, TTL: kept.TTL, Accessor: kept.Accessor, Lease: kept.Lease, At: kept.First}
 	return reply, nil
 }

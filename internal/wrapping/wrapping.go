@@ -22,6 +22,7 @@ type Kept struct {
 	TTL      time.Duration `cbor:"4,keyasint"`
 	Accessor string        `cbor:"5,keyasint,omitempty"` // of the token inside
 	Lease    string        `cbor:"6,keyasint,omitempty"` // id of the lease inside; who unwraps becomes its holder
+	First    time.Time     `cbor:"7,keyasint"`           // when it was wrapped for the first time
 }
 
 // Key is that of what the wrapping token with the hash wraps. sys is the UUID of the mount sys/.
