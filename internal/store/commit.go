@@ -35,7 +35,6 @@ func (db *DB) commit(ctx context.Context, p *pending) (Receipt, error) {
 		return Receipt{}, err
 	}
 	db.prepare(p, s.cipher)
-	db.warm(&p.txn)
 	if !db.queue.add(p) {
 		return Receipt{}, db.stopped()
 	}
@@ -77,26 +76,6 @@ func (db *DB) prepare(p *pending, c Cipher) {
 	}
 	for i := range p.txn.Deletes {
 		p.size += len(p.txn.Deletes[i].Name)*2 + 20
-	}
-}
-
-// warmed is how many rows of one transaction are read ahead, at most.
-const warmed = 64
-
-// warm reads what the committer will ask about the rows of t, so that it finds the answers in the cache: reading can be done by
-// many at a time, committing by one. Nothing depends on it.
-func (db *DB) warm(t *Txn) {
-	s, err := db.latest()
-	if err != nil {
-		return
-	}
-	defer s.release()
-	n := 0
-	for k := range t.grounds() {
-		if n++; n > warmed {
-			return
-		}
-		_, _ = s.get(k)
 	}
 }
 
@@ -244,6 +223,7 @@ func (db *DB) flush(batch []*pending) {
 	}
 	db.restoring = false
 	db.clock.follow(next.head.Time)
+	db.rows.drop(&next.head)
 	db.replace(next)
 	for _, p := range admitted {
 		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}

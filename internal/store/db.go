@@ -383,16 +383,16 @@ func (s *state) follow(snap Snapshot) error {
 			return &Damage{e.Key, err.Error()}
 		}
 		s.note(h)
+		if s.rows != nil {
+			s.rows.drop(h)
+		}
 	}
 	s.head, s.hash = chain.Last, chain.Hash()
 	return nil
 }
 
-// note takes down what a header touched.
+// note takes down what tables a header touched.
 func (s *state) note(h *audit.Header) {
-	if s.rows != nil {
-		s.rows.drop(h)
-	}
 	for i := range h.Touched {
 		if t := h.Touched[i].Table; t < uint8(tables) {
 			s.changed[t] = h.Seq

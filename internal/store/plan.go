@@ -1,8 +1,6 @@
 package store
 
 import (
-	"iter"
-
 	"github.com/lessor-dev/lessor/internal/audit"
 )
 
@@ -48,27 +46,6 @@ func (p *plan) cell(k Key) *cell {
 	return &p.cells[i]
 }
 
-// grounds yields the keys of rows whose versions t depends on: what it checks, and what it changes under an authenticated sum.
-func (t *Txn) grounds() iter.Seq[Key] {
-	return func(yield func(Key) bool) {
-		for i := range t.Checks {
-			if !yield(t.Checks[i].Key) {
-				return
-			}
-		}
-		for i := range t.Puts {
-			if t.Puts[i].Table.Power() != 0 && !yield(t.Puts[i].Key) {
-				return
-			}
-		}
-		for _, k := range t.Deletes {
-			if k.Table.Power() != 0 && !yield(k) {
-				return
-			}
-		}
-	}
-}
-
 // ground is what a batch found beneath it.
 type ground int
 
@@ -78,13 +55,25 @@ const (
 	lost                // our head is gone
 )
 
-// gather reads the versions that the batch depends on, and whether the backend still ends with head. What the cache knows as of head is true if it does.
+// gather reads the versions that the batch depends on: of what it checks, and of what it changes under an authenticated
+// sum; and whether the backend still ends with head. What the cache knows as of head is true if it does.
 func (p *plan) gather(w Write, head *audit.Header, rows *rowCache, batch []*pending) (ground, error) {
 	p.reset()
 	p.seq = head.Seq + 1
 	for _, b := range batch {
-		for k := range b.txn.grounds() {
-			p.cell(k)
+		t := &b.txn
+		for i := range t.Checks {
+			p.cell(t.Checks[i].Key)
+		}
+		for i := range t.Puts {
+			if t.Puts[i].Table.Power() != 0 {
+				p.cell(t.Puts[i].Key)
+			}
+		}
+		for _, k := range t.Deletes {
+			if k.Table.Power() != 0 {
+				p.cell(k)
+			}
 		}
 	}
 	p.sought = p.sought[:0]

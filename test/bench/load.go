@@ -169,21 +169,15 @@ func closed(all []*client, fire shot, warm, d time.Duration) (float64, error) {
 			}
 		})
 	}
-	sum := func() (n uint64) {
-		for _, c := range all {
-			n += c.done.Load()
-		}
-		return n
-	}
 	wait := func(d time.Duration) {
 		for end := time.Now().Add(d); !stop.Load() && time.Now().Before(end); {
 			time.Sleep(min(50*time.Millisecond, max(0, time.Until(end))))
 		}
 	}
 	wait(warm)
-	before, began := sum(), time.Now()
+	before, began := requestsOf(all), time.Now()
 	wait(d)
-	n, took := sum()-before, time.Since(began)
+	n, took := requestsOf(all)-before, time.Since(began)
 	stop.Store(true)
 	wg.Wait()
 	return float64(n) / took.Seconds(), errors.Join(errs...)

@@ -207,7 +207,25 @@ func (b *bench) beside(k kind, n int, s *scene, l *limiter) error {
 	if err := l.answers(answer); err != nil {
 		return err
 	}
-	return b.alternate(&figure{name: k.name, clients: n, target: k.target},
-		func(warm, d time.Duration) (float64, error) { return closed(to, fire, warm, d) },
+	var cpu time.Duration
+	err = b.alternate(&figure{name: k.name, clients: n, target: k.target},
+		func(warm, d time.Duration) (float64, error) {
+			before := s.cpu()
+			rate, err := closed(to, fire, warm, d)
+			cpu += s.cpu() - before
+			return rate, err
+		},
 		func(warm, d time.Duration) (float64, error) { return closed(bare, fire, warm, d) })
+	if total := requestsOf(to); total > 0 {
+		b.say("    of which each cost lessor %.0f µs of processor time", float64(cpu.Microseconds())/float64(total))
+	}
+	return err
+}
+
+// requestsOf is how many requests the clients have had answered.
+func requestsOf(all []*client) (n uint64) {
+	for _, c := range all {
+		n += c.done.Load()
+	}
+	return n
 }

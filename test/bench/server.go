@@ -122,6 +122,22 @@ func (s *lessorServer) resident() (int64, error) {
 	return kb << 10, err
 }
 
+// cpu is how much of the processors' time the process has had.
+func (s *lessorServer) cpu() time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond // a tick is 1/100 s on Linux
+}
+
 // call makes one request of the root token's that is not measured, and returns what the answer holds.
 func (s *lessorServer) call(method, path string, body any) (map[string]any, error) {
 	return s.callAs(s.root, method, path, body)

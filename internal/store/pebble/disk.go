@@ -78,8 +78,12 @@ func (l logger) Errorf(format string, args ...any) {
 func (l logger) Fatalf(format string, args ...any) { l.fatal(fmt.Sprintf(format, args...)) }
 
 // listener reports what an operator should know of.
-func listener(log *slog.Logger) *pebble.EventListener {
+func listener(o *Options) *pebble.EventListener {
+	log := o.Log
 	return &pebble.EventListener{
+		DataCorruption: func(i pebble.DataCorruptionInfo) {
+			o.Damaged(fmt.Sprintf("the file %s is damaged: %v", i.Path, i.Details))
+		},
 		BackgroundError: func(err error) { log.Error("pebble: background work failed; it is tried again", "error", err) },
 		DiskSlow: func(i pebble.DiskSlowInfo) {
 			log.Warn("pebble: the disk is slow", "path", i.Path, "duration", i.Duration)

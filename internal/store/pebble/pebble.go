@@ -33,6 +33,7 @@ type Options struct {
 	Cache   int64                // bytes of blocks kept in memory; 0: 64 MiB
 	Ballast int64                // bytes of the file that keeps room for revocations; 0: 64 MiB, negative: none
 	Fatal   func(message string) // called when the disk failed; must not return. nil: logs and exits with ExitDisk
+	Damaged func(message string) // called when a file turns out to be damaged; if it returns, what met the damage is an error. nil: Fatal
 }
 
 // Backend is a store.Backend in one folder.
@@ -69,6 +70,9 @@ func Open(dir string, o Options) (*Backend, error) {
 			os.Exit(ExitDisk)
 		}
 	}
+	if o.Damaged == nil {
+		o.Damaged = o.Fatal
+	}
 	b := &Backend{fs: o.FS, dir: dir}
 	b.ballast = ballast{fs: o.FS, path: o.FS.PathJoin(dir, "ballast"), size: o.Ballast, log: o.Log}
 	o.FS = vfs.OnDiskFull(o.FS, b.ballast.drop)
@@ -93,7 +97,7 @@ func tuning(o *Options) *pebble.Options {
 		FormatMajorVersion:          pebble.FormatNewest,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
 		Logger:                      logger{o.Log, o.Fatal},
-		EventListener:               listener(o.Log),
+		EventListener:               listener(o),
 	}
 	for i := range p.Levels {
 		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
