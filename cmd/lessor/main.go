@@ -34,6 +34,7 @@ func run() int {
 		Server:  &cli.Server{Usage: config.Usage(), Run: serve},
 		Restore: restore,
 		Verify:  verify,
+		Admit:   admit,
 	}, os.Args[1:])
 }
 
@@ -59,6 +60,11 @@ func restore(ctx context.Context, o cli.RestoreOptions) error {
 		"lessor operator fence resume, but only if the server that the backup was taken of will not run again.\n"+
 		"All earlier tokens are void. Bootstrap Token File: %s\n", made.Head.Seq, made.Head.Incarnation, made.TokenFile)
 	return err
+}
+
+// admit makes a bootstrap token for a store, whose server does not run.
+func admit(ctx context.Context, o cli.AdmitOptions) (string, error) {
+	return node.Program{Version: version.String()}.Admit(ctx, o.Store)
 }
 
 // verify checks a store, whose server does not run.

@@ -36,6 +36,7 @@ type Commands struct {
 	Server  *Server
 	Restore func(context.Context, RestoreOptions) error
 	Verify  func(context.Context, VerifyOptions) (Verification, error)
+	Admit   func(context.Context, AdmitOptions) (tokenFile string, err error)
 }
 
 // Run parses args (without the program's name), runs the command that they name and returns the exit code. Ending

@@ -120,7 +120,12 @@ func (a *app) adviceOnRefusal(e *client.Error) string {
 	case http.StatusTooManyRequests:
 		return "The server limits requests: wait a little, then try again."
 	case http.StatusServiceUnavailable:
-		return "See whether the server is sealed or starting: lessor status"
+		if strings.Contains(text, "revocation is in force") {
+			return "What is still to be taken back, and why: lessor lease outlived"
+		}
+		if text == "" || strings.Contains(text, "seal") {
+			return "See whether the server is sealed or starting: lessor status"
+		}
 	case http.StatusBadRequest:
 		if strings.Contains(text, "HTTP request to an HTTPS server") {
 			return "The server speaks TLS: write its address with https:// (LESSOR_ADDR or -address)."

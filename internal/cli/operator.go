@@ -27,6 +27,11 @@ type VerifyOptions struct {
 	Progress func(doing string)
 }
 
+// AdmitOptions ask for a new bootstrap token.
+type AdmitOptions struct {
+	Store []string // flags that name the store and its key, as ServerOptions.Args
+}
+
 func (a *app) operator() *cobra.Command {
 	command := group("operator", "Back up, restore, verify and look after a server", "",
 		a.operatorBackup(), a.operatorFence(), a.operatorSealStatus())
@@ -36,6 +41,32 @@ func (a *app) operator() *cobra.Command {
 	if a.commands.Verify != nil {
 		command.AddCommand(a.operatorVerify())
 	}
+	if a.commands.Admit != nil {
+		command.AddCommand(a.operatorBootstrapToken())
+	}
+	return command
+}
+
+// operatorBootstrapToken lets an operator in again.
+func (a *app) operatorBootstrapToken() *cobra.Command {
+	var store func() []string
+	short := "Make a new bootstrap token, with the server stopped"
+	command := &cobra.Command{
+		Use:   "bootstrap-token",
+		Short: short,
+		Long: describe(short, `
+For an operator who has the store and its key, but no token left that is good for anything. The token is a root token, lives
+for 24 hours, and is written to a file that only you can read. That it was made is on record.`),
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			file, err := a.commands.Admit(cmd.Context(), AdmitOptions{Store: store()})
+			if err != nil {
+				return err
+			}
+			return a.say("Bootstrap Token File: %s", file)
+		},
+	}
+	store = storeFlags(command)
 	return command
 }
 

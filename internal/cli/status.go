@@ -76,7 +76,8 @@ func statusRows(state, info map[string]any) []row {
 	for _, r := range dataRows(info) {
 		titles := map[string]string{
 			"version": "Lessor Version", "incarnation": "Incarnation", "storage": "Storage Type", "seal": "Seal Type",
-			"cluster_id": "Cluster ID", "cluster_name": "Cluster Name",
+			"cluster_id": "Cluster ID", "cluster_name": "Cluster Name", "clock_alarm": "Clock Alarm", "fenced": "Fenced",
+			"go_version": "Go Version", "sequence": "Sequence", "started": "Started",
 		}
 		if title, ok := titles[r[0]]; ok {
 			r[0] = title

@@ -89,7 +89,7 @@ type Listener struct {
 type Dev struct {
 	Enabled      bool
 	RootToken    lessor.Secret // empty: a random one
-	NoStoreToken bool          // do not leave the root token in ~/.vault-token
+	NoStoreToken bool          // do not leave the root token in ~/.lessor-token
 	TLS          bool          // the first listener uses a certificate made for the occasion
 	TLSCertDir   string        // where that certificate and its CA go; empty: a temporary folder
 }

@@ -70,7 +70,7 @@ func (a *arguments) flagSet() *flag.FlagSet {
 	f.BoolVar(&a.dev, "dev", false, "try lessor out: in memory, unsealed, its root token printed")
 	f.StringVar(&a.devRootToken, "dev-root-token-id", "", "with -dev: the root `token` (or VAULT_DEV_ROOT_TOKEN_ID)")
 	f.StringVar(&a.devListen, "dev-listen-address", "", "with -dev: listen on this `address` (or VAULT_DEV_LISTEN_ADDRESS)")
-	f.BoolVar(&a.devNoStoreToken, "dev-no-store-token", false, "with -dev: do not leave the root token in ~/.vault-token")
+	f.BoolVar(&a.devNoStoreToken, "dev-no-store-token", false, "with -dev: do not leave the root token in ~/.lessor-token")
 	f.BoolVar(&a.devTLS, "dev-tls", false, "-dev with TLS, by a certificate made for the occasion; may leave loopback")
 	f.StringVar(&a.devTLSDir, "dev-tls-cert-dir", "", "with -dev-tls: write certificate and CA to this `folder`")
 	f.StringVar(&a.devPluginDir, "dev-plugin-dir", "", "ignored: lessor has no plugins (`folder`)")

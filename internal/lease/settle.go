@@ -83,7 +83,7 @@ func (r *Reaper) await(ctx context.Context, done func(store.View) (bool, error))
 		}
 		select {
 		case <-ctx.Done():
-			return api.Errorf(api.Unavailable, "the revocation is in force, but not yet confirmed by every target: %w", ctx.Err())
+			return api.Errorf(api.Unavailable, "the revocation is in force, but not yet confirmed by every target; lessor keeps trying")
 		case <-changed:
 		case <-poll.C:
 		}

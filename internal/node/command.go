@@ -117,13 +117,23 @@ func (p Program) Verify(ctx context.Context, args []string, progress func(string
 	return Verify(ctx, c, o, func(done, total uint64) { progress(fmt.Sprintf("verified %d of %d commits", done, total)) })
 }
 
+// Admit is "lessor operator bootstrap-token"; args as of Restore. It returns the file that the new token is in.
+func (p Program) Admit(ctx context.Context, args []string) (tokenFile string, err error) {
+	c, o, err := p.offline(args)
+	if err != nil {
+		return "", err
+	}
+	return Admit(ctx, c, o)
+}
+
 func (p Program) offline(args []string) (config.Config, Options, error) {
 	c, err := config.Flags(args)
 	if err != nil {
 		return c, Options{}, err
 	}
 	recovery, err := p.recovery()
-	return c, Options{Version: p.Version, Recovery: recovery}, err
+	quiet := config.Config{LogLevel: slog.LevelWarn}
+	return c, Options{Version: p.Version, Log: newLog(os.Stderr, quiet), Recovery: recovery}, err
 }
 
 // wait returns when ctx ends, or with the reason why the store stopped serving: another start may mend what this process
@@ -207,7 +217,11 @@ func (n *Node) banner() string {
 	}
 	line("Api Address", n.reachable())
 	line("Storage", where(string(n.config.Storage.Type), n.config.Storage.Path))
-	line("Seal", where(sealType, n.config.Seal.KeyFile))
+	if n.config.Seal.KeyFile == "" {
+		line("Seal", "none: the key is in memory, too")
+	} else {
+		line("Seal", where(sealType, n.config.Seal.KeyFile))
+	}
 	line("Log Level", strings.ToLower(n.config.LogLevel.String()))
 	line("Version", fmt.Sprintf("lessor %s, for Vault's clients %s", n.o.Version, n.config.ReportedVersion))
 	if n.Recovered != "" {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -529,6 +530,80 @@ func TestVerifyNamesWhatIsBroken(t *testing.T) {
 	p.do(os.CopyFS(p.data(), os.DirFS(old)))
 	if found, err := Verify(t.Context(), p.config(), p.o, nil); err != nil || found.Broken == nil || !strings.Contains(found.Broken.Error(), "it was put back to an earlier state") {
 		t.Errorf("a store that was put back: %+v %v", found, err)
+	}
+}
+
+// A server that was killed leaves an anchor behind its store.
+func TestVerifyBringsTheAnchorUpToDate(t *testing.T) {
+	p := newPlace(t)
+	r := p.start()
+	r.stop()
+	anchor, err := os.ReadFile(p.key() + anchorSuffix)
+	p.do(err)
+	again := p.start()
+	again.token = r.token
+	again.fill()
+	again.stop()
+	p.do(os.WriteFile(p.key()+anchorSuffix, anchor, 0o600))
+	if found, err := Verify(t.Context(), p.config(), p.o, nil); err != nil || found.Broken != nil {
+		t.Fatalf("a sound store: %+v %v", found, err)
+	}
+	if now, err := os.ReadFile(p.key() + anchorSuffix); err != nil || bytes.Equal(now, anchor) {
+		t.Errorf("the anchor is where it was (%v)", err)
+	}
+}
+
+func TestVerifyNamesTheDamagedFile(t *testing.T) {
+	p := newPlace(t)
+	for range 2 { // what a start finds in the log, it moves into a table
+		r := p.start()
+		r.stop()
+	}
+	tables, err := filepath.Glob(p.data() + "/*.sst")
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("tables: %v %v", tables, err)
+	}
+	for _, table := range tables {
+		data, err := os.ReadFile(table)
+		p.do(err)
+		data[len(data)/3] ^= 0x55
+		p.do(os.WriteFile(table, data, 0o600))
+	}
+	found, err := Verify(t.Context(), p.config(), p.o, nil)
+	if err != nil || found.Broken == nil || !strings.Contains(found.Broken.Error(), ".sst is damaged") {
+		t.Errorf("a damaged table: %+v %v", found, err)
+	}
+}
+
+func TestAdmit(t *testing.T) {
+	p := newPlace(t)
+	if _, err := Admit(t.Context(), p.config(), p.o); err == nil {
+		t.Error("an empty folder was given a token")
+	}
+	p.remove(p.data())
+	r := p.start()
+	r.fill()
+	r.must(204, "POST", "auth/token/revoke-self", "")
+	if _, err := Admit(t.Context(), p.config(), p.o); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("beside a server: %v", err)
+	}
+	r.stop()
+	file, err := Admit(t.Context(), p.config(), p.o)
+	if err != nil || mode(t, file) != 0o600 {
+		t.Fatalf("%s: %v", file, err)
+	}
+	text, err := os.ReadFile(file)
+	p.do(err)
+	again := p.start()
+	again.token = strings.TrimSpace(string(text))
+	again.checkFilled()
+	self := again.must(200, "GET", "auth/token/lookup-self", "")["data"].(map[string]any)
+	if ttl, _ := self["ttl"].(float64); ttl < 86000 || ttl > 86400 {
+		t.Errorf("the token lives for %v s", ttl)
+	}
+	trail := again.must(200, "GET", "sys/lessor/audit/timeline?path=auth/token/root", "")
+	if text := fmt.Sprint(trail); !strings.Contains(text, "system:bootstrap") {
+		t.Errorf("it is not on record: %s", text)
 	}
 }
 

@@ -1,11 +1,13 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
+	"sync"
+	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/config"
@@ -26,7 +28,7 @@ type Restored struct {
 // Restore fills the empty store of c from a backup, with no server running. The key file must be in its place. The store is
 // fenced: it touches no target until an operator resumes it. Tokens and wrapped answers of before are void.
 func Restore(ctx context.Context, c config.Config, o Options, backup io.Reader) (Restored, error) {
-	n, b, err := attach(ctx, c, o)
+	n, b, err := attach(ctx, c, o, nil)
 	if err != nil {
 		return Restored{}, err
 	}
@@ -54,6 +56,29 @@ func Restore(ctx context.Context, c config.Config, o Options, backup io.Reader) 
 	return Restored{head, n.TokenFile}, nil
 }
 
+// Admit gives the store of c a new bootstrap root token, with no server running, for whoever has the store and its key, and no
+// token that is good for anything. It returns the token's file.
+func Admit(ctx context.Context, c config.Config, o Options) (tokenFile string, err error) {
+	n, b, err := attach(ctx, c, o, nil)
+	if err != nil {
+		return "", err
+	}
+	if n.db, err = store.Open(b, n.storeOptions()); err != nil {
+		return "", errors.Join(err, b.Close())
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	if n.db.Head().Seq == 0 {
+		return "", errors.New("the store is empty: the first start of its server makes a bootstrap token")
+	}
+	if err := n.unseal(); err != nil {
+		return "", err
+	}
+	_, err = n.db.Update(ctx, func(v store.View, txn *store.Txn) error {
+		return n.admit(v, txn, n.db.Now(), "create", "auth/token/root")
+	})
+	return n.TokenFile, err
+}
+
 // renew adds to a restore's commit what it must bring along: the end of what was wrapped and kept by tokens, a new term of keys,
 // since commits now get numbers that were used before, and a token to begin with.
 func (n *Node) renew(v store.View, txn *store.Txn) error {
@@ -69,7 +94,11 @@ func (n *Node) renew(v store.View, txn *store.Txn) error {
 		return err
 	}
 	txn.Puts = append(txn.Puts, put)
+	return n.admit(v, txn, now, "restore", "sys/lessor/backup")
+}
 
+// admit adds a bootstrap root token to a commit, and the record of the operation that made it; the token is written to its file.
+func (n *Node) admit(v store.View, txn *store.Txn, now time.Time, operation, path string) error {
 	id, err := token.NewID(n.o.Random)
 	if err != nil {
 		return err
@@ -86,7 +115,7 @@ func (n *Node) renew(v store.View, txn *store.Txn) error {
 		Path: "auth/token/root", Name: "root", Created: now, TTL: bootstrapTTL, Max: bootstrapTTL, Expires: now.Add(bootstrapTTL), Position: v.Position(),
 	}
 	t.Store(txn)
-	record := bootstrapRecord(now, "restore", "sys/lessor/backup")
+	record := bootstrapRecord(now, operation, path)
 	record.Accessor = accessor
 	txn.Audit = append(txn.Audit, record)
 	return nil
@@ -102,16 +131,31 @@ type Verified struct {
 // Verify checks the whole store of c, with no server running. An error means that it could not; what is broken is in Verified.
 // progress may be nil.
 func Verify(ctx context.Context, c config.Config, o Options, progress func(done, total uint64)) (Verified, error) {
-	n, b, err := attach(ctx, c, o)
+	var mu sync.Mutex
+	damage := ""
+	damaged := func(message string) { // of a file: says more than the error of whoever met it
+		mu.Lock()
+		defer mu.Unlock()
+		damage = cmp.Or(damage, message)
+	}
+	o.Log = nil // what the store has to say is this command's answer
+	n, b, err := attach(ctx, c, o, damaged)
 	if err != nil {
 		return Verified{}, err
 	}
-	n.db, err = store.Open(b, n.storeOptions())
-	if err != nil {
-		return Verified{Broken: err}, b.Close()
+	var found Verified
+	if n.db, err = store.Open(b, n.storeOptions()); err != nil {
+		found.Broken, err = err, b.Close()
+	} else {
+		found, err = n.verify(ctx, b, progress)
+		err = errors.Join(err, n.close())
 	}
-	found, err := n.verify(ctx, b, progress)
-	return found, errors.Join(err, n.db.Close())
+	mu.Lock()
+	defer mu.Unlock()
+	if damage != "" {
+		found.Broken, err = errors.New(damage), nil
+	}
+	return found, err
 }
 
 func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, total uint64)) (v Verified, err error) {
@@ -131,7 +175,6 @@ func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, 
 	if err != nil {
 		return v, err
 	}
-	defer n.keys.Forget()
 	v.Report, v.Broken = store.Inspect(ctx, b, n.keys.Cipher(), progress)
 	if ctx.Err() != nil {
 		return v, ctx.Err()
@@ -145,15 +188,20 @@ func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, 
 	return v, nil
 }
 
-// attach opens what the store of c lies in, for work without a server.
-func attach(ctx context.Context, c config.Config, o Options) (*Node, store.Backend, error) {
+// close closes the store, and forgets its keys: in this order, since the store signs its anchor last.
+func (n *Node) close() error {
+	if n.keys != nil {
+		defer n.keys.Forget()
+	}
+	return n.db.Close()
+}
+
+// attach opens what the store of c lies in, for work without a server; damaged as of openBackend.
+func attach(ctx context.Context, c config.Config, o Options, damaged func(string)) (*Node, store.Backend, error) {
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}
 	n := newNode(c, o)
-	b, err := openBackend(ctx, c, n.o)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w (a server that runs on the store must be stopped first)", err)
-	}
-	return n, b, nil
+	b, err := openBackend(ctx, c, n.o, damaged)
+	return n, b, err
 }

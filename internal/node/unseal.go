@@ -45,19 +45,14 @@ func (n *Node) open(ctx context.Context) error {
 			return refuseOrphanKey(keyFile, n.config.Storage)
 		}
 	}
-	b, err := openBackend(ctx, n.config, n.o)
+	b, err := openBackend(ctx, n.config, n.o, nil)
 	if err != nil {
 		return err
 	}
 	if n.db, err = store.Open(b, n.storeOptions()); err != nil {
 		return errors.Join(fmt.Errorf("refusing to start: %w", err), b.Close())
 	}
-	n.release = append(n.release, func() error {
-		if n.keys != nil {
-			defer n.keys.Forget()
-		}
-		return n.db.Close()
-	})
+	n.release = append(n.release, n.close)
 	if n.db.Head().Seq > 0 {
 		return n.unseal()
 	}
@@ -88,13 +83,13 @@ func (n *Node) storeOptions() store.Options {
 	return o
 }
 
-// openBackend opens what the store lies in.
-func openBackend(ctx context.Context, c config.Config, o Options) (store.Backend, error) {
+// openBackend opens what the store lies in. damaged is told of a damaged file; nil: the process ends.
+func openBackend(ctx context.Context, c config.Config, o Options, damaged func(string)) (store.Backend, error) {
 	switch c.Storage.Type {
 	case config.Mem:
 		return mem.New(), nil
 	case config.Pebble:
-		return openFolder(c.Storage.Path, o)
+		return openFolder(c.Storage.Path, o, damaged)
 	case config.PostgreSQL:
 		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log})
 		if err != nil {
@@ -105,18 +100,18 @@ func openBackend(ctx context.Context, c config.Config, o Options) (store.Backend
 	return nil, fmt.Errorf("this lessor was built without storage %q", c.Storage.Type)
 }
 
-func openFolder(path string, o Options) (store.Backend, error) {
+func openFolder(path string, o Options, damaged func(string)) (store.Backend, error) {
 	if info, err := os.Stat(path); err == nil && info.IsDir() && info.Mode().Perm()&0o077 != 0 {
 		o.Log.Warn("others may look into the data folder; run chmod 700 on it", "path", path)
 	}
-	b, err := pebble.Open(path, pebble.Options{Log: o.Log})
+	b, err := pebble.Open(path, pebble.Options{Log: o.Log, Damaged: damaged})
 	if err == nil {
 		return b, nil
 	}
 	if errors.Is(err, syscall.EAGAIN) || strings.Contains(err.Error(), "lock held by current process") {
 		return nil, fmt.Errorf("refusing to start: the data folder %s is in use by another lessor: stop that one, or use another folder (-data)", path)
 	}
-	return nil, fmt.Errorf("refusing to start: %w", err)
+	return nil, fmt.Errorf("refusing to start: %w. If it is damaged, restore a backup into an empty folder (lessor operator restore)", err)
 }
 
 // unseal gives the store its keys.
@@ -133,6 +128,9 @@ func (n *Node) unseal() error {
 	view.Close()
 	if err != nil {
 		return err
+	}
+	if anchor := n.config.Seal.KeyFile + anchorSuffix; n.config.Storage.Type != config.Mem && !exists(anchor) {
+		n.log.Warn("the anchor is missing: this once, nothing tells whether the store was put back to an earlier state", "path", anchor)
 	}
 	if err := n.db.Unseal(n.keys.Cipher()); err != nil {
 		return fmt.Errorf("refusing to start: %w", err)
@@ -292,16 +290,19 @@ func (n *Node) initialize(ctx context.Context) error {
 
 // writeToken leaves the bootstrap token in a file beside the key file.
 func (n *Node) writeToken(id lessor.Secret) error {
-	dir := filepath.Dir(n.config.Seal.KeyFile)
+	dir, name := filepath.Dir(n.config.Seal.KeyFile), "bootstrap-token"
+	if key := filepath.Base(n.config.Seal.KeyFile); key != "seal.key" { // several servers may keep their keys in one folder
+		name = key + "." + name
+	}
 	if n.config.Seal.KeyFile == "" { // the store is in memory: so is, nearly, its token
 		temporary, err := os.MkdirTemp("", "lessor-")
 		if err != nil {
 			return err
 		}
 		n.release = append(n.release, func() error { return os.RemoveAll(temporary) })
-		dir = temporary
+		dir, name = temporary, "bootstrap-token"
 	}
-	n.TokenFile = filepath.Join(dir, "bootstrap-token")
+	n.TokenFile = filepath.Join(dir, name)
 	if err := writePrivate(n.TokenFile, id.Reveal()+"\n"); err != nil {
 		return fmt.Errorf("cannot write the bootstrap token: %w", err)
 	}

@@ -201,7 +201,7 @@ func (b *Backend) tail(_ context.Context, r *engine.Request) (*engine.Reply, err
 	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
 		waiting, cancel := context.WithTimeout(ctx, max(wait, 10*time.Millisecond))
 		defer cancel()
-		records, next := []any{}, from
+		records, next, found := []any{}, from, false
 		for at, err := range b.Store.Tail(waiting, from) {
 			if err != nil {
 				if waiting.Err() != nil && ctx.Err() == nil {
@@ -213,7 +213,8 @@ func (b *Backend) tail(_ context.Context, r *engine.Request) (*engine.Reply, err
 				break // all of a commit's records are told together, so that next can be the commit after
 			}
 			records, next = append(records, recordData(&at)), at.Seq+1
-			if len(records) == 1 { // there is something: do not wait for more than what is there already
+			if !found && !strings.HasSuffix(at.Path, "lessor/audit/tail") { // a tail that waits for news is none itself, or it would never wait
+				found = true // do not wait for more than what is there already
 				cancelSoon := time.AfterFunc(20*time.Millisecond, cancel)
 				defer cancelSoon.Stop()
 			}

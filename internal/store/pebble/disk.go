@@ -84,7 +84,7 @@ func listener(o *Options) *pebble.EventListener {
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			o.Damaged(fmt.Sprintf("the file %s is damaged: %v", i.Path, i.Details))
 		},
-		BackgroundError: func(err error) { log.Error("pebble: background work failed; it is tried again", "error", err) },
+		BackgroundError: func(err error) { log.Error("pebble: background work failed; it is tried again", "error", err.Error()) }, // without its stack
 		DiskSlow: func(i pebble.DiskSlowInfo) {
 			log.Warn("pebble: the disk is slow", "path", i.Path, "duration", i.Duration)
 		},
