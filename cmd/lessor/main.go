@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/lessor-dev/lessor/client"
@@ -40,6 +41,7 @@ func run() int {
 
 // serve runs a server until ctx ends.
 func serve(ctx context.Context, o cli.ServerOptions) error {
+	shareCores()
 	program := node.Program{
 		Version:    o.Version,
 		StoreToken: func(token lessor.Secret) error { return o.StoreToken(client.NewToken(token.Reveal())) },
@@ -48,6 +50,14 @@ func serve(ctx context.Context, o cli.ServerOptions) error {
 		return cli.ExitCode(code)
 	}
 	return nil
+}
+
+// shareCores lets the kernel divide few cores between requests and long work, such as the store's compactions: Go's own scheduler
+// would make requests wait for it 10 ms at a time. GOMAXPROCS in the environment wins.
+func shareCores() {
+	if _, set := os.LookupEnv("GOMAXPROCS"); !set && runtime.GOMAXPROCS(0) < 4 {
+		runtime.GOMAXPROCS(4)
+	}
 }
 
 // restore fills an empty store from a backup.

@@ -18,6 +18,7 @@ func (r *Reaper) expireDynamic(j *job) (time.Duration, error) {
 
 // expireRest takes the rest: static leases and tokens.
 func (r *Reaper) expireRest(j *job) (time.Duration, error) {
+	j.left = morsel
 	return r.rest.due(j, "", func(rest string, row store.Row) error {
 		switch kind, name := rest[:1], rest[1:]; kind {
 		case dueLease:

@@ -81,6 +81,9 @@ type Metrics struct {
 // small enough for them not to wait long, and large enough that a commit's cost is the rows'.
 const chunk = 128
 
+// morsel is how many it is of those whose end nobody waits for.
+const morsel = 32
+
 // New makes a Reaper. It starts nothing.
 func New(o Options) *Reaper {
 	if o.Random == nil {
@@ -153,7 +156,7 @@ func (r *Reaper) courtesy(took time.Duration) time.Duration {
 	if r.workers.busy() {
 		return 4 * took
 	}
-	return took
+	return 2 * took
 }
 
 // sleep waits, but not when nudged.
@@ -178,6 +181,9 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 		alone   bool
 		patient bool
 	}{{r.expireDynamic, false, false}, {r.expireRest, false, true}, {r.sweepTrees, true, false}, {r.sweepTombs, true, false}} {
+		if step.patient && !r.patient {
+			continue // credentials at targets first
+		}
 		wait, err := r.step(ctx, step.decide, step.alone)
 		if err != nil {
 			return 0, err

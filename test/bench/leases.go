@@ -439,7 +439,7 @@ func (s *scene) watchDrain(p *postgres, due time.Time, n int) (rolesGone, allGon
 		return rolesGone, allGone, err
 	}
 	defer c.Close(context.Background())
-	for deadline := due.Add(2 * time.Minute); rolesGone.IsZero() || allGone.IsZero(); time.Sleep(50 * time.Millisecond) {
+	for deadline := due.Add(2 * time.Minute); rolesGone.IsZero() || allGone.IsZero(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			return rolesGone, allGone, errors.New("the leases do not end")
 		}
@@ -453,6 +453,7 @@ func (s *scene) watchDrain(p *postgres, due time.Time, n int) (rolesGone, allGon
 			}
 			continue
 		}
+		time.Sleep(250 * time.Millisecond) // asking costs the server something, too
 		ended, err := s.expired()
 		if err != nil {
 			return rolesGone, allGone, err

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,9 +46,6 @@ func (a *appender) run() {
 	var batch []chan error
 	var buf []byte
 	for {
-		for before, n := -1, a.len(); n > before; before, n = n, a.len() {
-			runtime.Gosched() // those who were just answered may have a next request: larger batches are faster
-		}
 		a.mu.Lock()
 		for len(a.waiting) == 0 {
 			a.wake.Wait()
