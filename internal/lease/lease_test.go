@@ -277,6 +277,41 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
+// TestCredentialsFirst has leases of both kinds end together: as long as there are credentials to end, nothing else is.
+func TestCredentialsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		defer w.reaper.workers.wait()
+		w.fill(1000, 200, w.db.Now().Add(time.Hour))
+		time.Sleep(2 * time.Hour)
+		static := func() (n int) {
+			w.view(func(v store.View) {
+				prefix := store.MountKey(secret.Namespace, secret.UUID)
+				for _, err := range v.Scan(store.Leases, prefix, store.PrefixEnd(prefix)) {
+					w.must(err)
+					n++
+				}
+			})
+			return n
+		}
+		_, err := w.reaper.round(ctx)
+		w.must(err)
+		_, err = w.reaper.land()
+		w.must(err)
+		if n := w.reaper.counts.expired.Load(); n != chunk || static() != 800 || w.reaper.patient {
+			t.Errorf("the first round ended %d leases, and left %d static ones of 800", n, static())
+		}
+		for pause := time.Duration(0); pause == 0; {
+			pause, err = w.reaper.round(ctx)
+			w.must(err)
+		}
+		if n := w.reaper.counts.expired.Load(); n != 1000 || static() != 0 {
+			t.Errorf("%d leases ended, %d static ones left", n, static())
+		}
+	})
+}
+
 // TestOneRefuses has one credential that its target will not give up: the others must not wait for it.
 func TestOneRefuses(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
