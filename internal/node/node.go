@@ -241,7 +241,7 @@ func (l *listener) stop(ctx context.Context, log *slog.Logger) {
 	if err == nil {
 		err = l.http.Shutdown(ctx)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, net.ErrClosed) {
 		log.Warn("requests were cut off", "address", l.Addr().String(), "error", err)
 		_ = l.http.Close()
 	}

@@ -93,7 +93,7 @@ func CreateKeyFile(path string, random io.Reader) (*KeyFile, error) {
 func OpenKeyFile(path string) (*KeyFile, error) {
 	text, err := readPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("refusing to start: the key file %s is missing; restore it from where you keep it, or use the recovery file (%w)", path, ErrMissing)
+		return nil, fmt.Errorf("refusing to start: the key file %s is missing; restore it from where you keep it, or use the recovery file, with its passphrase in a file that LESSOR_RECOVERY_PASSPHRASE_FILE names (%w)", path, ErrMissing)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("refusing to start: the key file %w", err)

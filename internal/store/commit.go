@@ -13,7 +13,7 @@ import (
 // Commit makes t durable, all or nothing, with its audit records. It returns once the commit that carries t is on stable storage
 // and Views show it.
 //
-// Errors: *Conflict (a check failed; nothing was written), ErrUncertain (the flush failed after it had begun), ErrFull,
+// Errors: *Conflict (a check failed; nothing was written), ErrUncertain (the flush failed after it had begun), ErrFull, ErrUnreachable,
 // ErrClosed, ErrSealed, and ctx's error if ctx ended while t was still queued (nothing was written). Any other error
 // means that nothing was written. Once the committer has taken t, ctx counts no more. The caller must not change what t
 // refers to until Commit returns.
@@ -182,7 +182,7 @@ func refuse(batch []*pending, err error) {
 func (db *DB) flush(batch []*pending) {
 	w, err := db.b.Begin()
 	if err != nil {
-		refuse(batch, fmt.Errorf("store: nothing was written: %w", err))
+		refuse(batch, fmt.Errorf("%w: nothing was written: %w", ErrUnreachable, err))
 		return
 	}
 	defer w.Abort()

@@ -256,6 +256,8 @@ var (
 	ErrSealed = errors.New("store: sealed")
 	// ErrFull: the disk is almost full; only Urgent transactions are taken.
 	ErrFull = errors.New("store: disk almost full, only revocations are accepted")
+	// ErrUnreachable: what the store lies in does not answer; nothing was written, and trying again may help.
+	ErrUnreachable = errors.New("store: cannot be reached")
 	// ErrClosed: the store is closed, or stopped after a failed flush.
 	ErrClosed = errors.New("store: closed")
 )
