@@ -45,7 +45,7 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 			return nil, api.Errorf(api.Unauthenticated, "permission denied: the entity of this alias is disabled; an administrator can enable it")
 		}
 		m.Entity, alias = e.ID, a
-		if s, err := identity.Resolve(w.view, e.ID); err != nil {
+		if s, err := w.standingOf(w.view, e.ID); err != nil {
 			return nil, err
 		} else if s != nil {
 			identityPolicies = s.Policies

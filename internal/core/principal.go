@@ -88,9 +88,7 @@ func (c *Core) lookup(v store.View, id lessor.Secret) (*token.Token, store.Row, 
 
 // identify adds entity and groups to a principal.
 func (c *Core) identify(v store.View, who *caller) error {
-	s, err := c.standing.get(v, store.Identity, who.token.Entity, func() (*standing, error) {
-		return identity.Resolve(v, who.token.Entity)
-	})
+	s, err := c.standingOf(v, who.token.Entity)
 	switch {
 	case err != nil:
 		return err
@@ -113,6 +111,11 @@ func (c *Core) identify(v store.View, who *caller) error {
 		who.Policies = slices.Compact(who.Policies)
 	}
 	return nil
+}
+
+// standingOf is what identity says of an entity; nil if there is none.
+func (c *Core) standingOf(v store.View, entity string) (*standing, error) {
+	return c.standing.get(v, store.Identity, entity, func() (*standing, error) { return identity.Resolve(v, entity) })
 }
 
 // ground adds to txn that what the decision relied on is still so when it commits. Reads need none of it: they show one

@@ -68,12 +68,6 @@ func (a *appender) run() {
 	}
 }
 
-func (a *appender) len() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.waiting)
-}
-
 // limit serves until standard input ends.
 func limit(path string) error {
 	file, err := os.Create(path)
