@@ -84,7 +84,7 @@ func (b *bench) run() (err error) {
 	b.later(func() { _ = os.RemoveAll(b.dir) })
 	defer b.clean()
 	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
 	go func() {
 		<-interrupted
 		b.clean()
