@@ -196,6 +196,9 @@ func (w *walk) holder() lease.Holder {
 	if h.Alias == "" {
 		h.Alias = w.who.Accessor
 	}
+	if w.who.Role != "" {
+		h.Name += " as " + w.who.Role
+	}
 	if h.Instance == "" && w.who.instance != "" {
 		h.Instance = token.InstanceOf(w.who.instance)
 	}
