@@ -5,6 +5,7 @@ package token
 
 import (
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -305,13 +306,15 @@ func NewID(random io.Reader) (lessor.Secret, error) {
 	return lessor.NewSecret(ServicePrefix + base64.RawURLEncoding.EncodeToString(b[:])), nil
 }
 
-// NewAccessor makes an accessor.
+var accessorEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+
+// NewAccessor makes an accessor: 24 letters and digits, so that it is never taken for a flag on a command line.
 func NewAccessor(random io.Reader) (string, error) {
 	var b [15]byte
 	if _, err := io.ReadFull(random, b[:]); err != nil {
 		return "", err
 	}
-	return base64.RawURLEncoding.EncodeToString(b[:]), nil
+	return accessorEncoding.EncodeToString(b[:]), nil
 }
 
 // InstanceOf names an instance by something that must not be read back from it.

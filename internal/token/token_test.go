@@ -2,6 +2,7 @@ package token_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -176,5 +177,17 @@ func TestIDs(t *testing.T) {
 	}
 	if _, err := token.NewAccessor(bytes.NewReader(nil)); err == nil {
 		t.Error("an accessor without randomness")
+	}
+}
+
+func TestAccessorsAreLettersAndDigits(t *testing.T) {
+	for range 1000 {
+		a, err := token.NewAccessor(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(a) != 24 || strings.Trim(a, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
+			t.Fatalf("accessor %q", a)
+		}
 	}
 }
