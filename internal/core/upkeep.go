@@ -33,6 +33,14 @@ func (c *Core) every(ctx context.Context, d time.Duration, what string, f func(c
 	}
 }
 
+// upkeep is the audit record of an act of upkeep.
+func (c *Core) upkeep(operation, path, cause string) audit.Record {
+	return audit.Record{
+		Time: c.Store.Now(), Operation: operation, Path: path, Phase: audit.Done, System: "upkeep", Granted: true,
+		Rule: "system:upkeep", Policy: "system", Cause: cause,
+	}
+}
+
 // removeMounts removes what disabled mounts kept, once every credential that they made is confirmed gone.
 func (c *Core) removeMounts(ctx context.Context) error {
 	v, err := c.Store.View()
@@ -88,10 +96,7 @@ func (c *Core) forget(ctx context.Context) error {
 	if err := lease.Forget(v, &txn, c.Store.Now().Add(-longest-24*time.Hour)); err != nil || len(txn.Deletes) == 0 {
 		return err
 	}
-	txn.Audit = []audit.Record{{
-		Time: c.Store.Now(), Operation: "prune", Path: "sys/lessor/revoke", Phase: audit.Done, System: "upkeep", Granted: true,
-		Rule: "system:upkeep", Policy: "system", Cause: "no token is older than these revocations",
-	}}
+	txn.Audit = []audit.Record{c.upkeep("prune", "sys/lessor/revoke", "no token is older than these revocations")}
 	_, err = c.Store.Commit(ctx, txn)
 	return err
 }
@@ -109,10 +114,8 @@ func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table
 			break
 		}
 	}
-	rec := audit.Record{
-		Time: c.Store.Now(), Operation: "remove", Namespace: e.Namespace, Path: e.Path, Phase: audit.Done, System: "upkeep", Granted: true,
-		Rule: "system:upkeep", Policy: "system", Cause: "mount disabled",
-	}
+	rec := c.upkeep("remove", e.Path, "mount disabled")
+	rec.Namespace = e.Namespace
 	if len(txn.Deletes) < removalChunk { // the last of it
 		for _, t := range []store.Table{store.Engine, store.Secrets, store.LeaseIdx, store.Holds} {
 			txn.Ranges = append(txn.Ranges, store.Range{Table: t, From: prefix, To: end})
@@ -133,9 +136,6 @@ func (c *Core) prune(ctx context.Context) error {
 	if before.IsZero() {
 		return nil
 	}
-	_, err := c.Store.Prune(ctx, before, audit.Record{
-		Time: c.Store.Now(), Operation: "prune", Path: "sys/lessor/audit", Phase: audit.Done, System: "upkeep", Granted: true,
-		Rule: "system:upkeep", Policy: "system", Cause: "retention",
-	})
+	_, err := c.Store.Prune(ctx, before, c.upkeep("prune", "sys/lessor/audit", "retention"))
 	return err
 }

@@ -129,21 +129,6 @@ func Outlived(v store.View, now time.Time, grace time.Duration, limit int) ([]*L
 	return all, nil
 }
 
-// Unreverted reports whether a mount has leases whose credentials are at a target: it is not to be removed then.
-func Unreverted(v store.View, namespace uint32, mount string) (bool, error) {
-	prefix := store.MountKey(namespace, mount)
-	for row, err := range v.Scan(store.Leases, prefix, store.PrefixEnd(prefix)) {
-		if err != nil {
-			return false, err
-		}
-		l, err := Decode(row)
-		if err != nil || l.Kind == Dynamic {
-			return err == nil, err
-		}
-	}
-	return false, nil
-}
-
 // List yields, in order and once each, the names right below prefix among the ids of a mount's leases: ids without prefix up to the next slash, and
 // with it where there is more below. prefix ends in "/"; it includes the mount's path.
 func List(v store.View, namespace uint32, mount, prefix string, yield func(name string) bool) error {
