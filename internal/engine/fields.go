@@ -195,6 +195,10 @@ func ParseList(raw any) ([]string, bool) {
 	return list(raw)
 }
 
+// ParseInt and ParseBool read an integer and a boolean as Vault's clients write them: also as a string.
+func ParseInt(raw any) (int64, bool) { return integer(raw) }
+func ParseBool(raw any) (bool, bool) { return boolean(raw) }
+
 func list(raw any) ([]string, bool) {
 	switch v := raw.(type) {
 	case []any:

@@ -44,6 +44,20 @@ type Config struct {
 	AllowedHeaders       []string      `cbor:"7,keyasint,omitempty"`
 	AuditNonHMACRequest  []string      `cbor:"8,keyasint,omitempty"`
 	AuditNonHMACResponse []string      `cbor:"9,keyasint,omitempty"`
+	Lockout              *Lockout      `cbor:"10,keyasint,omitempty"` // auth: nil where the server's default holds
+	ManagedKeys          []string      `cbor:"11,keyasint,omitempty"`
+	DelegatedAccessors   []string      `cbor:"12,keyasint,omitempty"`
+	IdentityTokenKey     string        `cbor:"13,keyasint,omitempty"`
+	TrimSlashes          bool          `cbor:"14,keyasint,omitempty"`
+}
+
+// Lockout is what tuning says of users who fail to log in (user_lockout_config). Zero fields are not said: there the server's
+// own setting holds, then the default.
+type Lockout struct {
+	Threshold    uint64        `cbor:"1,keyasint,omitempty"` // failures in a row that lock a user out
+	Duration     time.Duration `cbor:"2,keyasint,omitempty"` // how long the user stays locked out
+	CounterReset time.Duration `cbor:"3,keyasint,omitempty"` // time without a failure after which the count begins anew
+	Disabled     bool          `cbor:"4,keyasint,omitempty"` // nobody is locked out here
 }
 
 // Backend is the name of the backend that serves the mount: its type, but for KV, of which each version is a backend.

@@ -41,6 +41,7 @@ var tuneFields = []engine.Field{
 	{Name: "allowed_response_headers", Type: engine.Strings, Help: "accepted for compatibility"},
 	{Name: "token_type", Type: engine.String, Help: "auth: default-service, default-batch, service or batch"},
 	{Name: "force_no_cache", Type: engine.Bool, Help: "accepted for compatibility"},
+	{Name: "user_lockout_config", Type: engine.Map, Help: "auth: lockout_threshold, lockout_duration, lockout_counter_reset_duration, lockout_disable"},
 	{Name: "options", Type: engine.Pairs, Help: "options of the engine"},
 	{Name: "owner", Type: engine.String, Help: "who answers for it"},
 }
@@ -133,6 +134,9 @@ func entryData(r *engine.Request, e *mount.Entry) map[string]any {
 	}
 	if e.Class == mount.Auth {
 		config["token_type"] = tokenType(e)
+	}
+	if l := lockoutData(e); l != nil {
+		config["user_lockout_config"] = l
 	}
 	d := map[string]any{
 		"type": e.Type, "description": e.Description, "accessor": e.Accessor, "config": config, "options": nil,
@@ -337,6 +341,7 @@ func (b *Backend) readTune(r *engine.Request, class mount.Class, path string) (*
 	if e.Class == mount.Auth {
 		data["token_type"] = tokenType(e)
 	}
+	maps.Copy(data, lockoutData(e))
 	if len(e.Options) > 0 {
 		data["options"] = e.Options
 	}
@@ -448,6 +453,11 @@ func tuneConfig(e *mount.Entry, values map[string]any) error {
 	}
 	if v, ok := values["force_no_cache"].(bool); ok {
 		e.Config.ForceNoCache = v
+	}
+	if v, ok := values["user_lockout_config"].(map[string]any); ok && len(v) > 0 {
+		if err := tuneLockout(e, v); err != nil {
+			return err
+		}
 	}
 	for name, to := range lists(&e.Config) {
 		raw, ok := values[name]
