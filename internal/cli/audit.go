@@ -43,6 +43,7 @@ type record struct {
 	Error         string    `json:"error"`
 	Cause         string    `json:"cause"`
 	System        string    `json:"system"`
+	Count         uint64    `json:"count"`
 	Secrets       []struct {
 		Path    string `json:"path"`
 		Version uint64 `json:"version"`
@@ -102,6 +103,9 @@ func (r *record) outcome() string {
 	}
 	if r.Error != "" && r.Error != r.Outcome {
 		text += ": " + r.Error
+	}
+	if r.Count > 1 {
+		text += fmt.Sprintf(" (%d times)", r.Count)
 	}
 	return text
 }

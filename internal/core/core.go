@@ -23,6 +23,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/policy/book"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/tally"
 	"github.com/lessor-dev/lessor/internal/token"
 	"github.com/lessor-dev/lessor/internal/wrapping"
 )
@@ -53,6 +54,8 @@ type Core struct {
 	past     cache[lease.Tombs]
 	reaper   *lease.Reaper
 	counters counters
+
+	strangers *tally.Tally
 }
 
 // New wires a Core. It starts nothing.
@@ -79,6 +82,7 @@ func New(o Options) (*Core, error) {
 	for name, b := range o.Backends {
 		c.routers[name] = engine.NewRouter(b.Routes())
 	}
+	c.strangers = tally.New(c.count)
 	c.reaper = lease.New(lease.Options{
 		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced,
 	})
@@ -89,6 +93,7 @@ func New(o Options) (*Core, error) {
 func (c *Core) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { c.reaper.Run(ctx) })
+	all.Go(func() { c.countStrangers(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })

@@ -38,7 +38,7 @@ type walk struct {
 }
 
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
-// it returns. An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
+// it returns, but for refusals of strangers, which are counted (package tally). An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
 func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
 	for range attempts {
 		answer, err := c.attempt(ctx, op)
@@ -143,6 +143,11 @@ func (w *walk) decide() error {
 	}
 	if w.route != nil {
 		facts.Sudo, facts.Open = w.route.Sudo, w.route.Open
+	}
+	if w.who.Anonymous() && !facts.Open {
+		return errMissingToken
+	}
+	if w.route != nil {
 		if w.route.Exists != nil && w.op.Verb == lessor.Update {
 			var err error
 			if facts.Exists, err = w.route.Exists(w.request); err != nil {
@@ -150,9 +155,6 @@ func (w *walk) decide() error {
 			}
 			facts.ExistsKnown = true
 		}
-	}
-	if w.who.Anonymous() && !facts.Open {
-		return errMissingToken
 	}
 	acl, err := w.policies.ACL(w.view, &w.who.Principal)
 	if err != nil {
@@ -328,7 +330,8 @@ func (w *walk) commit(ctx context.Context, txn *store.Txn, rec audit.Record) err
 	return err
 }
 
-// refuse records that the operation did not happen, and why, and returns the error for the client.
+// refuse records that the operation did not happen, and why, and returns the error for the client. What strangers are refused
+// is counted rather than recorded one by one: it has no effect and shows nothing, and a flood must not fill the disk.
 func (w *walk) refuse(ctx context.Context, cause error) error {
 	if errors.As(cause, new(*store.Conflict)) {
 		return cause
@@ -336,6 +339,9 @@ func (w *walk) refuse(ctx context.Context, cause error) error {
 	rec := w.record(audit.Done)
 	rec.ErrorKind = api.KindOf(cause).String()
 	rec.Note = note(cause)
+	if w.counted(cause, rec) {
+		return cause
+	}
 	txn := &store.Txn{Audit: []audit.Record{rec}}
 	if api.KindOf(cause) != api.Unauthenticated {
 		if err := w.spend(txn); err != nil {
