@@ -1,8 +1,6 @@
 package core
 
 import (
-	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -37,19 +35,14 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 	var alias identity.Alias
 	var identityPolicies []string
 	if l.Alias != "" {
-		e, a, err := w.someone(txn, l)
+		e, a, policies, err := w.someone(txn, l)
 		if err != nil {
 			return nil, err
 		}
 		if e.Disabled {
 			return nil, api.Errorf(api.Unauthenticated, "permission denied: the entity of this alias is disabled; an administrator can enable it")
 		}
-		m.Entity, alias = e.ID, a
-		if s, err := w.standingOf(w.view, e.ID); err != nil {
-			return nil, err
-		} else if s != nil {
-			identityPolicies = s.Policies
-		}
+		m.Entity, alias, identityPolicies = e.ID, a, policies
 	}
 	made, secret, err := w.mintFor(m, now, w.op.Path, engine.Limits{TTL: w.request.Default.TTL, MaxTTL: lesser(t.MaxTTL, w.request.Default.MaxTTL)})
 	if err != nil {
@@ -67,38 +60,21 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 	return authOf(made, secret, identityPolicies, now), nil
 }
 
-// someone finds the entity behind an alias, or puts a new one.
-func (w *walk) someone(txn *store.Txn, l *engine.Login) (*identity.Entity, identity.Alias, error) {
-	e, row, err := identity.EntityByAlias(w.view, w.mount.Accessor, l.Alias)
+// someone finds the entity behind a login, or adds a new one, with the external groups that the auth method names, and tells what
+// policies it has from that.
+func (w *walk) someone(txn *store.Txn, l *engine.Login) (*identity.Entity, identity.Alias, []string, error) {
+	c := identity.NewChange(w.view)
+	e, alias, err := c.Arrive(identity.Arrival{
+		Mount: w.mount.Accessor, Name: l.Alias, Metadata: l.AliasMeta, Groups: l.Groups, Now: w.op.Time, Random: w.Random,
+	})
 	if err != nil {
-		return nil, identity.Alias{}, err
+		return nil, alias, nil, err
 	}
-	if e != nil {
-		i := slices.IndexFunc(e.Aliases, func(a identity.Alias) bool { return a.Mount == w.mount.Accessor && a.Name == l.Alias })
-		if i < 0 {
-			return nil, identity.Alias{}, fmt.Errorf("core: entity %s lacks the alias that names it", e.ID)
-		}
-		if !maps.Equal(e.Aliases[i].Metadata, l.AliasMeta) {
-			e.Aliases[i].Metadata, e.Aliases[i].Updated = l.AliasMeta, w.op.Time
-			identity.SaveEntity(txn, row, e, e.Name)
-		} else {
-			txn.Require(row)
-		}
-		return e, e.Aliases[i], nil
-	}
-	id, err := identity.NewID(w.Random)
+	s, err := c.Standing(e)
 	if err != nil {
-		return nil, identity.Alias{}, err
+		return nil, alias, nil, err
 	}
-	aliasID, err := identity.NewID(w.Random)
-	if err != nil {
-		return nil, identity.Alias{}, err
-	}
-	now := w.op.Time
-	a := identity.Alias{ID: aliasID, Name: l.Alias, Mount: w.mount.Accessor, Metadata: l.AliasMeta, Created: now, Updated: now}
-	e = &identity.Entity{ID: id, Name: "entity_" + id[:8], Aliases: []identity.Alias{a}, Created: now, Updated: now}
-	identity.NewEntity(txn, e)
-	return e, a, nil
+	return e, alias, s.Policies, c.Into(txn)
 }
 
 // give makes the token that auth/token/create asks for.
@@ -111,7 +87,7 @@ func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.
 	if err != nil {
 		return nil, err
 	}
-	if p := w.who.token; m.Parent != nil && p != nil && m.Entity == p.Entity {
+	if p := w.who.token; m.Parent != nil && p != nil && m.Entity == w.who.Entity {
 		made.Alias, made.AliasName, made.Instance = p.Alias, p.AliasName, p.Instance
 	}
 	made.Mount = w.mount.UUID

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/lessor-dev/lessor/api"
@@ -117,6 +118,9 @@ func (w *walk) BuryForced(txn *store.Txn, s lease.Selector, cause string) (strin
 }
 
 func (w *walk) bury(txn *store.Txn, s lease.Selector, cause string, forced bool) (string, error) {
+	if err := w.merged(&s); err != nil {
+		return "", err
+	}
 	t, err := lease.NewTomb(s, cause+" by request "+w.op.ID, w.op.Time, w.Random)
 	if err != nil {
 		return "", api.Errorf(api.Invalid, "this would revoke nothing in particular: %w", err)
@@ -128,6 +132,26 @@ func (w *walk) bury(txn *store.Txn, s lease.Selector, cause string, forced bool)
 	}
 	w.tombstone = t.ID
 	return t.ID, nil
+}
+
+// merged makes a selector by entity hit those that were merged into it, too: tokens and leases from before name them.
+func (w *walk) merged(s *lease.Selector) error {
+	if s.Kind != lease.ByHolder || s.Value == "" {
+		return nil
+	}
+	others := slices.Clone(s.Others)
+	for _, id := range append([]string{s.Value}, s.Others...) {
+		e, _, err := identity.EntityByID(w.view, id)
+		if err != nil {
+			return err
+		}
+		if e != nil {
+			others = append(others, e.Merged...)
+		}
+	}
+	slices.Sort(others)
+	s.Others = slices.Compact(others)
+	return nil
 }
 
 // hitsTokens reports whether a selector may hit tokens by themselves, not by their rows.
@@ -144,9 +168,9 @@ func (w *walk) hitsTokens(s lease.Selector) bool {
 	return true
 }
 
-// EntityID finds an entity by id or name.
+// EntityID finds an entity by id or name. That of an entity which was merged leads to the one that took it in.
 func (w *walk) EntityID(idOrName string) (string, error) {
-	e, _, err := identity.EntityByID(w.view, idOrName)
+	e, _, err := identity.Survivor(w.view, idOrName)
 	if err == nil && e == nil {
 		e, _, err = identity.EntityByName(w.view, idOrName)
 	}

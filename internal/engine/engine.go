@@ -222,6 +222,7 @@ type Versioner interface {
 type Login struct {
 	Alias     string            // name of the alias at the mount; empty: no entity
 	AliasMeta map[string]string // metadata of the alias
+	Groups    []string          // what the method says that they are in: names of group aliases at the mount
 	Name      string            // display name, without the mount's type: "billing"
 	Role      string
 	Metadata  map[string]string // of the token

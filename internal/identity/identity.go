@@ -4,6 +4,7 @@
 package identity
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -40,6 +41,7 @@ type Alias struct {
 	Custom   map[string]string `cbor:"5,keyasint,omitempty"` // custom_metadata
 	Created  time.Time         `cbor:"6,keyasint"`
 	Updated  time.Time         `cbor:"7,keyasint"`
+	Merged   []string          `cbor:"8,keyasint,omitempty"` // ids of merged entities that it came from
 }
 
 // Group is a named set of entities and of groups. CBOR keys are on disk: never renumber, only append.
@@ -55,6 +57,7 @@ type Group struct {
 	Alias    *Alias            `cbor:"9,keyasint,omitempty"` // external groups
 	Created  time.Time         `cbor:"10,keyasint"`
 	Updated  time.Time         `cbor:"11,keyasint"`
+	Index    uint64            `cbor:"12,keyasint,omitempty"` // counts its changes
 }
 
 var encoding = func() cbor.EncMode {
@@ -81,10 +84,57 @@ func key(kind, name string) store.Key {
 
 func entityKey(id string) store.Key         { return key("e", id) }
 func entityName(name string) store.Key      { return key("n", strings.ToLower(name)) }
-func aliasKey(mount, name string) store.Key { return key("a", mount+"/"+name) }
+func aliasKey(mount, name string) store.Key { return key("a", mount+"/"+bounded(name)) }
 func aliasID(id string) store.Key           { return key("i", id) }
+func mergedKey(id string) store.Key         { return key("m", id) }
 func groupKey(id string) store.Key          { return key("g", id) }
 func groupName(name string) store.Key       { return key("q", strings.ToLower(name)) }
+func groupAlias(mount, name string) store.Key {
+	return key("b", mount+"/"+bounded(name))
+}
+func groupAliasID(id string) store.Key { return key("j", id) }
+
+// bounded is the name of an alias as keys have it: its case does not matter, and however long the names are that an auth method knows,
+// they fit.
+func bounded(name string) string {
+	name = strings.ToLower(name)
+	if len(name) <= longestName {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "\x00" + string(sum[:])
+}
+
+// longestName is the number of bytes that a name given by a client may have.
+const longestName = 512
+
+// entry is a row of an index: it leads from a key to the id of an entity or group.
+type entry struct {
+	key store.Key
+	id  string
+}
+
+// entries are the rows by which the entity is found.
+func (e *Entity) entries() []entry {
+	all := []entry{{entityName(e.Name), e.ID}}
+	for i := range e.Aliases {
+		a := &e.Aliases[i]
+		all = append(all, entry{aliasKey(a.Mount, a.Name), e.ID}, entry{aliasID(a.ID), e.ID})
+	}
+	for _, id := range e.Merged {
+		all = append(all, entry{mergedKey(id), e.ID})
+	}
+	return all
+}
+
+// entries are the rows by which the group is found.
+func (g *Group) entries() []entry {
+	all := []entry{{groupName(g.Name), g.ID}}
+	if a := g.Alias; a != nil {
+		all = append(all, entry{groupAlias(a.Mount, a.Name), g.ID}, entry{groupAliasID(a.ID), g.ID})
+	}
+	return all
+}
 
 // EntityByID finds an entity; nil: there is none.
 func EntityByID(v store.View, id string) (*Entity, store.Row, error) {
@@ -96,30 +146,37 @@ func EntityByID(v store.View, id string) (*Entity, store.Row, error) {
 	if err := cbor.Unmarshal(row.Value, e); err != nil {
 		return nil, row, fmt.Errorf("identity: damaged row: %w", err)
 	}
+	exact(&e.Created, &e.Updated)
+	for i := range e.Aliases {
+		exact(&e.Aliases[i].Created, &e.Aliases[i].Updated)
+	}
 	return e, row, nil
 }
 
-// EntityByAlias finds the entity that has the alias name at the auth mount with the accessor; nil: there is none.
+// EntityByAlias finds the entity that has the alias name, whose case does not matter, at the auth mount with the accessor;
+// nil: there is none.
 func EntityByAlias(v store.View, accessor, name string) (*Entity, store.Row, error) {
-	return entityVia(v, aliasKey(accessor, name))
-}
-
-// EntityByAliasID finds the entity that has the alias; nil: there is none.
-func EntityByAliasID(v store.View, id string) (*Entity, store.Row, error) {
-	return entityVia(v, aliasID(id))
+	return via(v, aliasKey(accessor, name), EntityByID)
 }
 
 // EntityByName finds an entity by its name, whose case does not matter; nil: there is none.
 func EntityByName(v store.View, name string) (*Entity, store.Row, error) {
-	return entityVia(v, entityName(name))
+	return via(v, entityName(name), EntityByID)
 }
 
-func entityVia(v store.View, k store.Key) (*Entity, store.Row, error) {
-	idx, err := v.Get(k)
-	if err != nil || !idx.Exists() {
-		return nil, idx, err
+// Survivor finds the entity that an id stands for now: the entity itself, or the one that it was merged into; nil: neither
+// exists. rows are what that rests on.
+func Survivor(v store.View, id string) (e *Entity, rows []store.Row, err error) {
+	e, row, err := EntityByID(v, id)
+	if err != nil || e != nil {
+		return e, []store.Row{row}, err
 	}
-	return EntityByID(v, string(idx.Value))
+	idx, err := v.Get(mergedKey(id))
+	if err != nil || !idx.Exists() {
+		return nil, nil, err
+	}
+	e, row, err = EntityByID(v, string(idx.Value))
+	return e, []store.Row{idx, row}, err
 }
 
 // GroupByID finds a group; nil: there is none.
@@ -132,93 +189,27 @@ func GroupByID(v store.View, id string) (*Group, store.Row, error) {
 	if err := cbor.Unmarshal(row.Value, g); err != nil {
 		return nil, row, fmt.Errorf("identity: damaged row: %w", err)
 	}
+	exact(&g.Created, &g.Updated)
+	if g.Alias != nil {
+		exact(&g.Alias.Created, &g.Alias.Updated)
+	}
 	return g, row, nil
 }
 
-// GroupByName finds a group by its name, whose case does not matter; nil: there is none.
-func GroupByName(v store.View, name string) (*Group, store.Row, error) {
-	idx, err := v.Get(groupName(name))
+// via finds what the row of an index leads to.
+func via[T any](v store.View, k store.Key, find func(store.View, string) (*T, store.Row, error)) (*T, store.Row, error) {
+	idx, err := v.Get(k)
 	if err != nil || !idx.Exists() {
 		return nil, idx, err
 	}
-	return GroupByID(v, string(idx.Value))
+	return find(v, string(idx.Value))
 }
 
-// NewEntity puts a new entity with its aliases.
-func NewEntity(txn *store.Txn, e *Entity) {
-	n := entityName(e.Name)
-	txn.Absent(n.Table, n.Name)
-	txn.Put(n.Table, n.Name, []byte(e.ID))
-	for i := range e.Aliases {
-		AddAlias(txn, e, &e.Aliases[i])
+// exact makes times what a row can say of them: microseconds.
+func exact(times ...*time.Time) {
+	for _, t := range times {
+		*t = t.Round(time.Microsecond).UTC()
 	}
-	k := entityKey(e.ID)
-	txn.Absent(k.Table, k.Name)
-	txn.Put(k.Table, k.Name, encode(e))
-}
-
-// AddAlias puts the index rows of an alias that e.Aliases already holds.
-func AddAlias(txn *store.Txn, e *Entity, a *Alias) {
-	k := aliasKey(a.Mount, a.Name)
-	txn.Absent(k.Table, k.Name)
-	txn.Put(k.Table, k.Name, []byte(e.ID))
-	txn.Put(store.Identity, aliasID(a.ID).Name, []byte(e.ID))
-}
-
-// DropAlias deletes the index rows of an alias.
-func DropAlias(txn *store.Txn, a *Alias) {
-	txn.Delete(store.Identity, aliasKey(a.Mount, a.Name).Name)
-	txn.Delete(store.Identity, aliasID(a.ID).Name)
-}
-
-// SaveEntity puts a changed entity. from is its name before.
-func SaveEntity(txn *store.Txn, row store.Row, e *Entity, from string) {
-	txn.Require(row)
-	txn.Put(row.Table, row.Name, encode(e))
-	if !strings.EqualFold(from, e.Name) {
-		n := entityName(e.Name)
-		txn.Delete(store.Identity, entityName(from).Name)
-		txn.Absent(n.Table, n.Name)
-		txn.Put(n.Table, n.Name, []byte(e.ID))
-	}
-}
-
-// DropEntity deletes an entity with its aliases. Its membership in groups is for the caller.
-func DropEntity(txn *store.Txn, row store.Row, e *Entity) {
-	txn.Require(row)
-	txn.Delete(row.Table, row.Name)
-	txn.Delete(store.Identity, entityName(e.Name).Name)
-	for i := range e.Aliases {
-		DropAlias(txn, &e.Aliases[i])
-	}
-}
-
-// NewGroup puts a new group.
-func NewGroup(txn *store.Txn, g *Group) {
-	n, k := groupName(g.Name), groupKey(g.ID)
-	txn.Absent(n.Table, n.Name)
-	txn.Put(n.Table, n.Name, []byte(g.ID))
-	txn.Absent(k.Table, k.Name)
-	txn.Put(k.Table, k.Name, encode(g))
-}
-
-// SaveGroup puts a changed group. from is its name before.
-func SaveGroup(txn *store.Txn, row store.Row, g *Group, from string) {
-	txn.Require(row)
-	txn.Put(row.Table, row.Name, encode(g))
-	if !strings.EqualFold(from, g.Name) {
-		n := groupName(g.Name)
-		txn.Delete(store.Identity, groupName(from).Name)
-		txn.Absent(n.Table, n.Name)
-		txn.Put(n.Table, n.Name, []byte(g.ID))
-	}
-}
-
-// DropGroup deletes a group. References to it are for the caller.
-func DropGroup(txn *store.Txn, row store.Row, g *Group) {
-	txn.Require(row)
-	txn.Delete(row.Table, row.Name)
-	txn.Delete(store.Identity, groupName(g.Name).Name)
 }
 
 // Standing is what identity adds to a principal: who the entity is, through which groups, with which policies.
@@ -231,14 +222,23 @@ type Standing struct {
 	Rows     []store.Row
 }
 
-// Resolve derives the standing of an entity: its own policies, those of its groups and of the groups that contain them.
-// nil: there is no such entity.
+// Resolve derives the standing of an entity, or of the one that it was merged into: its own policies, those of its groups and of
+// the groups that contain them. nil: there is no such entity.
 func Resolve(v store.View, id string) (*Standing, error) {
-	e, row, err := EntityByID(v, id)
+	e, rows, err := Survivor(v, id)
 	if err != nil || e == nil {
 		return nil, err
 	}
-	s := &Standing{Entity: e, Policies: slices.Clone(e.Policies), Rows: []store.Row{row}}
+	s, err := standing(e, func(id string) (*Group, store.Row, error) { return GroupByID(v, id) })
+	if err == nil {
+		s.Rows = append(rows, s.Rows...)
+	}
+	return s, err
+}
+
+// standing derives that of an entity, with groups as find finds them.
+func standing(e *Entity, find func(id string) (*Group, store.Row, error)) (*Standing, error) {
+	s := &Standing{Entity: e, Policies: slices.Clone(e.Policies)}
 	for _, a := range e.Aliases {
 		s.Aliases = append(s.Aliases, a.lessor())
 	}
@@ -249,7 +249,7 @@ func Resolve(v store.View, id string) (*Standing, error) {
 			continue
 		}
 		seen[id] = true
-		g, row, err := GroupByID(v, id)
+		g, row, err := find(id)
 		if err != nil {
 			return nil, err
 		}

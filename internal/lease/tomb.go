@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +47,7 @@ type Selector struct {
 	Mount    string       `cbor:"3,keyasint,omitempty"` // ByPrefix: UUID of the mount whose path Value begins with
 	Alias    string       `cbor:"4,keyasint,omitempty"` // ByHolder: alias id, or accessor of a token without an entity
 	Instance string       `cbor:"5,keyasint,omitempty"` // ByHolder
+	Others   []string     `cbor:"6,keyasint,omitempty"` // ByHolder: more entities, hit like Value; sorted
 }
 
 // validate refuses what would hit nothing, or everything.
@@ -77,7 +79,7 @@ func (s *Selector) lease(l *Lease) bool {
 	case ByMount:
 		return l.Mount == s.Value
 	case ByHolder:
-		return is(s.Value, l.Holder.Entity) && is(s.Alias, l.Holder.Alias) && is(s.Instance, l.Holder.Instance)
+		return s.entity(l.Holder.Entity) && is(s.Alias, l.Holder.Alias) && is(s.Instance, l.Holder.Instance)
 	case ByOwner:
 		return l.Owner == s.Value
 	}
@@ -96,11 +98,20 @@ func (s *Selector) token(t *token.Token) bool {
 		if alias == "" {
 			alias = t.Accessor
 		}
-		return is(s.Value, t.Entity) && is(s.Alias, alias) && is(s.Instance, token.InstanceOf(t.Instance))
+		return s.entity(t.Entity) && is(s.Alias, alias) && is(s.Instance, token.InstanceOf(t.Instance))
 	case ByOwner:
 		return t.Owner == s.Value
 	}
 	return false
+}
+
+// entity reports whether a ByHolder selects the entity.
+func (s *Selector) entity(id string) bool {
+	if is(s.Value, id) {
+		return true
+	}
+	_, found := slices.BinarySearch(s.Others, id)
+	return found
 }
 
 // is reports whether got is what was asked for, if anything was.

@@ -329,6 +329,9 @@ func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, 
 		if !r.Now.Before(h.Expires) {
 			continue
 		}
+		if survivor, err := r.System.EntityID(h.Holder.Entity); err == nil {
+			h.Holder.Entity = survivor // the entity that read it may have been merged since
+		}
 		out = append(out, map[string]any{
 			"entity_id": h.Holder.Entity, "display_name": h.Holder.Name, "alias": h.Holder.Alias, "instance": h.Holder.Instance, "version": h.Version,
 			"pinned": h.Pinned, "first_read": stamp(h.Issued), "last_read": stamp(h.Last), "lease_id": h.ID, "expires": stamp(h.Expires),

@@ -374,8 +374,11 @@ func data(r *engine.Request, t *token.Token, id lessor.Secret) (*engine.Reply, e
 		if err != nil {
 			return nil, err
 		}
-		if s != nil && len(s.Policies) > 0 {
-			d["identity_policies"] = s.Policies
+		if s != nil {
+			d["entity_id"] = s.Entity.ID // it may have been merged since
+			if len(s.Policies) > 0 {
+				d["identity_policies"] = s.Policies
+			}
 		}
 	}
 	return &engine.Reply{Data: d}, nil
