@@ -65,6 +65,7 @@ type Handler struct {
 	large    chan struct{} // one slot for each large body in memory
 	draining atomic.Bool
 	active   atomic.Int64 // requests under way
+	insisted insistence
 }
 
 // New makes a Handler.
@@ -144,6 +145,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err != nil:
+		h.insisted.hold(r.Context(), op, err, start)
 		h.fail(w, r, op, err)
 	case answer.Raw != nil:
 		h.stream(w, r, op, answer)
