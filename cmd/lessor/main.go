@@ -15,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/node"
+	"github.com/lessor-dev/lessor/internal/server"
 	"github.com/lessor-dev/lessor/internal/version"
 )
 
@@ -41,6 +42,9 @@ func run() int {
 
 // serve runs a server until ctx ends.
 func serve(ctx context.Context, o cli.ServerOptions) error {
+	if err := server.Shed(); err != nil {
+		_, _ = fmt.Fprintf(o.Err, "Warning: the server keeps its environment: %s\n", err)
+	}
 	shareCores()
 	program := node.Program{
 		Version:    o.Version,

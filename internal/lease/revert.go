@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -365,7 +365,7 @@ func (k *worker) call(ctx context.Context, ls []*Lease) (failures []error) {
 	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
-			k.Log.Error("an engine's revert panicked", "mount", fmt.Sprintf("%x", k.target.mount), "panic", p, "stack", string(debug.Stack()))
+			k.Log.Error("an engine's revert panicked", "mount", fmt.Sprintf("%x", k.target.mount), lessor.Recovered(p))
 			failures = nil
 		}
 		for len(failures) < len(ls) {

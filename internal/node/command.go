@@ -50,9 +50,7 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	log := newLog(stderr, c)
-	if err := server.Harden(); err != nil {
-		log.Warn("core dumps of this process may hold keys: they could not be forbidden", "error", err)
-	}
+	harden(log)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -67,7 +65,7 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 		}
 	}
 	if c.PIDFile != "" {
-		if err := os.WriteFile(c.PIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		if err := os.WriteFile(c.PIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
 			return errors.Join(fmt.Errorf("cannot write the PID file: %w", err), n.Stop(ctx))
 		}
 		defer func() { _ = os.Remove(c.PIDFile) }()
@@ -75,22 +73,24 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	if _, err := io.WriteString(stdout, n.banner()); err != nil {
 		return errors.Join(err, n.Stop(ctx))
 	}
+	n.notify("READY=1")
 	fault := n.wait(ctx, hangup)
+	n.notify("STOPPING=1")
 	return errors.Join(fault, n.Stop(context.WithoutCancel(ctx)))
 }
 
 // Restore is "lessor operator restore FILE": args are the server's flags that name the store and its key. progress is told
 // how far it came.
 func (p Program) Restore(ctx context.Context, args []string, file string, progress func(string)) (Restored, error) {
-	c, o, err := p.offline(args)
-	if err != nil {
-		return Restored{}, err
-	}
-	f, err := os.Open(file)
+	f, err := os.Open(file) // before offline, which may put /dev/stdin out of reach
 	if err != nil {
 		return Restored{}, err
 	}
 	defer func() { _ = f.Close() }()
+	c, o, err := p.offline(args)
+	if err != nil {
+		return Restored{}, err
+	}
 	return Restore(ctx, c, o, &told{f, 0, progress})
 }
 
@@ -132,8 +132,16 @@ func (p Program) offline(args []string) (config.Config, Options, error) {
 		return c, Options{}, err
 	}
 	recovery, err := p.recovery()
-	quiet := config.Config{LogLevel: slog.LevelWarn}
-	return c, Options{Version: p.Version, Log: newLog(os.Stderr, quiet), Recovery: recovery}, err
+	log := newLog(os.Stderr, config.Config{LogLevel: slog.LevelWarn})
+	harden(log)
+	return c, Options{Version: p.Version, Log: log, Recovery: recovery}, err
+}
+
+// harden is called before a key is read.
+func harden(log *slog.Logger) {
+	if err := server.Harden(); err != nil {
+		log.Warn("core dumps of this process may hold keys: they could not be forbidden", "error", err)
+	}
 }
 
 // wait returns when ctx ends, or with the reason why the store stopped serving: another start may mend what this process
@@ -146,9 +154,11 @@ func (n *Node) wait(ctx context.Context, hangup <-chan os.Signal) error {
 		case <-ctx.Done():
 			return nil
 		case <-hangup:
+			n.notify("RELOADING=1")
 			if err := n.Reload(); err != nil {
 				n.log.Error("reloading failed: what was loaded before stays in use", "error", err)
 			}
+			n.notify("READY=1")
 		case <-tick.C:
 			if err := n.Fault(); err != nil {
 				return fmt.Errorf("the store stopped serving: %w", err)

@@ -13,8 +13,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -176,7 +174,7 @@ func (h *Handler) requestID() string {
 	return string(s[:])
 }
 
-// survive turns a panic of one request into an Internal error. The value is logged only if it cannot hold a secret.
+// survive turns a panic of one request into an Internal error.
 func (h *Handler) survive(w http.ResponseWriter, r *http.Request, id string) {
 	p := recover()
 	if p == nil {
@@ -185,11 +183,7 @@ func (h *Handler) survive(w http.ResponseWriter, r *http.Request, id string) {
 	if p == http.ErrAbortHandler {
 		panic(p)
 	}
-	what := "a value that is not shown"
-	if e, ok := p.(runtime.Error); ok {
-		what = e.Error()
-	}
-	h.log.ErrorContext(r.Context(), "request panicked", "request_id", id, "panic", what, "stack", string(debug.Stack()))
+	h.log.ErrorContext(r.Context(), "request panicked", "request_id", id, lessor.Recovered(p))
 	h.refuse(w, internal(id))
 }
 
