@@ -105,15 +105,15 @@ func (w *walk) extended(ctx context.Context, l *lease.Lease, before time.Time, f
 
 // extendStatic renews the lease on a static secret: a plain answer, and a hint to read again if there is a newer version.
 func (w *walk) extendStatic(ctx context.Context, l *lease.Lease, m *mount.Entry) (*lessor.Answer, error) {
-	var current uint64
+	var current, born uint64
 	if v, ok := w.Backends[m.Backend()].(engine.Versioner); ok {
 		var err error
-		if current, err = v.Current(w.view, m, l.Secret); err != nil {
+		if current, born, err = v.Current(w.view, m, l.Secret); err != nil {
 			return nil, w.refuse(ctx, err)
 		}
 	}
 	txn, rec := &w.reply.Txn, w.record(audit.Done)
-	terms, warning, err := lease.RenewStatic(w.view, txn, l, current, w.op.Time)
+	terms, warning, err := lease.RenewStatic(w.view, txn, l, current, born, w.op.Time)
 	if err != nil {
 		return nil, w.refuse(ctx, err)
 	}

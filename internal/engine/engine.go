@@ -213,8 +213,9 @@ type Issuer interface {
 
 // Versioner is a Backend whose secrets have versions: a renewal of a lease on one tells its holder when there is a newer one.
 type Versioner interface {
-	// Current is the current version of the secret at a path within the mount; 0 if there is none.
-	Current(v store.View, m *mount.Entry, path string) (uint64, error)
+	// Current is the current version of the secret at a path within the mount, 0 if there is none, and which secret it is a version of, as
+	// Static.Born says it.
+	Current(v store.View, m *mount.Entry, path string) (version uint64, born uint64, err error)
 }
 
 // Login is the proof of an auth method that somebody is who they say: using up a secret id (Reply.Txn) and making the

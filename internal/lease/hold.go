@@ -35,6 +35,7 @@ const (
 type Value struct {
 	Path     string        // within the mount, without "data/"
 	Version  uint64        // of the value
+	Born     uint64        // tells secrets apart that were at the path one after the other, where versions begin anew; 0: they do not
 	Current  uint64        // the secret's current version
 	Pinned   bool          // a version was asked for
 	Duration time.Duration // lease_duration that the secret asks for; 0: mount's "lease_duration" option, else DefaultShown
@@ -72,6 +73,7 @@ type pointer struct {
 	Owner     string `cbor:"4,keyasint,omitempty"`
 	Renewable bool   `cbor:"5,keyasint,omitempty"`
 	Hold      hold   `cbor:"6,keyasint"` // as the lease began
+	Born      uint64 `cbor:"7,keyasint,omitempty"`
 }
 
 // Hold gives the reader a lease: the live one that the same holder instance has on the same version, else a new one, in whose
@@ -107,7 +109,7 @@ func (r *Reading) hold(txn *store.Txn) (id string, err error) {
 			return "", err
 		}
 	}
-	if p.Version != r.Value.Version || r.Renewable && !p.Renewable || !r.Now.Before(held.Expires) || r.buried(p) {
+	if p.Version != r.Value.Version || p.Born != r.Value.Born || r.Renewable && !p.Renewable || !r.Now.Before(held.Expires) || r.buried(p) {
 		return r.replace(txn, row, p, held)
 	}
 	if !held.fresh(r.Now) {
@@ -133,7 +135,7 @@ func (r *Reading) take(txn *store.Txn, at store.Row, before hold) (string, error
 	l := &Lease{
 		ID: id, Namespace: r.Mount.Namespace, Mount: r.Mount.UUID, Kind: Static, State: Live,
 		Issued: r.Now, Expires: begun.Expires, TTL: r.shown(), Renewable: r.Renewable, Holder: r.Holder, Owner: r.Owner,
-		Version: r.Value.Version, Pinned: r.Value.Pinned, Secret: r.Value.Path, Request: r.Request, Position: r.View.Position(),
+		Version: r.Value.Version, Born: r.Value.Born, Pinned: r.Value.Pinned, Secret: r.Value.Path, Request: r.Request, Position: r.View.Position(),
 		Shown: r.shown(), Longest: begun.Longest,
 	}
 	Add(txn, l)
@@ -259,7 +261,7 @@ func (l *Lease) pointerKey() store.Key {
 
 // pointer is the value of the pointer to l.
 func (l *Lease) pointer() []byte {
-	return encode(&pointer{ID: l.ID, Version: l.Version, Position: l.Position, Owner: l.Owner, Renewable: l.Renewable, Hold: l.hold()})
+	return encode(&pointer{ID: l.ID, Version: l.Version, Position: l.Position, Owner: l.Owner, Renewable: l.Renewable, Hold: l.hold(), Born: l.Born})
 }
 
 // hold is how the lease's own row has it.
@@ -283,10 +285,11 @@ func NewID(path string, random io.Reader) (string, error) {
 	return path + "/" + base64.RawURLEncoding.EncodeToString(b[:]), nil
 }
 
-// RenewStatic answers the renewal, at now, of a Static lease that is Live. current is the secret's current version, 0 if it is unknown. A
+// RenewStatic answers the renewal, at now, of a Static lease that is Live. current is the secret's current version, 0 if it is unknown, and
+// born the secret that it is of. A
 // lease on a superseded version is shown to end in a second, with a warning, so that its holder reads again; one on a
 // version that was asked for by number is not.
-func RenewStatic(v store.View, txn *store.Txn, l *Lease, current uint64, now time.Time) (lessor.Terms, string, error) {
+func RenewStatic(v store.View, txn *store.Txn, l *Lease, current uint64, born uint64, now time.Time) (lessor.Terms, string, error) {
 	if !now.Before(l.Expires) {
 		return lessor.Terms{}, "", api.Errorf(api.Invalid, "lease expired")
 	}
@@ -300,7 +303,7 @@ func RenewStatic(v store.View, txn *store.Txn, l *Lease, current uint64, now tim
 			h.extend(txn, l.name(), now)
 		}
 	}
-	if l.Pinned || l.State == Live && (current == 0 || current == l.Version) {
+	if l.Pinned || l.State == Live && (current == 0 || current == l.Version && born == l.Born) {
 		return terms, "", nil
 	}
 	terms.Duration = time.Second

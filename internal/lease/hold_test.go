@@ -45,7 +45,7 @@ func (w *world) renewStatic(id string, current uint64) (terms lessor.Terms, warn
 	w.commit(func(v store.View, txn *store.Txn) {
 		l, _, e := Find(v, secret.Namespace, secret.UUID, id)
 		w.must(e)
-		terms, warning, err = RenewStatic(v, txn, l, current, w.db.Now())
+		terms, warning, err = RenewStatic(v, txn, l, current, l.Born, w.db.Now())
 	})
 	return terms, warning, err
 }

@@ -107,6 +107,7 @@ type Lease struct {
 	Due       time.Time     `cbor:"31,keyasint,omitempty"` // not Revoking: where its row of store.Due is; not after Expires
 	Tomb      string        `cbor:"32,keyasint,omitempty"` // Revoking: id of the tombstone that ended it
 	Longest   time.Duration `cbor:"33,keyasint,omitempty"` // Static: longest interval between the holder's reads before this lease
+	Born      uint64        `cbor:"34,keyasint,omitempty"` // Static: which of the secrets that were at this path, see Value.Born
 }
 
 // PendingMargin is what a pending lease is given beyond the deadline of its apply, before the reaper reverts it.

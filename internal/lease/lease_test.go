@@ -200,6 +200,32 @@ func TestRevoke(t *testing.T) {
 		}
 		w.empty()
 	})
+	run(t, "does not wait for a target that is left alone", func(t *testing.T, w *world) {
+		first := w.issue("database/creds/app", time.Minute)
+		second := w.issue("database/creds/app", 2*time.Hour)
+		w.target.set(true)
+		time.Sleep(time.Hour) // the breaker is open
+		if w.live(first) || !w.live(second) {
+			t.Fatal("the first is to be over, the second not")
+		}
+		for !w.reaper.workers.shut(target{1, database.UUID, "pg"}, w.db.Now()) {
+			time.Sleep(time.Millisecond) // it is being probed
+		}
+		w.must(w.revoke(second, false))
+		began := time.Now()
+		err := w.reaper.SettleLease(ctx, second)
+		if api.KindOf(err) != api.Unavailable || !strings.Contains(err.Error(), "in force") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("took %s", took)
+		}
+		w.target.set(false)
+		time.Sleep(time.Minute)
+		w.must(w.reaper.SettleLease(ctx, second))
+		time.Sleep(10 * time.Minute)
+		w.empty()
+	})
 	run(t, "by force", func(t *testing.T, w *world) {
 		l := w.issue("database/creds/app", time.Hour)
 		w.target.set(true)

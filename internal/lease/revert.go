@@ -148,6 +148,14 @@ func (w *workers) busy() bool {
 	return false
 }
 
+// shut reports whether a target fails and is left alone for now.
+func (w *workers) shut(t target, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := w.running[t]
+	return k != nil && k.breaker.shut(now) > 0
+}
+
 // TargetMetrics tell of one target that has something to revert.
 type TargetMetrics struct {
 	Mount    string // UUID

@@ -13,11 +13,12 @@ import (
 const settlePoll = 250 * time.Millisecond
 
 // Settle waits until all that the tombstones hit is gone, at targets too. What they hit is not in force from their commit on, whatever Settle
-// says. An error of kind Upstream means that a target failed meanwhile: lessor keeps trying.
+// says. An error of kind Upstream means that a target failed meanwhile, one of kind Unavailable that there was no time, or no use, to wait
+// for one: lessor keeps trying.
 func (r *Reaper) Settle(ctx context.Context, tombs ...string) error {
 	return r.await(ctx, func(v store.View) (bool, error) {
 		for _, id := range tombs {
-			if gone, err := buried(v, id, r.Store.Now()); err != nil || !gone {
+			if gone, err := r.buried(v, id); err != nil || !gone {
 				return false, err
 			}
 		}
@@ -32,12 +33,12 @@ func (r *Reaper) SettleLease(ctx context.Context, l *Lease) error {
 		if err != nil || l == nil {
 			return err == nil, err
 		}
-		return false, l.refused(r.Store.Now())
+		return false, r.hopeless(l)
 	})
 }
 
 // buried reports whether nothing is left of what a tombstone hit.
-func buried(v store.View, id string, now time.Time) (bool, error) {
+func (r *Reaper) buried(v store.View, id string) (bool, error) {
 	row, err := v.Get(store.Key{Table: store.Tombs, Name: tombRows + id})
 	if err != nil || row.Exists() {
 		return false, err
@@ -54,10 +55,25 @@ func buried(v store.View, id string, now time.Time) (bool, error) {
 		if err != nil || l == nil {
 			return false, err
 		}
-		return false, l.refused(now)
+		return false, r.hopeless(l)
 	}
 	return true, nil
 }
+
+// hopeless is why nobody should wait for a Revoking lease: its target refused, or is known to fail and left alone for now. nil: it
+// may be gone soon.
+func (r *Reaper) hopeless(l *Lease) error {
+	now := r.Store.Now()
+	if err := l.refused(now); err != nil {
+		return err
+	}
+	if l.State == Revoking && !l.Forced && r.workers.shut(target{l.Namespace, l.Mount, l.Target}, now) {
+		return errUnconfirmed
+	}
+	return nil
+}
+
+var errUnconfirmed = api.Errorf(api.Unavailable, "the revocation is in force, but not yet confirmed by every target; lessor keeps trying")
 
 // refused is the error of a Revoking lease whose target refused; nil while the next try is due.
 func (l *Lease) refused(now time.Time) error {
@@ -83,7 +99,7 @@ func (r *Reaper) await(ctx context.Context, done func(store.View) (bool, error))
 		}
 		select {
 		case <-ctx.Done():
-			return api.Errorf(api.Unavailable, "the revocation is in force, but not yet confirmed by every target; lessor keeps trying")
+			return errUnconfirmed
 		case <-changed:
 		case <-poll.C:
 		}

@@ -17,15 +17,16 @@ import (
 
 // metadata is what version 2 knows of a secret: a row of store.Engine. CBOR keys are on disk: never renumber, only append.
 type metadata struct {
-	Current     uint64            `cbor:"1,keyasint,omitempty"` // number of the newest version; 0: none was written yet
-	Oldest      uint64            `cbor:"2,keyasint,omitempty"` // number of the oldest version that is kept; 0: nothing went yet
-	Created     int64             `cbor:"3,keyasint"`           // Unix time in nanoseconds, as all times here
-	Updated     int64             `cbor:"4,keyasint"`           // when the newest version was written
-	MaxVersions uint32            `cbor:"5,keyasint,omitempty"` //
-	CASRequired bool              `cbor:"6,keyasint,omitempty"` //
-	DeleteAfter time.Duration     `cbor:"7,keyasint,omitempty"` // delete_version_after
-	Custom      map[string]string `cbor:"8,keyasint,omitempty"` //
-	Versions    []version         `cbor:"9,keyasint,omitempty"` // max(Oldest, 1) to Current, without gaps
+	Current     uint64            `cbor:"1,keyasint,omitempty"`  // number of the newest version; 0: none was written yet
+	Oldest      uint64            `cbor:"2,keyasint,omitempty"`  // number of the oldest version that is kept; 0: nothing went yet
+	Created     int64             `cbor:"3,keyasint"`            // Unix time in nanoseconds, as all times here
+	Updated     int64             `cbor:"4,keyasint"`            // when the newest version was written
+	MaxVersions uint32            `cbor:"5,keyasint,omitempty"`  //
+	CASRequired bool              `cbor:"6,keyasint,omitempty"`  //
+	DeleteAfter time.Duration     `cbor:"7,keyasint,omitempty"`  // delete_version_after
+	Custom      map[string]string `cbor:"8,keyasint,omitempty"`  //
+	Versions    []version         `cbor:"9,keyasint,omitempty"`  // max(Oldest, 1) to Current, without gaps
+	Born        uint64            `cbor:"10,keyasint,omitempty"` // tells this secret from one that was at its path before: versions begin anew
 }
 
 // version is one value that a secret had.

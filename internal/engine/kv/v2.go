@@ -129,7 +129,7 @@ func read(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	}
 	reply.Data["data"] = value
 	reply.Shown = shown(r, f.path, f.number, value, "shown")
-	reply.Static = &engine.Static{Path: f.path, Version: f.number, Current: f.meta.Current, Pinned: f.pinned}
+	reply.Static = &engine.Static{Path: f.path, Version: f.number, Born: f.meta.Born, Current: f.meta.Current, Pinned: f.pinned}
 	return reply, nil
 }
 
@@ -191,6 +191,9 @@ func revise(r *engine.Request) (*revision, error) {
 	w.meta, w.row, err = load(r, path)
 	return w, err
 }
+
+// create begins a secret where none is. That none was is a condition of the write, so that its position names this secret only.
+func create(r *engine.Request) *metadata { return &metadata{Born: r.View.Position() + 1} }
 
 // checkAndSet compares options.cas with the version that would be replaced.
 func (w *revision) checkAndSet(r *engine.Request, current uint64) error {
@@ -259,7 +262,7 @@ func write(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 		return nil, api.Errorf(api.Invalid, "no data provided")
 	}
 	if w.meta == nil {
-		w.meta = &metadata{}
+		w.meta = create(r)
 	}
 	if err := w.checkAndSet(r, w.meta.Current); err != nil {
 		return nil, err
@@ -406,7 +409,8 @@ func writeMetadata(_ context.Context, r *engine.Request) (*engine.Reply, error) 
 		return &engine.Reply{}, nil
 	}
 	if w.meta == nil {
-		w.meta = &metadata{Created: r.Now.UnixNano(), Updated: r.Now.UnixNano()}
+		w.meta = create(r)
+		w.meta.Created, w.meta.Updated = r.Now.UnixNano(), r.Now.UnixNano()
 	}
 	return w.set(r, func(name string) bool { return r.Has(name) }, func(custom map[string]any) map[string]any { return custom })
 }

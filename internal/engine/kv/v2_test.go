@@ -281,14 +281,14 @@ func TestV2Leases(t *testing.T) {
 	b.Do(put, "data/a/b", `{"data":{"v":1}}`)
 	b.Do(put, "data/a/b", `{"data":{"v":2}}`)
 	r := b.Do(get, "data/a/b", "")
-	if want := (engine.Static{Path: "a/b", Version: 2, Current: 2}); r.Static == nil || *r.Static != want {
+	if want := (engine.Static{Path: "a/b", Version: 2, Born: 2, Current: 2}); r.Static == nil || *r.Static != want {
 		t.Errorf("lease %+v, want %+v", r.Static, want)
 	}
 	if b.Reads != 2 {
 		t.Errorf("a read took %d point reads", b.Reads)
 	}
 	r = b.Do(get, "data/a/b", `{"version":1}`)
-	if want := (engine.Static{Path: "a/b", Version: 1, Current: 2, Pinned: true}); r.Static == nil || *r.Static != want {
+	if want := (engine.Static{Path: "a/b", Version: 1, Born: 2, Current: 2, Pinned: true}); r.Static == nil || *r.Static != want {
 		t.Errorf("lease %+v, want %+v", r.Static, want)
 	}
 	for _, path := range []string{"metadata/a/b", "subkeys/a/b", "config"} {
