@@ -56,6 +56,7 @@ type Core struct {
 	counters counters
 
 	strangers *tally.Tally
+	upgrading sync.Mutex // one upgrade at a time
 }
 
 // New wires a Core. It starts nothing.
@@ -95,6 +96,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.countStrangers(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
+	all.Go(func() { c.every(ctx, removalEvery, "upgrading a mount", c.Upgrade) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
 	all.Wait()

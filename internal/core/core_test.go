@@ -82,6 +82,7 @@ func start(t *testing.T, set ...func(*core.Options)) *gate {
 	}
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	sys.Reaper, sys.Backends, sys.RequireOwner = c.Reaper(), backends, o.RequireOwner
+	sys.Reported, sys.Upgrade = "1.20.0", c.Upgrade
 	sys.Info = func() map[string]any { return map[string]any{"version": "test"} }
 	sys.Metrics = func(context.Context, io.Writer) error { return nil }
 	g.core = c

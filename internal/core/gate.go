@@ -133,6 +133,8 @@ var errUnwrapped = api.Errorf(api.Invalid, "wrapping token is not valid or does 
 // errSlash refuses what policies would take for another path than engines do. The server takes such slashes off before.
 var errSlash = api.Errorf(api.Invalid, "only the paths of lists end in a slash")
 
+var errUpgrading = api.Errorf(api.Invalid, "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period and will resume service shortly.")
+
 var errMissingToken = api.Errorf(api.Unauthenticated, "permission denied: missing client token; log in, or set VAULT_TOKEN")
 
 // decide asks the policies. What it is told of the world are facts: nothing that it decides depends on anything else.
@@ -207,6 +209,9 @@ func (w *walk) plan(ctx context.Context) error {
 	handler := w.route.Handler(r.Verb)
 	if handler == nil {
 		return api.Errorf(api.Unsupported, "unsupported operation: %q has no %s", w.op.Path, r.Verb)
+	}
+	if w.mount.Upgrading {
+		return errUpgrading
 	}
 	unknown, err := r.Bind(w.route)
 	if err != nil {

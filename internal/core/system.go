@@ -40,7 +40,10 @@ func (w *walk) Resultant() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	exact, glob, segmented, root := acl.Resultant()
+	exact, glob, root := acl.Resultant()
+	if root {
+		return map[string]any{"root": true, "chroot_namespace": ""}, nil
+	}
 	tell := func(from map[string][]string) map[string]any {
 		out := make(map[string]any, len(from))
 		for pattern, names := range from {
@@ -48,8 +51,7 @@ func (w *walk) Resultant() (map[string]any, error) {
 		}
 		return out
 	}
-	data := map[string]any{"exact_paths": tell(exact), "glob_paths": tell(glob), "segment_wildcard_paths": tell(segmented), "root": root, "chroot_namespace": ""}
-	return data, nil
+	return map[string]any{"exact_paths": tell(exact), "glob_paths": tell(glob), "root": false, "chroot_namespace": ""}, nil
 }
 
 // Capabilities are what a token may do at a path.

@@ -2,12 +2,15 @@ package core
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -128,6 +131,74 @@ func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table
 	txn.Audit = []audit.Record{rec}
 	_, err := c.Store.Commit(ctx, *txn)
 	return err
+}
+
+// Upgrade finishes the upgrades of mounts that are under way. It is called again for what a crash cut short.
+func (c *Core) Upgrade(ctx context.Context) error {
+	c.upgrading.Lock()
+	defer c.upgrading.Unlock()
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	table, err := c.table(v)
+	if err != nil {
+		return err
+	}
+	for _, e := range table.All() {
+		if !e.Upgrading || e.Removing {
+			continue
+		}
+		for from, done := "", false; !done; {
+			if from, err = c.upgrade(ctx, e.UUID, from); err != nil {
+				return err
+			}
+			done = from == ""
+		}
+	}
+	return nil
+}
+
+// upgrade commits one chunk, and with the last one the mount's return to service. The decision is the system's own, for this mount only.
+func (c *Core) upgrade(ctx context.Context, uuid, from string) (next string, err error) {
+	v, err := c.Store.View()
+	if err != nil {
+		return "", err
+	}
+	defer v.Close()
+	table, err := c.table(v)
+	if err != nil {
+		return "", err
+	}
+	e := table.ByUUID(uuid)
+	if e == nil || !e.Upgrading {
+		return "", nil
+	}
+	to, ok := c.Backends[e.Backend()].(engine.Upgrader)
+	if !ok {
+		return "", fmt.Errorf("core: nothing is upgraded to engine type %q", e.Backend())
+	}
+	op := &lessor.Op{Verb: lessor.Update, Namespace: e.Namespace, Path: e.Path}
+	d := policy.Decide(nil, &lessor.Principal{System: "upkeep"}, op, policy.Facts{Mount: uuid})
+	if d.Denied != nil {
+		return "", d.Denied
+	}
+	txn := store.Txn{}
+	access := engine.Access{Mount: e, View: v, Grant: d.Grant, Opener: c.Keys, Now: c.Store.Now()}
+	if next, err = to.Upgrade(access, &txn, from); err != nil {
+		return "", err
+	}
+	if next == "" {
+		after := *e
+		after.Upgrading = false
+		table.Save(&txn, &after, e.Path)
+	}
+	rec := c.upkeep("upgrade", e.Path, "version 2 was asked for")
+	rec.Namespace = e.Namespace
+	txn.Audit = []audit.Record{rec}
+	_, err = c.Store.Commit(ctx, txn)
+	return next, err
 }
 
 // prune drops audit records that are older than the configuration keeps them.

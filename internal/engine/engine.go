@@ -29,7 +29,7 @@ type Backend interface {
 // Route is one pattern and what may be done there.
 type Route struct {
 	// Pattern is relative to the mount. Segments are literal, "{name}" (one segment, not empty) or, last, "{name...}" (the
-	// rest, which may be empty only for List). A List on "config" is asked for as "config/": trailing slashes of List paths
+	// rest, which may be empty only for List); behind it there may be literal ones again ("{path...}/tune"). A List on "config" is asked for as "config/": trailing slashes of List paths
 	// are taken off before matching. More literal patterns win.
 	Pattern string
 	Help    string                       // one line, for ?help=1
@@ -216,6 +216,13 @@ type Versioner interface {
 	// Current is the current version of the secret at a path within the mount, 0 if there is none, and which secret it is a version of, as
 	// Static.Born says it.
 	Current(v store.View, m *mount.Entry, path string) (version uint64, born uint64, err error)
+}
+
+// Upgrader is a Backend to which mounts can be upgraded that another one kept so far.
+type Upgrader interface {
+	// Upgrade adds to txn what makes a part of what is kept from one row on new, and says where to go on; "" means that there is nothing
+	// left. Nobody else reads or writes meanwhile.
+	Upgrade(a Access, txn *store.Txn, from string) (next string, err error)
 }
 
 // Login is the proof of an auth method that somebody is who they say: using up a secret id (Reply.Txn) and making the

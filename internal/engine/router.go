@@ -15,6 +15,7 @@ type compiled struct {
 	*Route
 	segments []string // "{x}" is any one segment
 	rest     string   // name of the "{x...}" at the end; empty if none
+	tail     string   // what is literal behind it: "/tune"
 }
 
 // NewRouter compiles a method table. Routes are tried from the most literal to the least; a table in which two routes match
@@ -24,9 +25,12 @@ func NewRouter(routes []Route) *Router {
 	for i := range routes {
 		c := compiled{Route: &routes[i]}
 		c.segments = strings.Split(c.Pattern, "/")
-		if last := c.segments[len(c.segments)-1]; strings.HasSuffix(last, "...}") {
-			c.rest = last[1 : len(last)-4]
-			c.segments = c.segments[:len(c.segments)-1]
+		if i := slices.IndexFunc(c.segments, func(s string) bool { return strings.HasSuffix(s, "...}") }); i >= 0 {
+			c.rest = c.segments[i][1 : len(c.segments[i])-4]
+			for _, s := range c.segments[i+1:] {
+				c.tail += "/" + s
+			}
+			c.segments = c.segments[:i]
 		}
 		rt.routes = append(rt.routes, c)
 	}
@@ -39,7 +43,7 @@ func NewRouter(routes []Route) *Router {
 		if (a.rest == "") != (b.rest == "") {
 			return cmp.Compare(len(a.rest), len(b.rest)) // the one without a rest first
 		}
-		return cmp.Compare(len(b.segments), len(a.segments))
+		return cmp.Or(cmp.Compare(len(b.segments), len(a.segments)), cmp.Compare(len(b.tail), len(a.tail)))
 	})
 	return rt
 }
@@ -88,6 +92,10 @@ func (r *Route) Handler(verb lessor.Verb) Handler {
 }
 
 func (c *compiled) matches(path string) bool {
+	path, ok := strings.CutSuffix(path, c.tail)
+	if !ok {
+		return false
+	}
 	for i, s := range c.segments {
 		head, tail, more := strings.Cut(path, "/")
 		if head == "" && s != "" || s != head && wild(s) == 0 {
@@ -108,6 +116,7 @@ func (c *compiled) params(path string) map[string]string {
 		return nil
 	}
 	m := make(map[string]string, 2)
+	path = strings.TrimSuffix(path, c.tail)
 	for _, s := range c.segments {
 		var head string
 		head, path, _ = strings.Cut(path, "/")

@@ -31,7 +31,20 @@ type Entry struct {
 	SealWrap    bool              `cbor:"13,keyasint,omitempty"`
 	Builtin     bool              `cbor:"14,keyasint,omitempty"` // sys, identity, cubbyhole, auth/token: cannot be disabled or moved
 	Removing    bool              `cbor:"15,keyasint,omitempty"` // disabled, its leases are being reverted; routes nothing
+	Entropy     bool              `cbor:"16,keyasint,omitempty"` // external_entropy_access, as it was asked for
+	Moves       []Move            `cbor:"17,keyasint,omitempty"` // the latest moves, oldest first
+	Upgrading   bool              `cbor:"18,keyasint,omitempty"` // kv: what it kept as version 1 is being made version 2; serves nothing meanwhile
 }
+
+// Move is one change of a mount's path. What it kept stays where it is: store keys begin with its UUID.
+type Move struct {
+	ID   string `cbor:"1,keyasint"` // that clients ask for
+	From string `cbor:"2,keyasint"`
+	To   string `cbor:"3,keyasint"`
+}
+
+// MostMoves is how many moves of a mount are remembered.
+const MostMoves = 8
 
 // Config is what tuning changes. Durations are zero where the server's default holds.
 type Config struct {

@@ -48,6 +48,7 @@ func (b backends) connect(n *Node, c *core.Core) {
 	registry.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	*b.system = system.Backend{
 		Store: n.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: n.info,
+		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade,
 		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 	}
 }

@@ -131,22 +131,22 @@ func (a *ACL) Capabilities(path string) []string {
 
 // Resultant lists what the ACL gives, by pattern: exact ones, those that end in * (without it), and those with + segments.
 // root tells that it gives everything.
-func (a *ACL) Resultant() (exact, glob, segmented map[string][]string, root bool) {
-	exact, glob, segmented = map[string][]string{}, map[string][]string{}, map[string][]string{}
+func (a *ACL) Resultant() (exact, glob map[string][]string, root bool) {
+	exact, glob = map[string][]string{}, map[string][]string{}
 	if a == nil {
-		return exact, glob, segmented, false
+		return exact, glob, false
 	}
 	for _, s := range a.all {
 		switch names := s.capabilities.Names(); {
 		case s.segmented:
-			segmented[s.pattern] = names
+			glob[s.pattern] = names
 		case s.glob:
 			glob[s.text] = names
 		default:
 			exact[s.pattern] = names
 		}
 	}
-	return exact, glob, segmented, a.root
+	return exact, glob, a.root
 }
 
 // Sudo reports whether the ACL gives sudo at a path, on top of whatever was granted: for what an operation may only ask

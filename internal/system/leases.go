@@ -61,7 +61,7 @@ func findLease(r *engine.Request, id string) (*lease.Lease, store.Row, *mount.En
 		candidates = append(candidates, m)
 	}
 	for _, m := range r.System.Mounts() {
-		if m.Removing { // its path may be another mount's already
+		if m.Removing || len(m.Moves) > 0 { // its leases may have ids under a path that is another mount's by now
 			candidates = append(candidates, m)
 		}
 	}

@@ -3,8 +3,8 @@ package system
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"unicode"
@@ -22,36 +22,20 @@ var mountFields = []engine.Field{
 	{Name: "description", Type: engine.String, Help: "what it is for"},
 	{Name: "config", Type: engine.Map, Help: "tuning, as for …/tune"},
 	{Name: "options", Type: engine.Pairs, Help: "options of the engine; kv: version; lease: shown, quiet or off"},
-	{Name: "local", Type: engine.Bool, Help: "accepted for compatibility"},
-	{Name: "seal_wrap", Type: engine.Bool, Help: "accepted for compatibility: every secret is sealed"},
-	{Name: "external_entropy_access", Type: engine.Bool, Help: "accepted for compatibility"},
-	{Name: "plugin_name", Type: engine.String, Help: "accepted for compatibility"},
-	{Name: "plugin_version", Type: engine.String, Help: "accepted for compatibility"},
-	{Name: "owner", Type: engine.String, Help: "who answers for it"},
-}
-
-var tuneFields = []engine.Field{
-	{Name: "default_lease_ttl", Type: engine.String, Help: "default ttl of leases and tokens; system or 0: the server's"},
-	{Name: "max_lease_ttl", Type: engine.String, Help: "maximum ttl of leases and tokens; system or 0: the server's"},
-	{Name: "description", Type: engine.String, Help: "what it is for"},
-	{Name: "audit_non_hmac_request_keys", Type: engine.Strings, Help: "accepted for compatibility: audit records hold no values"},
-	{Name: "audit_non_hmac_response_keys", Type: engine.Strings, Help: "accepted for compatibility: audit records hold no values"},
-	{Name: "listing_visibility", Type: engine.String, Help: "unauth or hidden"},
-	{Name: "passthrough_request_headers", Type: engine.Strings, Help: "accepted for compatibility"},
-	{Name: "allowed_response_headers", Type: engine.Strings, Help: "accepted for compatibility"},
-	{Name: "token_type", Type: engine.String, Help: "auth: default-service, default-batch, service or batch"},
-	{Name: "force_no_cache", Type: engine.Bool, Help: "accepted for compatibility"},
-	{Name: "user_lockout_config", Type: engine.Map, Help: "auth: lockout_threshold, lockout_duration, lockout_counter_reset_duration, lockout_disable"},
-	{Name: "options", Type: engine.Pairs, Help: "options of the engine"},
+	{Name: "local", Type: engine.Bool, Help: "kept and told; there is no replication that it could stay out of"},
+	{Name: "seal_wrap", Type: engine.Bool, Help: "kept and told; every secret is sealed"},
+	{Name: "external_entropy_access", Type: engine.Bool, Help: "kept and told; without effect"},
+	{Name: "plugin_name", Type: engine.String, Help: "the type, where type is plugin"},
+	{Name: "plugin_version", Type: engine.String, Help: "version of the engine: none but the built-in one"},
 	{Name: "owner", Type: engine.String, Help: "who answers for it"},
 }
 
 func (b *Backend) mountRoutes() []engine.Route {
 	var routes []engine.Route
 	for _, class := range []mount.Class{mount.Secret, mount.Auth} {
-		base, what := "mounts", "secrets engines"
+		base, what, one := "mounts", "secrets engines", "a secrets engine"
 		if class == mount.Auth {
-			base, what = "auth", "auth methods"
+			base, what, one = "auth", "auth methods", "an auth method"
 		}
 		of := func(h func(r *engine.Request, class mount.Class, path string) (*engine.Reply, error)) engine.Handler {
 			return func(_ context.Context, r *engine.Request) (*engine.Reply, error) { return h(r, class, r.Param("path")) }
@@ -59,35 +43,20 @@ func (b *Backend) mountRoutes() []engine.Route {
 		sudo := class == mount.Auth // as in Vault: auth methods decide who anybody is
 		routes = append(routes,
 			engine.Route{Pattern: base, Help: "list " + what, Ops: read(of(b.listMounts))},
-			engine.Route{Pattern: base + "/{path...}", Help: "enable, read, tune (…/tune) and disable " + what, Sudo: sudo,
-				Fields: append(slices.Clone(mountFields), tuneFields...),
-				Ops: ops{
-					lessor.Read:   of(tunable(b.readMount, b.readTune)),
-					lessor.Update: of(tunable(b.enable, b.tune)),
-					lessor.Delete: of(b.disable),
-				}})
+			engine.Route{Pattern: base + "/{path...}", Help: "enable, read and disable " + one, Sudo: sudo, Fields: mountFields, Ops: ops{
+				lessor.Read: of(b.readMount), lessor.Update: of(b.enable), lessor.Delete: of(b.disable),
+			}},
+			engine.Route{Pattern: base + "/{path...}/tune", Help: "how " + one + " is tuned", Sudo: sudo, Fields: tuneFields, Ops: ops{
+				lessor.Read: of(b.readTune), lessor.Update: of(b.tune),
+			}})
 	}
 	return append(routes,
-		engine.Route{Pattern: "internal/ui/mounts", Help: "mounts that the caller can see", Ops: read(b.visibleMounts)},
-		engine.Route{Pattern: "internal/ui/resultant-acl", Help: "what the caller's policies give, by pattern", Ops: read(
-			func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-				data, err := r.System.Resultant()
-				return &engine.Reply{Data: data}, err
-			})},
-		engine.Route{Pattern: "internal/ui/mounts/{path...}", Help: "the mount that serves a path", Ops: read(b.preflight)},
+		engine.Route{Pattern: "remount", Help: "move a secrets engine or an auth method to another path", Sudo: true, Ops: update(b.remount), Fields: []engine.Field{
+			{Name: "from", Type: engine.String, Help: "where it is"},
+			{Name: "to", Type: engine.String, Help: "where it is to be"},
+		}},
+		engine.Route{Pattern: "remount/status/{migration_id}", Help: "what became of a move", Ops: read(b.remountStatus)},
 	)
-}
-
-type mountHandler = func(r *engine.Request, class mount.Class, path string) (*engine.Reply, error)
-
-// tunable sends …/tune to tune and everything else to plain.
-func tunable(plain, tune mountHandler) mountHandler {
-	return func(r *engine.Request, class mount.Class, path string) (*engine.Reply, error) {
-		if of, ok := strings.CutSuffix(path, "/tune"); ok {
-			return tune(r, class, of)
-		}
-		return plain(r, class, path)
-	}
 }
 
 // full is the path of a mount as entries have it.
@@ -97,6 +66,14 @@ func full(class mount.Class, path string) string {
 		return "auth/" + path
 	}
 	return path
+}
+
+// told is the path of a mount as lists of its class have it.
+func told(e *mount.Entry) string {
+	if e.Class == mount.Auth {
+		return strings.TrimPrefix(e.Path, "auth/")
+	}
+	return e.Path
 }
 
 func find(r *engine.Request, class mount.Class, path string) *mount.Entry {
@@ -113,35 +90,29 @@ func (b *Backend) listMounts(r *engine.Request, class mount.Class, _ string) (*e
 	data := map[string]any{}
 	for _, e := range r.System.Mounts() {
 		if e.Class == class && !e.Removing {
-			data[strings.TrimPrefix(e.Path, "auth/")] = entryData(r, e)
+			data[told(e)] = b.entryData(r, e)
 		}
 	}
 	return &engine.Reply{Data: data, Flat: true}, nil
 }
 
+// singletons are the types that are lessor's own: each is mounted once, from the start, and never again.
+var singletons = []string{"system", "identity", "cubbyhole", "token"}
+
 // entryData is a mount as lists and reads show it.
-func entryData(r *engine.Request, e *mount.Entry) map[string]any {
-	config := map[string]any{
-		"default_lease_ttl": whole(e.Config.DefaultTTL), "max_lease_ttl": whole(e.Config.MaxTTL), "force_no_cache": e.Config.ForceNoCache,
-	}
-	for name, list := range lists(&e.Config) {
-		if len(*list) > 0 {
-			config[name] = *list
-		}
-	}
-	if e.Config.ListingVisibility != "" {
-		config["listing_visibility"] = e.Config.ListingVisibility
-	}
-	if e.Class == mount.Auth {
-		config["token_type"] = tokenType(e)
-	}
+func (b *Backend) entryData(r *engine.Request, e *mount.Entry) map[string]any {
+	config := configData(e)
+	config["default_lease_ttl"], config["max_lease_ttl"] = whole(e.Config.DefaultTTL), whole(e.Config.MaxTTL)
 	if l := lockoutData(e); l != nil {
 		config["user_lockout_config"] = l
 	}
 	d := map[string]any{
 		"type": e.Type, "description": e.Description, "accessor": e.Accessor, "config": config, "options": nil,
-		"local": e.Local, "seal_wrap": e.SealWrap, "external_entropy_access": false, "uuid": uuidText(e.UUID),
-		"plugin_version": "", "running_plugin_version": "", "running_sha256": "", "deprecation_status": "supported",
+		"local": e.Local, "seal_wrap": e.SealWrap, "external_entropy_access": e.Entropy, "uuid": uuidText(e.UUID),
+		"plugin_version": "", "running_plugin_version": b.builtinVersion(), "running_sha256": "",
+	}
+	if !slices.Contains(singletons, e.Type) {
+		d["deprecation_status"] = "supported"
 	}
 	if len(e.Options) > 0 {
 		d["options"] = e.Options
@@ -150,13 +121,6 @@ func entryData(r *engine.Request, e *mount.Entry) map[string]any {
 		d["owner"] = name
 	}
 	return d
-}
-
-func tokenType(e *mount.Entry) string {
-	if e.Config.TokenType == "" {
-		return "default-service"
-	}
-	return e.Config.TokenType
 }
 
 func uuidText(raw string) string {
@@ -172,7 +136,7 @@ func (b *Backend) readMount(r *engine.Request, class mount.Class, path string) (
 	if e == nil {
 		return nil, noMount(class, path)
 	}
-	return &engine.Reply{Data: entryData(r, e), Flat: true}, nil
+	return &engine.Reply{Data: b.entryData(r, e), Flat: true}, nil
 }
 
 func noMount(class mount.Class, path string) error {
@@ -183,49 +147,40 @@ func noMount(class mount.Class, path string) error {
 }
 
 func (b *Backend) enable(r *engine.Request, class mount.Class, path string) (*engine.Reply, error) {
+	config := r.Map("config")
 	e := &mount.Entry{
 		Namespace: r.Op.Namespace, Path: full(class, path), Class: class, Type: r.Str("type"), Description: r.Str("description"),
-		Options: r.Pairs("options"), Local: r.Bool("local"), SealWrap: r.Bool("seal_wrap"), Owner: r.Str("owner"), Created: r.Now,
+		Options: r.Pairs("options"), Local: r.Bool("local"), SealWrap: r.Bool("seal_wrap"), Entropy: r.Bool("external_entropy_access"),
+		Owner: r.Str("owner"), Created: r.Now,
 	}
-	if e.Type == "plugin" && r.Str("plugin_name") != "" {
-		e.Type = r.Str("plugin_name")
+	reply := &engine.Reply{Note: "enabled"}
+	switch e.Type {
+	case "":
+		return nil, api.Errorf(api.Invalid, "backend type must be specified as a string")
+	case "plugin":
+		if e.Type, _ = config["plugin_name"].(string); e.Type == "" {
+			e.Type = r.Str("plugin_name")
+		}
+		if e.Type == "" {
+			return nil, api.Errorf(api.Invalid, "plugin_name must be provided for plugin backend")
+		}
 	}
-	if err := checkPath(class, strings.Trim(path, "/")); err != nil {
+	if err := b.checkType(e, version(r, config)); err != nil {
+		return nil, err
+	}
+	if err := checkPath(r, e); err != nil {
+		return nil, err
+	}
+	if err := tuneConfig(e, given(config), r.Default); err != nil {
 		return nil, err
 	}
 	if err := checkTexts(e); err != nil {
 		return nil, err
 	}
-	if e.Type == "kv-v2" || e.Type == "kv-v1" || e.Type == "generic" {
-		if e.Options == nil {
-			e.Options = map[string]string{}
-		}
-		if e.Options["version"] == "" {
-			e.Options["version"] = map[string]string{"kv-v2": "2"}[e.Type]
-		}
-		e.Type = "kv"
-	}
-	if e.Type == "kv" && e.Options["version"] == "" {
-		e.Options = maps.Clone(e.Options)
-		if e.Options == nil {
-			e.Options = map[string]string{}
-		}
-		e.Options["version"] = "1"
-	}
-	if err := b.checkType(e); err != nil {
-		return nil, err
-	}
-	for _, other := range r.System.Mounts() {
-		if strings.HasPrefix(other.Path, e.Path) || strings.HasPrefix(e.Path, other.Path) {
-			return nil, api.Errorf(api.Invalid, "path is already in use at %s", other.Path)
-		}
-	}
-	if err := tuneConfig(e, r.Map("config")); err != nil {
-		return nil, err
-	}
 	if name, _ := r.System.OwnerOf(e.Path); b.RequireOwner && name == "" && e.Owner == "" {
 		return nil, api.Errorf(api.Invalid, "nobody owns %q, and this server creates nothing without an owner: pass owner=NAME", e.Path)
 	}
+	reply.Warnings = effectless(e, given(config))
 	var id [20]byte
 	if _, err := io.ReadFull(r.Random, id[:]); err != nil {
 		return nil, err
@@ -235,13 +190,79 @@ func (b *Backend) enable(r *engine.Request, class mount.Class, path string) (*en
 	if class == mount.Auth {
 		e.Accessor = "auth_" + e.Accessor
 	}
-	reply := &engine.Reply{Note: "enabled"}
 	mount.Add(&reply.Txn, e)
 	return reply, nil
 }
 
-// checkPath refuses mount paths that could not be routed or read.
-func checkPath(class mount.Class, path string) error {
+// version is the version of the engine that a request asks for.
+func version(r *engine.Request, config map[string]any) string {
+	if v, _ := config["plugin_version"].(string); v != "" {
+		return v
+	}
+	return r.Str("plugin_version")
+}
+
+// checkType settles what is mounted: its type, and for kv its version.
+func (b *Backend) checkType(e *mount.Entry, version string) error {
+	kv, isKV := map[string]string{"kv": "", "generic": "", "kv-v1": "1", "kv-v2": "2"}[e.Type]
+	if e.Class == mount.Auth || !isKV {
+		if e.Options["version"] != "" {
+			what := "secrets engine"
+			if e.Class == mount.Auth {
+				what = "auth method"
+			}
+			return api.Errorf(api.Invalid, "%s %q does not allow setting a version", what, e.Type)
+		}
+	} else {
+		o := map[string]string{"version": "1"}
+		for k, v := range e.Options {
+			o[k] = v
+		}
+		if kv != "" {
+			o["version"] = kv
+		}
+		e.Type, e.Options = "kv", o
+		if v := o["version"]; v != "1" && v != "2" {
+			return api.Errorf(api.Invalid, "unsupported kv version %q: 1 or 2", v)
+		}
+	}
+	switch {
+	case e.Type == "token" && e.Class == mount.Auth:
+		return api.Errorf(api.Invalid, "token credential backend cannot be instantiated")
+	case slices.Contains(singletons, e.Type):
+		return api.Errorf(api.Invalid, "mount type of %q is not mountable", e.Type)
+	case b.Backends[e.Backend()] == nil || slices.Contains(authTypes, e.Type) != (e.Class == mount.Auth):
+		return api.Errorf(api.Invalid, "plugin not found in the catalog: %s; this server has the secrets engines %s and the auth methods %s", e.Type,
+			strings.Join(b.types(mount.Secret), ", "), strings.Join(b.types(mount.Auth), ", "))
+	}
+	if err := b.checkVersion(e, version); err != nil {
+		return err
+	}
+	return checkOptions(e.Options)
+}
+
+// checkVersion accepts no version of an engine but the built-in one.
+func (b *Backend) checkVersion(e *mount.Entry, version string) error {
+	kind := "secrets"
+	if e.Class == mount.Auth {
+		kind = "auth"
+	}
+	switch {
+	case version == "" || version == b.builtinVersion():
+		return nil
+	case !semver.MatchString(version):
+		return api.Errorf(api.Invalid, "version %q is not a valid semantic version", version)
+	}
+	return api.Errorf(api.Invalid, "cannot select non-builtin version of %s plugin %s", kind, e.Type)
+}
+
+// reserved are the paths under which only lessor itself mounts.
+var reserved = []string{"audit/", "auth/", "sys/", "cubbyhole/", "identity/"}
+
+// checkPath refuses mount paths that could not be routed or read, that are lessor's own, or another mount's.
+func checkPath(r *engine.Request, e *mount.Entry) error {
+	path := strings.TrimSuffix(told(e), "/")
+	segments := strings.Split(path, "/")
 	switch {
 	case path == "":
 		return api.Errorf(api.Invalid, "missing path: where is it to be mounted?")
@@ -249,14 +270,26 @@ func checkPath(class mount.Class, path string) error {
 		return api.Errorf(api.Invalid, "the path is longer than 256 bytes")
 	case strings.ContainsFunc(path, func(c rune) bool { return unicode.IsControl(c) || unicode.IsSpace(c) || c == '*' || c == '+' }):
 		return api.Errorf(api.Invalid, "the path has a space, a control character, * or + in it")
-	case strings.Contains(path, "//") || slices.Contains(strings.Split(path, "/"), "..") || slices.Contains(strings.Split(path, "/"), "."):
+	case slices.Contains(segments, "") || slices.Contains(segments, "..") || slices.Contains(segments, "."):
 		return api.Errorf(api.Invalid, "the path has an empty segment, . or .. in it")
-	case path == "tune" || strings.HasSuffix(path, "/tune"):
+	case segments[len(segments)-1] == "tune":
 		return api.Errorf(api.Invalid, "a path cannot end in tune")
 	}
-	first, _, _ := strings.Cut(path, "/")
-	if class == mount.Secret && slices.Contains([]string{"sys", "auth", "identity", "cubbyhole", "audit"}, first) {
-		return api.Errorf(api.Invalid, "path is already in use at %s/: it is lessor's own", first)
+	if e.Class == mount.Secret && slices.ContainsFunc(reserved, func(p string) bool { return strings.HasPrefix(e.Path, p) }) {
+		return api.Errorf(api.Invalid, "cannot mount %q", e.Path)
+	}
+	if other := clash(r, e); other != nil {
+		return api.Errorf(api.Invalid, "path is already in use at %s", told(other))
+	}
+	return nil
+}
+
+// clash is another mount whose path contains e's or is contained in it.
+func clash(r *engine.Request, e *mount.Entry) *mount.Entry {
+	for _, other := range r.System.Mounts() {
+		if (strings.HasPrefix(other.Path, e.Path) || strings.HasPrefix(e.Path, other.Path)) && (e.UUID == "" || other.UUID != e.UUID) {
+			return other
+		}
 	}
 	return nil
 }
@@ -276,22 +309,6 @@ func checkTexts(e *mount.Entry) error {
 	return nil
 }
 
-func (b *Backend) checkType(e *mount.Entry) error {
-	builtin := []string{"system", "identity", "cubbyhole", "token"}
-	if b.Backends[e.Backend()] == nil || slices.Contains(builtin, e.Type) {
-		return api.Errorf(api.Invalid, "unknown engine type %q; this server has: %s", e.Type, strings.Join(b.types(e.Class), ", "))
-	}
-	isAuth := slices.Contains(authTypes, e.Type)
-	if isAuth != (e.Class == mount.Auth) {
-		return api.Errorf(api.Invalid, "%q is not a type for this: secrets engines are %s; auth methods are %s", e.Type,
-			strings.Join(b.types(mount.Secret), ", "), strings.Join(b.types(mount.Auth), ", "))
-	}
-	if e.Type == "kv" && e.Options["version"] != "1" && e.Options["version"] != "2" {
-		return api.Errorf(api.Invalid, "unsupported kv version %q: 1 or 2", e.Options["version"])
-	}
-	return checkOptions(e.Options)
-}
-
 func checkOptions(o map[string]string) error {
 	switch o["lease"] {
 	case "", "shown", "quiet", "off":
@@ -309,10 +326,11 @@ func checkOptions(o map[string]string) error {
 // authTypes are the auth methods among the types of engines.
 var authTypes = []string{"userpass", "approle", "token"}
 
+// types are the names of what can be mounted.
 func (b *Backend) types(class mount.Class) []string {
 	var out []string
 	for name := range b.Backends {
-		if slices.Contains([]string{"system", "identity", "cubbyhole", "token", "kv-v2"}, name) || slices.Contains(authTypes, name) != (class == mount.Auth) {
+		if slices.Contains(singletons, name) || name == "kv-v2" || slices.Contains(authTypes, name) != (class == mount.Auth) {
 			continue
 		}
 		out = append(out, name)
@@ -321,177 +339,23 @@ func (b *Backend) types(class mount.Class) []string {
 	return out
 }
 
-func (b *Backend) readTune(r *engine.Request, class mount.Class, path string) (*engine.Reply, error) {
-	e := find(r, class, path)
-	if e == nil {
-		return nil, noMount(class, path)
-	}
-	data := map[string]any{
-		"default_lease_ttl": whole(orSystem(e.Config.DefaultTTL, r.Default.TTL)), "max_lease_ttl": whole(orSystem(e.Config.MaxTTL, r.Default.MaxTTL)),
-		"force_no_cache": e.Config.ForceNoCache, "description": e.Description,
-	}
-	for name, list := range lists(&e.Config) {
-		if len(*list) > 0 {
-			data[name] = *list
-		}
-	}
-	if e.Config.ListingVisibility != "" {
-		data["listing_visibility"] = e.Config.ListingVisibility
-	}
-	if e.Class == mount.Auth {
-		data["token_type"] = tokenType(e)
-	}
-	maps.Copy(data, lockoutData(e))
-	if len(e.Options) > 0 {
-		data["options"] = e.Options
-	}
-	if name, _ := r.System.OwnerOf(e.Path); name != "" {
-		data["owner"] = name
-	}
-	return &engine.Reply{Data: data, Flat: true}, nil
-}
-
-func (b *Backend) tune(r *engine.Request, class mount.Class, path string) (*engine.Reply, error) {
-	found := find(r, class, path)
-	if found == nil {
-		return nil, noMount(class, path)
-	}
-	e := *found
-	values := map[string]any{}
-	for _, f := range tuneFields {
-		if r.Has(f.Name) {
-			values[f.Name] = r.Any(f.Name)
-		}
-	}
-	if err := tuneConfig(&e, values); err != nil {
-		return nil, err
-	}
-	if r.Has("description") {
-		e.Description = r.Str("description")
-	}
-	if r.Has("owner") {
-		e.Owner = r.Str("owner")
-	}
-	if r.Has("options") {
-		o := maps.Clone(e.Options)
-		if o == nil {
-			o = map[string]string{}
-		}
-		for k, v := range r.Pairs("options") {
-			if e.Type == "kv" && k == "version" && v != o[k] {
-				return nil, api.Errorf(api.Invalid, "the version of a kv mount is not changed in place: mount a new one and copy")
-			}
-			o[k] = v
-		}
-		if err := checkOptions(o); err != nil {
-			return nil, err
-		}
-		e.Options = o
-	}
-	if err := checkTexts(&e); err != nil {
-		return nil, err
-	}
-	table, err := mount.Load(r.View)
-	if err != nil {
-		return nil, err
-	}
-	reply := &engine.Reply{Note: "tuned"}
-	table.Save(&reply.Txn, &e, e.Path)
-	return reply, nil
-}
-
-// lists are the parts of a mount's configuration that are kept for clients that look for what they wrote.
-func lists(c *mount.Config) map[string]*[]string {
-	return map[string]*[]string{
-		"passthrough_request_headers": &c.PassthroughHeaders, "allowed_response_headers": &c.AllowedHeaders,
-		"audit_non_hmac_request_keys": &c.AuditNonHMACRequest, "audit_non_hmac_response_keys": &c.AuditNonHMACResponse,
-	}
-}
-
-// tuneConfig applies tuning to a mount's configuration.
-func tuneConfig(e *mount.Entry, values map[string]any) error {
-	ttl := func(name string) (d *int64, err error) {
-		raw, ok := values[name]
-		if !ok || raw == nil {
-			return nil, nil
-		}
-		if raw == "system" || raw == "" {
-			raw = 0
-		}
-		dur, ok := engine.ParseDuration(raw)
-		if !ok {
-			return nil, api.Errorf(api.Invalid, "%s is no duration", name)
-		}
-		n := int64(dur)
-		return &n, nil
-	}
-	for name, to := range map[string]*int64{"default_lease_ttl": (*int64)(&e.Config.DefaultTTL), "max_lease_ttl": (*int64)(&e.Config.MaxTTL)} {
-		d, err := ttl(name)
-		if err != nil {
-			return err
-		}
-		if d != nil {
-			*to = *d
-		}
-	}
-	if e.Config.MaxTTL > 0 && e.Config.DefaultTTL > e.Config.MaxTTL {
-		return api.Errorf(api.Invalid, "default_lease_ttl is longer than max_lease_ttl")
-	}
-	if v, ok := values["listing_visibility"].(string); ok {
-		switch v {
-		case "", "hidden", "unauth":
-			e.Config.ListingVisibility = v
-		default:
-			return api.Errorf(api.Invalid, "invalid listing visibility %q: hidden or unauth", v)
-		}
-	}
-	if v, ok := values["token_type"].(string); ok && v != "" {
-		if e.Class != mount.Auth || !slices.Contains([]string{"default-service", "default-batch", "service", "batch"}, v) {
-			return api.Errorf(api.Invalid, "invalid token_type %q", v)
-		}
-		e.Config.TokenType = v
-	}
-	if v, ok := values["force_no_cache"].(bool); ok {
-		e.Config.ForceNoCache = v
-	}
-	if v, ok := values["user_lockout_config"].(map[string]any); ok && len(v) > 0 {
-		if err := tuneLockout(e, v); err != nil {
-			return err
-		}
-	}
-	for name, to := range lists(&e.Config) {
-		raw, ok := values[name]
-		if !ok {
-			continue
-		}
-		list, ok := engine.ParseList(raw)
-		if !ok || len(list) > 64 || len(strings.Join(list, "")) > 4096 {
-			return api.Errorf(api.Invalid, "%s is no list of at most 64 names", name)
-		}
-		*to = list
-	}
-	return nil
-}
-
-func orSystem[T ~int64](v, system T) T {
-	if v == 0 {
-		return system
-	}
-	return v
-}
-
 // disable ends a mount: it routes nothing any more with this commit, its leases and tokens end with it, and the background
 // removes what it kept once every credential that it made is gone.
 func (b *Backend) disable(r *engine.Request, class mount.Class, path string) (*engine.Reply, error) {
+	at := full(class, path)
+	switch {
+	case at == "auth/token/" && class == mount.Auth:
+		return nil, api.Errorf(api.Invalid, "token credential backend cannot be disabled")
+	case class == mount.Secret && slices.ContainsFunc(reserved, func(p string) bool { return strings.HasPrefix(at, p) }):
+		text := fmt.Sprintf("cannot unmount %q", at)
+		if rest, auth := strings.CutPrefix(at, "auth/"); auth { // the path of auth methods takes sudo; this one does not
+			text += "; disable auth methods at sys/auth/" + strings.TrimSuffix(rest, "/")
+		}
+		return nil, api.Errorf(api.Invalid, "%s", text)
+	}
 	found := find(r, class, path)
 	if found == nil {
 		return &engine.Reply{}, nil
-	}
-	if found.Class != class { // the path of auth methods takes sudo; this one does not
-		return nil, api.Errorf(api.Invalid, "cannot unmount %q: it is an auth method; disable it at sys/auth/%s", found.Path, strings.TrimPrefix(found.Path, "auth/"))
-	}
-	if found.Builtin {
-		return nil, api.Errorf(api.Invalid, "%q is lessor's own and cannot be disabled", found.Path)
 	}
 	e := *found
 	e.Removing = true
@@ -508,37 +372,4 @@ func (b *Backend) disable(r *engine.Request, class mount.Class, path string) (*e
 	}
 	reply.Do = b.settle(tomb)
 	return reply, nil
-}
-
-func (b *Backend) visibleMounts(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	secret, auth := map[string]any{}, map[string]any{}
-	for _, e := range r.System.Mounts() {
-		if e.Removing || !b.sees(r, e) {
-			continue
-		}
-		if e.Class == mount.Auth {
-			auth[strings.TrimPrefix(e.Path, "auth/")] = entryData(r, e)
-		} else {
-			secret[e.Path] = entryData(r, e)
-		}
-	}
-	return &engine.Reply{Data: map[string]any{"secret": secret, "auth": auth}}, nil
-}
-
-// sees reports whether the caller may do anything at all under a mount.
-func (b *Backend) sees(r *engine.Request, e *mount.Entry) bool {
-	return e.Config.ListingVisibility == "unauth" || r.System.Reaches(e.Path)
-}
-
-// preflight tells a client which mount serves a path, so that it knows which version of KV it talks to. An unknown mount is
-// a denial, on purpose: it must not tell what exists.
-func (b *Backend) preflight(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	path := strings.TrimPrefix(r.Param("path"), "/")
-	e, _ := mountOf(r, path+"/")
-	if e == nil || e.Removing || !r.System.Reaches(path) && !r.System.Reaches(e.Path) {
-		return nil, api.Errorf(api.Denied, "preflight capability check returned 403, please ensure client's policies grant access to path %q", path+"/")
-	}
-	data := entryData(r, e)
-	data["path"] = e.Path
-	return &engine.Reply{Data: data}, nil
 }

@@ -6,6 +6,7 @@ package system
 import (
 	"context"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ type Backend struct {
 	Reaper       *lease.Reaper
 	Backends     map[string]engine.Backend // by mount type: what can be mounted
 	RequireOwner bool
+	Reported     string                                       // the version that Vault's clients compare with
+	Upgrade      func(ctx context.Context) error              // makes what was kv of version 1 version 2, where that was asked for
 	Metrics      func(ctx context.Context, w io.Writer) error // Prometheus's text format
 	Info         func() map[string]any                        // answer of sys/lessor/info
 }
@@ -35,11 +38,17 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 // Routes is the method table.
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
-	for _, part := range [][]engine.Route{b.mountRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.ownRoutes()} {
+	for _, part := range [][]engine.Route{b.mountRoutes(), b.uiRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.ownRoutes()} {
 		routes = append(routes, part...)
 	}
 	return routes
 }
+
+// builtinVersion is the version of the engines in this binary.
+func (b *Backend) builtinVersion() string { return "v" + b.Reported + "+builtin.lessor" }
+
+// semver is a version number as Vault's clients write it.
+var semver = regexp.MustCompile(`^v?\d+(\.\d+)*(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
 
 // empty is the answer to a list of nothing.
 func empty() error { return &api.Error{Kind: api.NotFound} }
