@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -214,13 +215,11 @@ func (b *Backend) checkType(e *mount.Entry, version string) error {
 			return api.Errorf(api.Invalid, "%s %q does not allow setting a version", what, e.Type)
 		}
 	} else {
-		o := map[string]string{"version": "1"}
+		o := map[string]string{}
 		for k, v := range e.Options {
 			o[k] = v
 		}
-		if kv != "" {
-			o["version"] = kv
-		}
+		o["version"] = cmp.Or(kv, o["version"], "1")
 		e.Type, e.Options = "kv", o
 		if v := o["version"]; v != "1" && v != "2" {
 			return api.Errorf(api.Invalid, "unsupported kv version %q: 1 or 2", v)
