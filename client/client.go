@@ -58,6 +58,14 @@ type Config struct {
 	MaxRetries int           // attempts after the first
 	RetryWait  time.Duration // least wait before a retry, up to half of it is added at random; 0: 1 s
 
+	Proxy          string   // URL of the proxy to go through; empty: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say
+	NoRedirects    bool     // a redirect is an error instead of being followed
+	MFA            []string // X-Vault-MFA, one header each
+	PolicyOverride bool     // X-Vault-Policy-Override
+
+	// Preview, if set, is given each call as it would be sent, and its error is the call's: nothing is sent.
+	Preview func(*http.Request, []byte) error
+
 	// Waiting, if set, is called before the wait that precedes retry n (from 1). The error says what failed.
 	Waiting func(n int, wait time.Duration, err error)
 }
@@ -90,8 +98,16 @@ func New(config Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	proxy := http.ProxyFromEnvironment
+	if config.Proxy != "" {
+		via, err := url.Parse(config.Proxy)
+		if err != nil || via.Host == "" {
+			return nil, errors.New(`the proxy's address is not of the form "http://host:port"`)
+		}
+		proxy = http.ProxyURL(via)
+	}
 	transport := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
+		Proxy:                 proxy,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   10 * time.Second,
@@ -223,6 +239,16 @@ func (c *Client) WithWrapTTL(ttl time.Duration) *Client {
 // WithTimeout returns a client whose attempts may each take so long; 0: without limit.
 func (c *Client) WithTimeout(d time.Duration) *Client {
 	return c.with(func(g *Config) { g.Timeout = d })
+}
+
+// WithPreview returns a client that shows its calls to preview instead of making them; nil: that makes them.
+func (c *Client) WithPreview(preview func(*http.Request, []byte) error) *Client {
+	return c.with(func(g *Config) { g.Preview = preview })
+}
+
+// WithNamespace returns a client that names another namespace.
+func (c *Client) WithNamespace(namespace string) *Client {
+	return c.with(func(g *Config) { g.Namespace = namespace })
 }
 
 // Request is one call. Path is without "/v1/".
@@ -357,6 +383,9 @@ func (c *Client) send(ctx context.Context, r Request, body []byte) (*http.Respon
 		if err != nil {
 			return nil, err
 		}
+		if c.config.Preview != nil {
+			return nil, c.config.Preview(request, body)
+		}
 		answer, err := c.http.Do(request)
 		if err != nil {
 			return nil, c.unreachable(r, err)
@@ -368,6 +397,9 @@ func (c *Client) send(ctx context.Context, r Request, body []byte) (*http.Respon
 		}
 		_ = answer.Body.Close()
 		location, err := answer.Location()
+		if err == nil && c.config.NoRedirects {
+			return nil, fmt.Errorf("%s: the server redirects to %s, and redirects are not to be followed", r.name(), location.Host)
+		}
 		if err != nil || redirected {
 			return nil, fmt.Errorf("%s: the server redirects without end; address its active node itself", r.name())
 		}
@@ -415,6 +447,12 @@ func (c *Client) request(ctx context.Context, r Request, target *url.URL, body [
 	set("X-Vault-Token", c.config.Token.Reveal())
 	set("X-Vault-Namespace", c.config.Namespace)
 	set("X-Lessor-Instance", c.config.Instance)
+	for _, factor := range c.config.MFA {
+		header.Add("X-Vault-MFA", factor)
+	}
+	if c.config.PolicyOverride {
+		header.Set("X-Vault-Policy-Override", "true")
+	}
 	if c.config.WrapTTL > 0 {
 		header.Set("X-Vault-Wrap-TTL", strconv.FormatInt(int64((c.config.WrapTTL+time.Second-1)/time.Second), 10))
 	}

@@ -1,10 +1,9 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -38,12 +37,13 @@ const (
 )
 
 // FromEnvironment reads the configuration that Vault's users know from the environment. Each VAULT_name can be
-// overridden by LESSOR_name: ADDR, TOKEN, NAMESPACE, WRAP_TTL, CACERT, CACERT_BYTES, CAPATH, CLIENT_CERT, CLIENT_KEY,
-// TLS_SERVER_NAME, SKIP_VERIFY, CLIENT_TIMEOUT, MAX_RETRIES, INSTANCE. It reads no file: see TokenFile for stored
-// tokens.
+// overridden by LESSOR_name: ADDR (or AGENT_ADDR, which comes before it), TOKEN, NAMESPACE, WRAP_TTL, CACERT,
+// CACERT_BYTES, CAPATH, CLIENT_CERT, CLIENT_KEY, TLS_SERVER_NAME, SKIP_VERIFY, CLIENT_TIMEOUT, MAX_RETRIES, MFA (with
+// commas between several), DISABLE_REDIRECTS, PROXY_ADDR (or HTTP_PROXY), INSTANCE. It reads no file: see TokenStore
+// for stored tokens.
 func FromEnvironment(env Lookup) (Config, error) {
 	config := Config{
-		Address:   env.Setting("ADDR"),
+		Address:   cmp.Or(env.Setting("AGENT_ADDR"), env.Setting("ADDR")),
 		Token:     NewToken(env.Setting("TOKEN")),
 		Namespace: env.Setting("NAMESPACE"),
 		Instance:  env.Setting("INSTANCE"),
@@ -57,13 +57,19 @@ func FromEnvironment(env Lookup) (Config, error) {
 		},
 		Timeout:    time.Minute,
 		MaxRetries: 2,
+		Proxy:      cmp.Or(env.Setting("PROXY_ADDR"), env.Setting("HTTP_PROXY")),
 	}
-	if text := env.Setting("SKIP_VERIFY"); text != "" {
-		skip, err := strconv.ParseBool(text)
-		if err != nil {
-			return Config{}, fmt.Errorf("%s must be true or false", env.source("SKIP_VERIFY"))
+	if factors := env.Setting("MFA"); factors != "" {
+		config.MFA = strings.Split(factors, ",")
+	}
+	for name, setting := range map[string]*bool{"SKIP_VERIFY": &config.TLS.SkipVerify, "DISABLE_REDIRECTS": &config.NoRedirects} {
+		if text := env.Setting(name); text != "" {
+			value, err := strconv.ParseBool(text)
+			if err != nil {
+				return Config{}, fmt.Errorf("%s must be true or false", env.source(name))
+			}
+			*setting = value
 		}
-		config.TLS.SkipVerify = skip
 	}
 	if text := env.Setting("MAX_RETRIES"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -133,71 +139,5 @@ func ParseHeader(into http.Header, text string) error {
 		return fmt.Errorf("header %s is set by lessor itself: use the flag or variable for it", name)
 	}
 	into.Add(name, value)
-	return nil
-}
-
-// TokenFile keeps the token of the last login in a user's home folder.
-type TokenFile struct {
-	Home string // the user's home folder
-}
-
-// Path is the file that Store writes.
-func (f TokenFile) Path() string { return filepath.Join(f.Home, ".lessor-token") }
-
-// Load reads the stored token: lessor's, else the one that Vault's command line stored. No file: an empty token.
-func (f TokenFile) Load() (Token, error) {
-	if f.Home == "" {
-		return Token{}, nil
-	}
-	for _, path := range []string{f.Path(), filepath.Join(f.Home, ".vault-token")} {
-		text, err := os.ReadFile(path)
-		if os.IsNotExist(err) {
-			continue
-		}
-		if err != nil {
-			return Token{}, fmt.Errorf("stored token: %w", err)
-		}
-		if token := NewToken(string(text)); !token.Empty() {
-			return token, nil
-		}
-	}
-	return Token{}, nil
-}
-
-// Store replaces the stored token: nobody sees half of it, and nobody but the user can read it (mode 0600). It is
-// durable when Store returns.
-func (f TokenFile) Store(token Token) (err error) {
-	if f.Home == "" {
-		return fmt.Errorf("stored token: the user has no home folder: set HOME, or log in with -no-store")
-	}
-	// CreateTemp creates with mode 0600.
-	file, err := os.CreateTemp(f.Home, ".lessor-token.*")
-	if err != nil {
-		return fmt.Errorf("stored token: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(file.Name())
-			err = fmt.Errorf("stored token: %w", err)
-		}
-	}()
-	_, err = file.WriteString(token.Reveal())
-	if err == nil {
-		err = file.Sync()
-	}
-	if closing := file.Close(); err == nil {
-		err = closing
-	}
-	if err == nil {
-		err = os.Rename(file.Name(), f.Path())
-	}
-	return err
-}
-
-// Erase removes lessor's stored token, if there is one.
-func (f TokenFile) Erase() error {
-	if err := os.Remove(f.Path()); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("stored token: %w", err)
-	}
 	return nil
 }

@@ -17,8 +17,8 @@ import (
 )
 
 func (a *app) audit() *cobra.Command {
-	return group("audit", "Read the audit trail: who did what, when, and by which rule", "",
-		a.auditTail(), a.auditTimeline(), a.auditVerify())
+	return group("audit", "Read the audit trail: who did what, when, and by which rule; and let it go out to devices", "",
+		a.auditTail(), a.auditTimeline(), a.auditVerify(), a.auditEnable(), a.auditDisable(), a.auditList())
 }
 
 // record is one audit record, as far as its line tells of it.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -42,12 +43,32 @@ type Commands struct {
 // Run parses args (without the program's name), runs the command that they name and returns the exit code. Ending
 // ctx ends the command.
 func Run(ctx context.Context, system System, commands Commands, args []string) int {
+	if len(args) == 1 {
+		if shell, ok := autocomplete(args[0], system.Env); ok {
+			_, _ = io.WriteString(system.Err, shell)
+			return exitLocal
+		}
+	}
+	var typed *dashes
+	if completes(args) {
+		typed = &dashes{out: system.Out, last: args[len(args)-1]}
+		system.Out = typed
+	}
 	a := newApp(system, commands)
 	root := a.root()
 	root.SetArgs(Normalize(args))
 	err := root.ExecuteContext(ctx)
 	a.progress.end()
+	if typed != nil {
+		typed.flush()
+	}
 	if err == nil {
+		return 0
+	}
+	if shown, ok := errors.AsType[preview](err); ok {
+		if _, err := io.WriteString(a.out, string(shown)+"\n"); err != nil {
+			return exitLocal
+		}
 		return 0
 	}
 	if code, ok := errors.AsType[ExitCode](err); ok {
@@ -57,7 +78,7 @@ func Run(ctx context.Context, system System, commands Commands, args []string) i
 		a.complain("Interrupted.")
 		return exitLocal
 	}
-	a.complain("Error: %s", printable(err.Error()))
+	a.complain("%s", sentence(err))
 	if advice := a.advice(err); advice != "" {
 		a.complain("%s", advice)
 	}
@@ -75,6 +96,8 @@ type app struct {
 	progress *progress
 	flags    globals
 	token    client.Token // that connect found, for advice
+
+	tokenless bool // the command gets on without a stored token, and without an error about it
 }
 
 func newApp(system System, commands Commands) *app {
@@ -104,6 +127,15 @@ type globals struct {
 	skipVerify bool
 	headers    []string
 	format     string
+
+	agentAddress   string
+	noRedirects    bool
+	policyOverride bool
+	mfa            []string
+	unlockKey      string
+	asCurl         bool
+	asPolicy       bool
+	nonInteractive bool
 }
 
 func (g *globals) register(f *pflag.FlagSet) {
@@ -117,8 +149,22 @@ func (g *globals) register(f *pflag.FlagSet) {
 	f.StringVar(&g.serverName, "tls-server-name", "", "`name` to expect in the server's certificate (LESSOR_TLS_SERVER_NAME, VAULT_TLS_SERVER_NAME)")
 	f.BoolVar(&g.skipVerify, "tls-skip-verify", false, "accept any certificate: anyone on the way can read along (LESSOR_SKIP_VERIFY, VAULT_SKIP_VERIFY)")
 	f.StringArrayVar(&g.headers, "header", nil, "further header of the request, as `name=value`; may be repeated")
-	f.StringVar(&g.format, "format", "", "`form` of the output: table, json or yaml (LESSOR_FORMAT, VAULT_FORMAT; default table)")
+	f.StringVar(&g.format, "format", "", formatHelp)
+	f.BoolVar(&g.asCurl, "output-curl-string", false, "make no call: print the curl command that would make it")
+	f.BoolVar(&g.asPolicy, "output-policy", false, "make no call: print the policy that it would need")
+	f.BoolVar(&g.nonInteractive, "non-interactive", false, "ask nothing on the terminal: what is missing is an error")
+	f.BoolVar(&g.noRedirects, "disable-redirects", false, "do not follow redirects (LESSOR_DISABLE_REDIRECTS, VAULT_DISABLE_REDIRECTS)")
+	f.StringArrayVar(&g.mfa, "mfa", nil, "second `factor`, as method[:passcode]; may be repeated (LESSOR_MFA, VAULT_MFA)")
+	// Vault's users may have these in their scripts; few need them here.
+	f.StringVar(&g.agentAddress, "agent-address", "", "URL of an agent to go through")
+	f.BoolVar(&g.policyOverride, "policy-override", false, "override soft-mandatory policies of Vault's")
+	f.StringVar(&g.unlockKey, "unlock-key", "", "key of a namespace's API lock of Vault's")
+	for _, name := range []string{"agent-address", "policy-override", "unlock-key"} {
+		_ = f.MarkHidden(name)
+	}
 }
+
+const formatHelp = "`form` of the output: table, json or yaml; raw for lessor read (LESSOR_FORMAT, VAULT_FORMAT; default table)"
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
@@ -147,7 +193,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetUsageFunc(a.usage)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%s", err) })
+	root.SetFlagErrorFunc(flagError)
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "ns" {
 			name = "namespace"
@@ -167,10 +213,11 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 			root.AddCommand(command)
 		}
 	}
-	add("secrets", a.kv(), a.read(), a.write(), a.patch(), a.list(), a.delete(), a.unwrap(), a.secrets())
+	add("secrets", a.kv(), a.read(), a.write(), a.patch(), a.list(), a.delete(), a.unwrap(), a.secrets(), a.pathHelp())
 	add("leases", a.lease(), a.holders(), a.exposures(), a.owner(), a.revoke(), a.audit())
-	add("access", a.login(), a.tokens(), a.policy(), a.auth())
-	add("server", a.status(), a.operator(), a.version(), a.completion(root))
+	add("access", a.login(), a.tokens(), a.policy(), a.auth(), a.printing())
+	add("server", a.status(), a.operator(), a.plugin(), a.version(), a.versionHistory(), a.completion(root))
+	root.AddCommand(a.namespace())
 	if a.commands.Server != nil {
 		add("server", a.server())
 	}
@@ -303,11 +350,15 @@ func (a *app) connect() (*client.Client, error) {
 		return nil, err
 	}
 	g := a.flags
+	if g.asCurl && g.asPolicy {
+		return nil, errors.New("-output-curl-string and -output-policy exclude each other")
+	}
 	for _, override := range []struct {
 		setting *string
 		flag    string
 	}{
 		{&config.Address, g.address},
+		{&config.Address, g.agentAddress},
 		{&config.Namespace, g.namespace},
 		{&config.TLS.CACert, g.caCert},
 		{&config.TLS.CAPath, g.caPath},
@@ -331,8 +382,27 @@ func (a *app) connect() (*client.Client, error) {
 			return nil, fmt.Errorf("-header: %w", err)
 		}
 	}
+	config.NoRedirects = config.NoRedirects || g.noRedirects
+	config.PolicyOverride = g.policyOverride
+	if len(g.mfa) > 0 {
+		config.MFA = g.mfa
+	}
+	// A person tries again sooner than a program waits: without a word in the environment, once is enough.
+	if a.env.Setting("MAX_RETRIES") == "" {
+		config.MaxRetries = 0
+	}
+	switch {
+	case g.asCurl:
+		config.Preview = func(request *http.Request, body []byte) error { return asCurl(request, body, config.TLS) }
+	case g.asPolicy:
+		config.Preview = func(request *http.Request, _ []byte) error { return asPolicy(request) }
+	}
 	if config.Token.Empty() {
-		if config.Token, err = a.tokenFile().Load(); err != nil {
+		store, err := a.tokenStore()
+		if err != nil {
+			return nil, err
+		}
+		if config.Token, err = store.Load(); err != nil && !a.tokenless {
 			return nil, err
 		}
 	}
@@ -347,8 +417,6 @@ func (a *app) connect() (*client.Client, error) {
 	a.progress.begin("waiting for " + config.Address)
 	return c, nil
 }
-
-func (a *app) tokenFile() client.TokenFile { return client.TokenFile{Home: a.home} }
 
 // complain tells the user something that is not the command's output.
 func (a *app) complain(format string, args ...any) {

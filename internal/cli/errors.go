@@ -31,12 +31,18 @@ func (c ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 type usageError struct {
 	command string
 	text    string
+	data    bool // what was typed may have been meant as data
 }
 
 func (e *usageError) Error() string { return e.command + ": " + e.text }
 
 func usage(cmd *cobra.Command, format string, args ...any) error {
-	return &usageError{cmd.CommandPath(), fmt.Sprintf(format, args...)}
+	return &usageError{command: cmd.CommandPath(), text: fmt.Sprintf(format, args...)}
+}
+
+// flagError is a flag that cannot be read. Flags may stand behind arguments, too: data that looks like one needs a word.
+func flagError(cmd *cobra.Command, err error) error {
+	return &usageError{command: cmd.CommandPath(), text: err.Error(), data: strings.Contains(cmd.Use, "key=value") && strings.HasPrefix(err.Error(), "unknown")}
 }
 
 func codeOf(err error) int {
@@ -55,11 +61,31 @@ func codeOf(err error) int {
 // nothingThere is a path without a value.
 type nothingThere struct{ path, next string }
 
-func (e *nothingThere) Error() string { return "no value found at " + e.path }
+func (e *nothingThere) Error() string { return "No value found at " + e.path }
+
+// fieldMissing is an answer without the field that was asked for.
+type fieldMissing struct{ field string }
+
+func (e *fieldMissing) Error() string { return fmt.Sprintf("Field %q not present in secret", e.field) }
+
+// sentence is an error as it is told. What scripts look for is told as Vault tells it, and nothing else.
+func sentence(err error) string {
+	text := printable(err.Error())
+	if _, ok := errors.AsType[*nothingThere](err); ok {
+		return text
+	}
+	if _, ok := errors.AsType[*fieldMissing](err); ok {
+		return text
+	}
+	return "Error: " + text
+}
 
 // advice tells what to do about err; empty where its text says it already.
 func (a *app) advice(err error) string {
 	if e, ok := errors.AsType[*usageError](err); ok {
+		if e.data {
+			return "If it is data and no flag, put -- before it: lessor ... -- -key=value\nSee: " + e.command + " -help"
+		}
 		return "See: " + e.command + " -help"
 	}
 	if e, ok := errors.AsType[*nothingThere](err); ok {
@@ -114,6 +140,10 @@ func (a *app) adviceOnRefusal(e *client.Error) string {
 		}
 		return "What the token may do there: lessor token capabilities " + path + "\nWhether it is still valid: lessor token lookup"
 	case http.StatusNotFound:
+		if _, rest, ok := strings.Cut(text, `the kv engine at "`); ok {
+			mount, _, _ := strings.Cut(rest, `"`)
+			return "An engine that keeps versions has its secrets at " + printable(mount) + "data/PATH: use lessor kv get, put, list and so on, which know."
+		}
 		return "What there is: lessor list on the path above it, or lessor secrets list."
 	case http.StatusMethodNotAllowed:
 		return "The path exists, this operation on it does not."

@@ -20,7 +20,7 @@ func (a *app) kv() *cobra.Command {
 A path begins with its mount ("secret/app"), or the mount is given apart ("-mount=secret app"). Whether the engine keeps
 versions (version 2) or not (version 1) is asked of the server.`,
 		a.kvGet(), a.kvPut(), a.kvPatch(), a.kvDelete(), a.kvUndelete(), a.kvDestroy(), a.kvRollback(), a.kvList(),
-		a.kvMetadata())
+		a.kvMetadata(), a.kvEnableVersioning())
 }
 
 // kvPlace is a secret's place: an engine, its version, and the path inside it.
@@ -69,7 +69,18 @@ func (a *app) kvCommand(use, short, long string, least, most int, body kvRun) *c
 		return body(cmd.Context(), cmd, c, place, args)
 	})
 	command.Flags().StringVar(&mount, "mount", "", "`path` where the engine is mounted, if PATH does not begin with it")
-	return command
+	a.completeFlag(command, "mount", engines.complete)
+	return a.completeArgument(command, 0, func(ctx context.Context, c *client.Client, typed string) []string {
+		if mount == "" {
+			return completeSecret(ctx, c, typed)
+		}
+		inside := cleanPath(mount) + "/"
+		found := completeSecret(ctx, c, inside+typed)
+		for i := range found {
+			found[i] = strings.TrimPrefix(found[i], inside)
+		}
+		return found
+	})
 }
 
 // kvPlace asks the server which engine path is in, and of which version that is.
@@ -79,7 +90,7 @@ func (a *app) kvPlace(ctx context.Context, c *client.Client, mount, path string)
 	if mount != "" {
 		ask = cleanPath(mount)
 	}
-	answer, err := c.WithWrapTTL(0).Read(ctx, "sys/internal/ui/mounts/"+ask, nil)
+	answer, err := c.WithWrapTTL(0).WithPreview(nil).Read(ctx, "sys/internal/ui/mounts/"+ask, nil)
 	if client.IsStatus(err, http.StatusNotFound) {
 		// A server from before this call existed: the first segment is the mount, without versions.
 		first, rest, _ := strings.Cut(ask, "/")
@@ -133,7 +144,7 @@ func (a *app) kvGet() *cobra.Command {
 			if refused, ok := errors.AsType[*client.Error](err); ok && refused.Status == http.StatusNotFound && refused.Response != nil && refused.Response.Data != nil {
 				answer, err = refused.Response, nil
 			}
-			if err = explainMissing(err, path, "What there is: lessor kv list "+place.parent()); err != nil {
+			if err = explainMissing(err, path, place.whereElse()); err != nil {
 				return err
 			}
 			return a.printSecret(answer, place, field)
@@ -149,10 +160,24 @@ func (p kvPlace) parent() string {
 	return p.mount + path[:strings.LastIndex(path, "/")+1]
 }
 
+// whereElse tells where to look for a secret that is not there.
+func (p kvPlace) whereElse() string {
+	for _, part := range []string{"data/", "metadata/"} {
+		if inside, ok := strings.CutPrefix(p.path, part); ok && p.version == 2 {
+			return "lessor kv adds " + part + " itself: leave it out (" + p.mount + inside + ")."
+		}
+	}
+	return "What there is: lessor kv list " + p.parent()
+}
+
 // printSecret writes what reading a secret answered.
 func (a *app) printSecret(answer *client.Response, place kvPlace, field string) error {
-	if place.version == 1 || answer.WrapInfo != nil {
+	if answer.WrapInfo != nil || field != "" && place.version == 1 {
 		return a.printAnswer(answer, field)
+	}
+	if place.version == 1 {
+		a.warn(answer)
+		return a.print(answer, func() error { return a.section("Data", dataRows(answer.Data)) })
 	}
 	data, _ := answer.Data["data"].(map[string]any)
 	metadata, _ := answer.Data["metadata"].(map[string]any)
@@ -161,8 +186,11 @@ func (a *app) printSecret(answer *client.Response, place kvPlace, field string) 
 			return &nothingThere{place.at("data"), "This version was deleted: lessor kv metadata get " + place.mount + place.path}
 		}
 		value, ok := data[field]
+		if !ok && field == "data" {
+			value, ok = data, true
+		}
 		if !ok {
-			return fmt.Errorf("there is no field %q in the secret", field)
+			return &fieldMissing{field}
 		}
 		return a.printValue(value)
 	}
@@ -207,6 +235,8 @@ func metadataRows(metadata map[string]any) []row {
 // printWritten writes the metadata that a write answered.
 func (a *app) printWritten(answer *client.Response, place kvPlace, done, field string) error {
 	switch {
+	case answer.Empty() && field != "":
+		return nil
 	case field != "" || answer.WrapInfo != nil:
 		return a.printAnswer(answer, field)
 	case answer.Empty():
@@ -338,7 +368,7 @@ func readVersion(ctx context.Context, c *client.Client, place kvPlace, version i
 	if version > 0 {
 		query.Set("version", strconv.Itoa(version))
 	}
-	answer, err := c.WithWrapTTL(0).Read(ctx, place.at("data"), query)
+	answer, err := c.WithWrapTTL(0).WithPreview(nil).Read(ctx, place.at("data"), query)
 	if err != nil {
 		if refused, ok := errors.AsType[*client.Error](err); ok && refused.Status == http.StatusNotFound {
 			return nil, "", &nothingThere{place.at("data"), "Its versions: lessor kv metadata get " + place.mount + place.path}
@@ -355,19 +385,21 @@ func readVersion(ctx context.Context, c *client.Client, place kvPlace, version i
 }
 
 func (a *app) kvDelete() *cobra.Command {
+	var field string
 	var versions []string
 	command := a.kvCommand("delete PATH", "Delete the latest version of a secret, or given ones", `
 Deleted versions can be brought back (lessor kv undelete) until they are destroyed.`,
 		1, 1, func(ctx context.Context, cmd *cobra.Command, c *client.Client, place kvPlace, _ []string) error {
 			if len(versions) > 0 {
-				return a.kvVersions(ctx, cmd, c, place, "delete", "Versions deleted (if they existed) at", versions)
+				return a.kvVersions(ctx, cmd, c, place, "delete", "Data deleted (if it existed) at", versions)
 			}
 			answer, err := c.Delete(ctx, place.at("data"), nil)
 			if err != nil {
 				return err
 			}
-			return a.printWritten(answer, place, "Data deleted (if it existed) at", "")
+			return a.printWritten(answer, place, "Data deleted (if it existed) at", field)
 		})
+	fieldFlag(command, &field)
 	versionsFlag(command, &versions)
 	return command
 }
@@ -377,7 +409,7 @@ func (a *app) kvUndelete() *cobra.Command {
 	command := a.kvCommand("undelete PATH", "Bring deleted versions of a secret back", `
   lessor kv undelete -versions=3,4 secret/app`,
 		1, 1, func(ctx context.Context, cmd *cobra.Command, c *client.Client, place kvPlace, _ []string) error {
-			return a.kvVersions(ctx, cmd, c, place, "undelete", "Versions brought back (if they existed) at", versions)
+			return a.kvVersions(ctx, cmd, c, place, "undelete", "Data written to", versions)
 		})
 	versionsFlag(command, &versions)
 	return command
@@ -388,7 +420,7 @@ func (a *app) kvDestroy() *cobra.Command {
 	command := a.kvCommand("destroy PATH", "Destroy versions of a secret for ever", `
   lessor kv destroy -versions=1,2 secret/app`,
 		1, 1, func(ctx context.Context, cmd *cobra.Command, c *client.Client, place kvPlace, _ []string) error {
-			return a.kvVersions(ctx, cmd, c, place, "destroy", "Versions destroyed (if they existed) at", versions)
+			return a.kvVersions(ctx, cmd, c, place, "destroy", "Data written to", versions)
 		})
 	versionsFlag(command, &versions)
 	return command
@@ -418,10 +450,15 @@ func (a *app) kvVersions(ctx context.Context, cmd *cobra.Command, c *client.Clie
 	if err != nil {
 		return err
 	}
+	if part != "delete" && answer.Empty() {
+		a.warn(answer)
+		return a.say("Success! %s: %s", done, place.at(part))
+	}
 	return a.printWritten(answer, place, done, "")
 }
 
 func (a *app) kvRollback() *cobra.Command {
+	var field string
 	var version int
 	command := a.kvCommand("rollback PATH", "Make an older version of a secret the latest again", `
 The old version's data is written as a new version, unless someone else wrote in between.
@@ -434,7 +471,7 @@ The old version's data is written as a new version, unless someone else wrote in
 			if version < 1 {
 				return usage(cmd, "say which version to go back to: -version=2")
 			}
-			metadata, err := c.WithWrapTTL(0).Read(ctx, place.at("metadata"), nil)
+			metadata, err := c.WithWrapTTL(0).WithPreview(nil).Read(ctx, place.at("metadata"), nil)
 			if err = explainMissing(err, place.at("metadata"), ""); err != nil {
 				return err
 			}
@@ -448,21 +485,45 @@ The old version's data is written as a new version, unless someone else wrote in
 			if err != nil {
 				return err
 			}
-			return a.printWritten(answer, place, "Rolled back", "")
+			return a.printWritten(answer, place, "Rolled back", field)
 		})
+	fieldFlag(command, &field)
 	command.Flags().IntVar(&version, "version", 0, "`number` of the version to go back to")
 	return command
 }
 
 func (a *app) kvList() *cobra.Command {
-	return a.kvCommand("list PATH", "List secrets", `
+	var detailed bool
+	command := a.kvCommand("list PATH", "List secrets", `
 Keys that end in / hold further keys. PATH may be left out with -mount.`,
 		0, 1, func(ctx context.Context, cmd *cobra.Command, c *client.Client, place kvPlace, _ []string) error {
 			path := strings.TrimRight(place.at("metadata"), "/") + "/"
 			answer, err := c.List(ctx, path)
-			if err = explainMissing(err, path, ""); err != nil {
+			if err = explainMissing(err, cleanPath(path), ""); err != nil {
+				return a.printNoKeys(err)
+			}
+			return a.printKeys(answer, detailed || a.detailed())
+		})
+	command.Flags().BoolVar(&detailed, "detailed", false, "show what the server tells of each key, too (LESSOR_DETAILED, VAULT_DETAILED)")
+	return command
+}
+
+// kvEnableVersioning makes an engine keep versions.
+func (a *app) kvEnableVersioning() *cobra.Command {
+	command := a.remote("enable-versioning MOUNT", "Make an engine that keeps no versions keep them from now on", `
+It cannot be taken back. Paths of the API change: secrets are read at MOUNT/data/PATH then.`,
+		1, 1, func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
 				return err
 			}
-			return a.printKeys(answer)
+			path := cleanPath(args[0])
+			answer, err := c.Write(cmd.Context(), engines.path+path+"/tune", map[string]any{"options": map[string]string{"version": "2"}})
+			if err != nil {
+				return err
+			}
+			a.warn(answer)
+			return a.say("Success! Tuned the secrets engine at: %s/", path)
 		})
+	return a.completeArgument(command, 0, engines.complete)
 }

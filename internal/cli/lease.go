@@ -16,7 +16,7 @@ func (a *app) lease() *cobra.Command {
 }
 
 func (a *app) leaseList() *cobra.Command {
-	return a.remote("list [PREFIX]", "List leases under a prefix", `
+	return a.completeArgument(a.remote("list [PREFIX]", "List leases under a prefix", `
   lessor lease list database/creds/app`,
 		0, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -28,11 +28,11 @@ func (a *app) leaseList() *cobra.Command {
 				path += cleanPath(args[0]) + "/"
 			}
 			answer, err := c.List(cmd.Context(), path)
-			if err = explainMissing(err, path, ""); err != nil {
-				return err
+			if err = explainMissing(err, cleanPath(path), ""); err != nil {
+				return a.printNoKeys(err)
 			}
-			return a.printKeys(answer)
-		})
+			return a.printKeys(answer, a.detailed())
+		}), 0, completeUnder("sys/leases/lookup/"))
 }
 
 func (a *app) leaseLookup() *cobra.Command {
@@ -42,24 +42,29 @@ func (a *app) leaseLookup() *cobra.Command {
 			return a.call(cmd, "sys/leases/lookup", map[string]any{"lease_id": cleanPath(args[0])}, "", field)
 		})
 	fieldFlag(command, &field)
-	return command
+	return a.completeArgument(command, 0, completeUnder("sys/leases/lookup/"))
 }
 
 func (a *app) leaseRenew() *cobra.Command {
 	var increment duration
 	var field string
-	command := a.remote("renew LEASE_ID", "Renew a lease", `
+	command := a.remote("renew LEASE_ID [INCREMENT]", "Renew a lease", `
 The lease is extended from now, at most up to its maximum.`,
-		1, 1, func(cmd *cobra.Command, args []string) error {
+		1, 2, func(cmd *cobra.Command, args []string) error {
 			body := map[string]any{"lease_id": cleanPath(args[0])}
+			if len(args) == 2 && increment == "" { // as Vault's users used to write it
+				if err := increment.Set(args[1]); err != nil {
+					return usage(cmd, "INCREMENT: %s", err)
+				}
+			}
 			if increment != "" {
 				body["increment"] = string(increment)
 			}
 			return a.call(cmd, "sys/leases/renew", body, "Lease renewed.", field)
 		})
-	command.Flags().Var(&increment, "increment", "how long to extend it, from now, as a `duration` (default the lease's own)")
+	command.Flags().VarP(&increment, "increment", "i", "how long to extend it, from now, as a `duration` (default the lease's own)")
 	fieldFlag(command, &field)
-	return command
+	return a.completeArgument(command, 0, completeUnder("sys/leases/lookup/"))
 }
 
 func (a *app) leaseRevoke() *cobra.Command {
@@ -90,22 +95,32 @@ A revoked lease is void at once; its credential is taken back at its target righ
 			if err != nil {
 				return err
 			}
-			return a.revoked(answer)
+			done := "Revoked lease: " + id
+			switch {
+			case force:
+				done = "Force revoked any leases with prefix: " + id
+			case prefix:
+				done = "Revoked any leases with prefix: " + id
+			}
+			return a.revoked(answer, done)
 		})
 	f := command.Flags()
 	f.BoolVar(&prefix, "prefix", false, "revoke all leases under this prefix")
-	f.BoolVar(&force, "force", false, "with -prefix: forget leases whose target fails")
+	f.BoolVarP(&force, "force", "f", false, "with -prefix: forget leases whose target fails")
 	f.BoolVar(&sync, "sync", false, "wait until the credentials are gone")
-	return command
+	return a.completeArgument(command, 0, completeUnder("sys/leases/lookup/"))
 }
 
 // revoked tells how far a revocation has come.
-func (a *app) revoked(answer *client.Response) error {
+func (a *app) revoked(answer *client.Response, done string) error {
 	a.warn(answer)
 	if answer.Status == http.StatusAccepted {
-		return a.say("Success! Revoked, in force now; what is left at targets is being taken back (lessor lease outlived).")
+		if err := a.say("All revocation operations queued successfully!"); err != nil {
+			return err
+		}
+		return a.say("They are in force now; what is left at targets is being taken back (lessor lease outlived).")
 	}
-	return a.say("Success! Revoked.")
+	return a.say("Success! %s", done)
 }
 
 func (a *app) leaseOutlived() *cobra.Command {

@@ -1,10 +1,14 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +36,11 @@ Reading from an engine that makes credentials makes one, with a lease. Further a
 				return err
 			}
 			path := cleanPath(args[0])
+			if f, err := a.format(); err != nil {
+				return err
+			} else if f == formRaw && field == "" {
+				return a.copyAnswer(cmd.Context(), c, client.Request{Method: http.MethodGet, Path: path, Query: query})
+			}
 			answer, err := c.Read(cmd.Context(), path, query)
 			if err = explainMissing(err, path, ""); err != nil {
 				return err
@@ -42,7 +51,18 @@ Reading from an engine that makes credentials makes one, with a lease. Further a
 			return a.printAnswer(answer, field)
 		})
 	fieldFlag(command, &field)
-	return command
+	return a.completeArgument(command, 0, completePath)
+}
+
+// copyAnswer writes an answer as it comes, whatever it is.
+func (a *app) copyAnswer(ctx context.Context, c *client.Client, request client.Request) error {
+	body, _, err := c.Stream(ctx, request)
+	if err = explainMissing(err, request.Path, ""); err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }()
+	_, err = io.Copy(a.out, body)
+	return err
 }
 
 func (a *app) write() *cobra.Command {
@@ -54,13 +74,13 @@ func (a *app) write() *cobra.Command {
   lessor write -force auth/approle/role/app/secret-id`,
 		1, -1, func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 && !force {
-				return usage(cmd, "no data was given: give some, or write with none with -force")
+				return usage(cmd, "no data was given: give key=value, or write without data with -force")
 			}
 			return a.send(cmd, http.MethodPut, "Data written to: ", args, field)
 		})
 	fieldFlag(command, &field)
 	command.Flags().BoolVarP(&force, "force", "f", false, "write without data")
-	return command
+	return a.completeArgument(command, 0, completePath)
 }
 
 func (a *app) patch() *cobra.Command {
@@ -70,13 +90,13 @@ func (a *app) patch() *cobra.Command {
 The server merges the data into what is there (RFC 7396). For secrets in a key-value engine: lessor kv patch.
 `+dataHelp, 1, -1, func(cmd *cobra.Command, args []string) error {
 		if len(args) == 1 && !force {
-			return usage(cmd, "no data was given: give some, or patch with none with -force")
+			return usage(cmd, "no data was given: give key=value, or patch without data with -force")
 		}
-		return a.send(cmd, http.MethodPatch, "Data patched at: ", args, field)
+		return a.send(cmd, http.MethodPatch, "Data written to: ", args, field)
 	})
 	fieldFlag(command, &field)
 	command.Flags().BoolVarP(&force, "force", "f", false, "patch without data")
-	return command
+	return a.completeArgument(command, 0, completePath)
 }
 
 // send writes the data that the arguments after the path give.
@@ -98,15 +118,19 @@ func (a *app) send(cmd *cobra.Command, method, done string, args []string, field
 	if err != nil {
 		return err
 	}
-	if answer.Empty() && field == "" {
+	if answer.Empty() {
 		a.warn(answer)
+		if field != "" {
+			return nil
+		}
 		return a.say("Success! %s%s", done, path)
 	}
 	return a.printAnswer(answer, field)
 }
 
 func (a *app) list() *cobra.Command {
-	return a.remote("list PATH", "List what is under a path", `
+	var detailed bool
+	command := a.remote("list PATH", "List what is under a path", `
 Keys that end in / hold further keys.`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -115,15 +139,23 @@ Keys that end in / hold further keys.`,
 			}
 			path := cleanPath(args[0]) + "/"
 			answer, err := c.List(cmd.Context(), path)
-			if err = explainMissing(err, path, ""); err != nil {
-				return err
+			if err = explainMissing(err, cleanPath(path), ""); err != nil {
+				return a.printNoKeys(err)
 			}
-			return a.printKeys(answer)
+			return a.printKeys(answer, detailed || a.detailed())
 		})
+	command.Flags().BoolVar(&detailed, "detailed", false, "show what the server tells of each key, too (LESSOR_DETAILED, VAULT_DETAILED)")
+	return a.completeArgument(command, 0, completePath)
+}
+
+func (a *app) detailed() bool {
+	on, _ := strconv.ParseBool(a.env.Setting("DETAILED"))
+	return on
 }
 
 func (a *app) delete() *cobra.Command {
-	return a.remote("delete PATH [key=value...]", "Delete what is at a path", `
+	var field string
+	command := a.remote("delete PATH [key=value...]", "Delete what is at a path", `
 What "delete" means is up to the engine. Further arguments become parameters of the query.`,
 		1, -1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -143,8 +175,10 @@ What "delete" means is up to the engine. Further arguments become parameters of 
 				a.warn(answer)
 				return a.say("Success! Data deleted (if it existed) at: %s", path)
 			}
-			return a.printAnswer(answer, "")
+			return a.printAnswer(answer, field)
 		})
+	fieldFlag(command, &field)
+	return a.completeArgument(command, 0, completePath)
 }
 
 func (a *app) unwrap() *cobra.Command {
@@ -175,7 +209,10 @@ Without TOKEN the current token is the wrapping token; - reads it from standard 
 				return err
 			}
 			if answer.Empty() {
-				return a.say("Success! The wrapped answer was empty.")
+				return a.say("Successfully unwrapped. There was no data in the wrapped secret.")
+			}
+			if _, list := answer.Data["keys"].([]any); list && field == "" {
+				return a.printKeys(answer, a.detailed())
 			}
 			return a.printAnswer(answer, field)
 		})
@@ -213,4 +250,35 @@ func explainMissing(err error, path, next string) error {
 		return &nothingThere{path, next}
 	}
 	return err
+}
+
+// pathHelp shows what the server says of a path.
+func (a *app) pathHelp() *cobra.Command {
+	command := a.remote("path-help PATH", "Show what the server says about a path: what it is for, what it takes", `
+-format=json prints the OpenAPI description of the path.
+
+  lessor path-help secret/data/app
+  lessor path-help sys/mounts`,
+		1, 1, func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			path := cleanPath(args[0])
+			answer, err := c.Read(cmd.Context(), path, url.Values{"help": {"1"}})
+			if err = explainMissing(err, path, ""); err != nil {
+				return err
+			}
+			var told struct {
+				Help string `json:"help"`
+			}
+			if err := answer.Decode(&told); err != nil {
+				return err
+			}
+			return a.print(answer.Data["openapi"], func() error {
+				_, err := fmt.Fprintln(a.out, strings.TrimRight(printable(told.Help), "\n"))
+				return err
+			})
+		})
+	return a.completeArgument(command, 0, completePath)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -25,12 +26,16 @@ standard input, key=- and key=@file a value.
   lessor login -method=userpass username=alice
   lessor login -method=approle role_id=app secret_id=@secret-id
 
-The token is kept in ~/.lessor-token (mode 0600). LESSOR_TOKEN and VAULT_TOKEN come before it; ~/.vault-token is used
-when it is missing.`,
+The token is kept in ~/.lessor-token (mode 0600); ~/.vault-token is read when that is missing. Or a program of yours keeps
+it: token_helper = "/path/to/it" in ~/.lessor or ~/.vault. LESSOR_TOKEN and VAULT_TOKEN come before what is kept.`,
 		0, -1, func(cmd *cobra.Command, args []string) error {
 			if tokenOnly {
 				field, noStore = "token", true
 			}
+			if noStore && noPrint {
+				return usage(cmd, "-no-store and -no-print exclude each other: nobody would have the token")
+			}
+			a.tokenless = true
 			c, err := a.connect()
 			if err != nil {
 				return err
@@ -39,6 +44,7 @@ when it is missing.`,
 			// A stale token must not come along: it has no part in this.
 			c = c.WithToken(client.Token{})
 			a.token = client.Token{}
+			method = cleanPath(method)
 			var answer *client.Response
 			if method == "" || method == "token" {
 				answer, err = a.loginByToken(cmd, c, args)
@@ -49,22 +55,35 @@ when it is missing.`,
 				return err
 			}
 			if answer.WrapInfo != nil {
+				if noStore {
+					if tokenOnly {
+						field = "wrapping_token"
+					}
+					return a.printAnswer(answer, field)
+				}
+				// What is to be kept is the token, not its wrapping.
+				wrapping := client.NewToken(answer.WrapInfo.Token)
+				if answer, err = c.WithToken(wrapping).WithWrapTTL(0).Write(cmd.Context(), "sys/wrapping/unwrap", nil); err != nil {
+					return err
+				}
+			}
+			if answer.Auth != nil && answer.Auth.MFARequirement != nil {
+				a.complain("The login needs a second factor: write the answer's mfa_request_id and the factor to sys/mfa/validate.\n")
 				return a.printAnswer(answer, field)
 			}
 			if answer.Auth == nil || answer.Auth.ClientToken == "" {
-				if answer.Auth != nil && answer.Auth.MFARequirement != nil {
-					return errors.New("the login needs a second factor: send the answer's mfa_request_id and the factor to sys/mfa/validate (lessor write)")
-				}
 				return errors.New("the server's answer holds no token")
 			}
-			if !noStore {
-				if err := a.tokenFile().Store(client.NewToken(answer.Auth.ClientToken)); err != nil {
+			if noStore {
+				if !tokenOnly {
+					a.complain("The token was not stored: set LESSOR_TOKEN to it to use it.\n")
+				}
+			} else if err := a.keep(client.NewToken(answer.Auth.ClientToken), !stored.Empty(), noPrint || field != ""); err != nil {
+				a.complain("The login succeeded, but the token could not be kept; here it is:\n")
+				if err := a.printAnswer(answer, field); err != nil {
 					return err
 				}
-				a.complain("Success! You are logged in; later commands use the token, kept in %s.", a.tokenFile().Path())
-				if a.env.Setting("TOKEN") != "" && !stored.Empty() {
-					a.complain("Warning: LESSOR_TOKEN or VAULT_TOKEN is set and comes before the stored token: unset it to use this login.")
-				}
+				return err
 			}
 			if noPrint {
 				return nil
@@ -78,28 +97,57 @@ when it is missing.`,
 	f.BoolVar(&noPrint, "no-print", false, "do not print the token")
 	f.BoolVar(&tokenOnly, "token-only", false, "print only the token, and do not keep it")
 	fieldFlag(command, &field)
+	a.completeFlag(command, "path", logins.complete)
 	_ = command.RegisterFlagCompletionFunc("method", cobra.FixedCompletions([]string{"token", "userpass", "approle"}, cobra.ShellCompDirectiveNoFileComp))
 	return command
 }
 
+// keep stores the token of a login, and says so unless the output is for a program.
+func (a *app) keep(token client.Token, hadOne, silent bool) error {
+	store, err := a.tokenStore()
+	if err != nil {
+		return err
+	}
+	if err := store.Store(token); err != nil {
+		return err
+	}
+	if !silent {
+		if err := a.say("Success! You are now authenticated. Later commands use the token, kept in %s.\n", store.Place()); err != nil {
+			return err
+		}
+	}
+	if a.env.Setting("TOKEN") != "" && hadOne {
+		a.complain("WARNING! LESSOR_TOKEN or VAULT_TOKEN is set and comes before the stored token: unset it to use this login.\n")
+	}
+	return nil
+}
+
 // loginByToken looks the token up, which proves that it works, and answers as a login would.
 func (a *app) loginByToken(cmd *cobra.Command, c *client.Client, args []string) (*client.Response, error) {
-	if len(args) > 1 {
+	lookup := true
+	var texts []string
+	for _, arg := range args {
+		if text, ok := strings.CutPrefix(arg, "lookup="); ok {
+			on, err := strconv.ParseBool(text)
+			if err != nil {
+				return nil, usage(cmd, "lookup must be true or false")
+			}
+			lookup = on
+			continue
+		}
+		texts = append(texts, strings.TrimPrefix(arg, "token="))
+	}
+	if len(texts) > 1 {
 		return nil, usage(cmd, "the token method takes one token")
 	}
 	var token client.Token
-	if len(args) == 1 {
-		text := strings.TrimPrefix(args[0], "token=")
-		if strings.HasPrefix(text, "@") {
-			content, err := os.ReadFile(text[1:])
-			if err != nil {
-				return nil, err
-			}
-			text = string(content)
-		}
-		var err error
-		if token, err = a.input.secretArgument(text); err != nil {
+	if len(texts) == 1 {
+		text, err := a.input.value(texts[0])
+		if err != nil {
 			return nil, fmt.Errorf("token: %w", err)
+		}
+		if token = client.NewToken(text); token.Empty() {
+			return nil, errors.New("token: the value is empty")
 		}
 	} else {
 		text, err := a.prompt(cmd.Context(), "Token")
@@ -109,6 +157,9 @@ func (a *app) loginByToken(cmd *cobra.Command, c *client.Client, args []string) 
 		if token = client.NewToken(text); token.Empty() {
 			return nil, errors.New("no token was given")
 		}
+	}
+	if !lookup {
+		return &client.Response{Auth: &client.Auth{ClientToken: token.Reveal()}}, nil
 	}
 	a.token = token
 	answer, err := c.WithToken(token).WithWrapTTL(0).Read(cmd.Context(), "auth/token/lookup-self", nil)
@@ -147,6 +198,10 @@ func (a *app) loginByMethod(cmd *cobra.Command, c *client.Client, method, path s
 	if err != nil {
 		return nil, err
 	}
+	if mount, ok := data["mount"].(string); ok && path == "" {
+		path = mount
+	}
+	delete(data, "mount")
 	if path == "" {
 		path = method
 	}
@@ -167,7 +222,7 @@ func (a *app) loginByMethod(cmd *cobra.Command, c *client.Client, method, path s
 			return nil, usage(cmd, "say which role logs in: role_id=ID")
 		}
 		// A role may do without a secret id: only a person is asked for one.
-		if data["secret_id"] == nil && isTerminal(a.input.stdin) {
+		if data["secret_id"] == nil && a.canAsk() {
 			if err := a.ask(cmd.Context(), data, "secret_id", "Secret ID"); err != nil {
 				return nil, err
 			}
@@ -188,10 +243,13 @@ func (a *app) ask(ctx context.Context, data map[string]any, key, title string) e
 	return err
 }
 
+// canAsk reports whether there is somebody to ask, who may be asked.
+func (a *app) canAsk() bool { return isTerminal(a.input.stdin) && !a.flags.nonInteractive }
+
 // prompt reads a line from the terminal without showing it. Without a terminal it fails and says what to do instead.
 func (a *app) prompt(ctx context.Context, title string) (string, error) {
-	file, ok := a.input.stdin.(*os.File)
-	if !ok || !isTerminal(file) {
+	file, _ := a.input.stdin.(*os.File)
+	if !a.canAsk() {
 		return "", fmt.Errorf("%s: there is no terminal to ask on; give it on standard input (-, or key=-) or from a file (key=@file)", strings.ToLower(title))
 	}
 	a.progress.end()

@@ -26,7 +26,7 @@ func (a *app) kvMetadataGet() *cobra.Command {
 			}
 			path := place.at("metadata")
 			answer, err := c.Read(ctx, path, nil)
-			if err = explainMissing(err, path, "What there is: lessor kv list "+place.parent()); err != nil {
+			if err = explainMissing(err, path, place.whereElse()); err != nil {
 				return err
 			}
 			if field != "" || answer.WrapInfo != nil {

@@ -33,8 +33,10 @@ type AdmitOptions struct {
 }
 
 func (a *app) operator() *cobra.Command {
-	command := group("operator", "Back up, restore, verify and look after a server", "",
-		a.operatorBackup(), a.operatorFence(), a.operatorSealStatus())
+	command := group("operator", "Initialize, unseal, back up, restore, verify and look after a server", "",
+		a.operatorInit(), a.operatorUnseal(), a.operatorSeal(), a.operatorSealStatus(), a.operatorMigrateSeal(), a.operatorRekey(),
+		a.operatorRotate(), a.operatorKeyStatus(), a.operatorGenerateRoot(), a.operatorStepDown(), a.operatorMembers(),
+		a.operatorBackup(), a.operatorFence())
 	if a.commands.Restore != nil {
 		command.AddCommand(a.operatorRestore())
 	}
@@ -215,7 +217,7 @@ func (a *app) operatorVerify() *cobra.Command {
 		},
 	}
 	store = storeFlags(command)
-	command.Flags().StringVar(&a.flags.format, "format", "", "`form` of the output: table, json or yaml (LESSOR_FORMAT, VAULT_FORMAT; default table)")
+	command.Flags().StringVar(&a.flags.format, "format", "", formatHelp)
 	return command
 }
 

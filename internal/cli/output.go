@@ -22,6 +22,7 @@ const (
 	formTable form = "table"
 	formJSON  form = "json"
 	formYAML  form = "yaml"
+	formRaw   form = "raw" // the answer's bytes as they came: only read has them
 )
 
 // format is the form that flag or environment ask for.
@@ -31,12 +32,20 @@ func (a *app) format() (form, error) {
 		text = a.env.Setting("FORMAT")
 	}
 	switch f := form(strings.ToLower(text)); f {
-	case "":
+	case "", "pretty": // Vault's users have it for one command, which lessor does not have
 		return formTable, nil
-	case formTable, formJSON, formYAML:
+	case "yml":
+		return formYAML, nil
+	case formTable, formJSON, formYAML, formRaw:
 		return f, nil
 	}
-	return "", errors.New("the format must be table, json or yaml (-format, LESSOR_FORMAT, VAULT_FORMAT)")
+	return "", errors.New("the format must be table, json, yaml or raw (-format, LESSOR_FORMAT, VAULT_FORMAT)")
+}
+
+// forPeople reports whether output is a table, which nobody parses without care: only then are there words beside it.
+func (a *app) forPeople() bool {
+	f, err := a.format()
+	return err == nil && f == formTable
 }
 
 // print writes value as JSON or YAML, or calls table to write it for people.
@@ -45,8 +54,11 @@ func (a *app) print(value any, table func() error) error {
 	if err != nil {
 		return err
 	}
-	if f == formTable {
+	switch f {
+	case formTable:
 		return table()
+	case formRaw:
+		return errors.New("-format=raw is for lessor read only: use table, json or yaml")
 	}
 	text, err := marshal(value)
 	if err != nil {
@@ -131,9 +143,14 @@ func (a *app) printAnswer(answer *client.Response, field string) error {
 	return a.print(answer, func() error { return a.pairs(answerRows(answer)) })
 }
 
+// warn tells people what the server wants to be known besides. Who asked for JSON or YAML has the warnings in it.
 func (a *app) warn(answer *client.Response) {
+	if len(answer.Warnings) == 0 || !a.forPeople() {
+		return
+	}
+	a.complain("WARNING! The server has this to say:\n")
 	for _, warning := range answer.Warnings {
-		a.complain("Warning: %s", printable(warning))
+		a.complain("  * %s\n", printable(warning))
 	}
 }
 
@@ -222,28 +239,14 @@ func cell(key string, value any) string {
 			}
 		}
 	}
-	switch v := value.(type) {
-	case nil:
+	if value == "" {
 		return "n/a"
-	case string:
-		return printable(v)
-	case json.Number:
-		return v.String()
-	case bool:
-		return strconv.FormatBool(v)
-	case []any:
-		cells := make([]string, len(v))
-		for i, element := range v {
-			cells[i] = cell("", element)
-		}
-		return "[" + strings.Join(cells, " ") + "]"
 	}
-	text, err := compact(value)
-	if err != nil {
-		return "?"
-	}
-	return printable(text)
+	return plain(value)
 }
+
+// plain writes a value as Vault's command line does, which is Go's way: [a b], map[k:v], <nil>.
+func plain(value any) string { return printable(fmt.Sprint(value)) }
 
 func isDuration(key string) bool {
 	for _, name := range []string{"ttl", "period", "duration"} {
@@ -266,7 +269,7 @@ func compact(value any) (string, error) {
 func (a *app) printField(answer *client.Response, field string) error {
 	value, ok := answerField(answer, field)
 	if !ok {
-		return fmt.Errorf("there is no field %q in the answer", field)
+		return &fieldMissing{field}
 	}
 	return a.printValue(value)
 }
@@ -310,8 +313,8 @@ func (a *app) printValue(value any) error {
 	if err != nil {
 		return err
 	}
-	text, plain := value.(string)
-	if f != formTable || !plain {
+	text := fmt.Sprint(value)
+	if f != formTable && f != formRaw {
 		var b []byte
 		if b, err = marshal(value); err == nil && f == formYAML {
 			b, err = yaml(b)
@@ -328,20 +331,55 @@ func (a *app) printValue(value any) error {
 	return err
 }
 
-// printKeys writes the keys of a list.
-func (a *app) printKeys(answer *client.Response) error {
-	a.warn(answer)
+// printKeys writes the keys of a list, and if detailed what the server tells of each.
+func (a *app) printKeys(answer *client.Response, detailed bool) error {
 	if answer.WrapInfo != nil {
 		return a.printAnswer(answer, "")
 	}
-	keys := answer.Keys()
-	return a.print(keys, func() error {
+	a.warn(answer)
+	keys := slices.Sorted(slices.Values(answer.Keys()))
+	about, _ := answer.Data["key_info"].(map[string]any)
+	if !detailed {
+		about = nil
+	}
+	var value any = keys
+	if detailed {
+		value = answer
+	}
+	return a.print(value, func() error {
+		seen := map[string]bool{}
+		for _, key := range keys {
+			of, _ := about[key].(map[string]any)
+			for name := range of {
+				seen[name] = true
+			}
+		}
+		columns := slices.Sorted(maps.Keys(seen))
 		rows := make([]row, len(keys))
 		for i, key := range keys {
 			rows[i] = row{printableLine(key)}
+			of, _ := about[key].(map[string]any)
+			for _, column := range columns {
+				text := "n/a"
+				if value, ok := of[column]; ok {
+					text = printableLine(cell(column, value))
+				}
+				rows[i] = append(rows[i], text)
+			}
 		}
-		return a.table(row{"Keys"}, rows)
+		return a.table(append(row{"Keys"}, columns...), rows)
 	})
+}
+
+// printNoKeys is what a list of nothing answers to who asked for JSON or YAML; for people err says it.
+func (a *app) printNoKeys(err error) error {
+	if _, missing := errors.AsType[*nothingThere](err); !missing || a.forPeople() {
+		return err
+	}
+	if err := a.print(map[string]any{}, func() error { return nil }); err != nil {
+		return err
+	}
+	return ExitCode(exitRemote)
 }
 
 // banner is a heading in the middle of a line of equals signs, about as wide as what is below it.

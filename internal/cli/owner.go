@@ -32,7 +32,7 @@ func (a *app) ownerGet() *cobra.Command {
 			return a.printAnswer(answer, field)
 		})
 	fieldFlag(command, &field)
-	return command
+	return a.completeArgument(command, 0, completePath)
 }
 
 func (a *app) ownerSet() *cobra.Command {
@@ -103,7 +103,7 @@ func (a *app) ownerList() *cobra.Command {
 }
 
 func (a *app) holders() *cobra.Command {
-	return a.remote("holders PATH", "List who holds a secret: which version, since when, until when", "",
+	return a.completeArgument(a.remote("holders PATH", "List who holds a secret: which version, since when, until when", "",
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
 			if err != nil {
@@ -148,11 +148,11 @@ func (a *app) holders() *cobra.Command {
 				}
 				return a.table(row{"Holder", "Instance", "Version", "First Read", "Last Read", "Expires", "Lease"}, rows)
 			})
-		})
+		}), 0, completePath)
 }
 
 func (a *app) exposures() *cobra.Command {
-	return a.remote("exposures PATH", "List versions of a secret that somebody may know who should not any more", `
+	return a.completeArgument(a.remote("exposures PATH", "List versions of a secret that somebody may know who should not any more", `
 Such a version should be replaced: a lease on it was revoked or lapsed, and nobody can make its holder forget it.`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -197,7 +197,7 @@ Such a version should be replaced: a lease on it was revoked or lapsed, and nobo
 				}
 				return a.table(row{"Path", "Version", "Time", "Holder", "Instance", "Owner", "Cause"}, rows)
 			})
-		})
+		}), 0, completePath)
 }
 
 // moment writes a time to the second; - for none.
@@ -253,7 +253,7 @@ ends with -sync.
 				return err
 			}
 			if answer.Empty() {
-				return a.revoked(answer)
+				return a.revoked(answer, "Revoked by "+by+": "+value)
 			}
 			return a.printAnswer(answer, "")
 		})

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const policies = "sys/policies/acl/"
+const acl = "sys/policies/acl/"
 
 func (a *app) policy() *cobra.Command {
 	return group("policy", "Read and write policies, which say who may do what", "",
@@ -27,8 +27,8 @@ func (a *app) policyList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		answer, err := c.List(cmd.Context(), policies)
-		if err = explainMissing(err, policies, ""); err != nil {
+		answer, err := c.List(cmd.Context(), acl)
+		if err = explainMissing(err, acl, ""); err != nil {
 			return err
 		}
 		if answer.WrapInfo != nil {
@@ -47,13 +47,13 @@ func (a *app) policyList() *cobra.Command {
 }
 
 func (a *app) policyRead() *cobra.Command {
-	return a.remote("read NAME", "Print a policy", "", 1, 1, func(cmd *cobra.Command, args []string) error {
+	return a.completeArgument(a.remote("read NAME", "Print a policy", "", 1, 1, func(cmd *cobra.Command, args []string) error {
 		c, err := a.connect()
 		if err != nil {
 			return err
 		}
-		answer, err := c.Read(cmd.Context(), policies+cleanPath(args[0]), nil)
-		if err = explainMissing(err, policies+args[0], "What there is: lessor policy list"); err != nil {
+		answer, err := c.Read(cmd.Context(), acl+cleanPath(args[0]), nil)
+		if err = explainMissing(err, acl+args[0], "What there is: lessor policy list"); err != nil {
 			return err
 		}
 		if answer.WrapInfo != nil {
@@ -65,14 +65,14 @@ func (a *app) policyRead() *cobra.Command {
 		}
 		a.warn(answer)
 		return a.print(answer.Data, func() error {
-			_, err := fmt.Fprintln(a.out, strings.TrimSuffix(text, "\n"))
+			_, err := fmt.Fprintln(a.out, strings.TrimSpace(text))
 			return err
 		})
-	})
+	}), 0, completeUnder(acl))
 }
 
 func (a *app) policyWrite() *cobra.Command {
-	return a.remote("write NAME FILE", "Write a policy from a file, or from standard input (-)", `
+	return a.completeArgument(a.remote("write NAME FILE", "Write a policy from a file, or from standard input (-)", `
   lessor policy write app app.hcl
   generate | lessor policy write app -`,
 		2, 2, func(cmd *cobra.Command, args []string) error {
@@ -84,30 +84,34 @@ func (a *app) policyWrite() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			answer, err := c.Write(cmd.Context(), policies+cleanPath(args[0]), map[string]any{"policy": text})
+			answer, err := c.Write(cmd.Context(), acl+cleanPath(args[0]), map[string]any{"policy": text})
 			if err != nil {
 				return err
 			}
 			a.warn(answer)
-			return a.say("Success! Uploaded policy: %s", args[0])
-		})
+			name := strings.ToLower(strings.TrimSpace(args[0]))
+			if name != args[0] {
+				a.complain("The policy's name is lower case: %s", printableLine(name))
+			}
+			return a.say("Success! Uploaded policy: %s", name)
+		}), 0, completeUnder(acl))
 }
 
 func (a *app) policyDelete() *cobra.Command {
-	return a.remote("delete NAME", "Delete a policy", `
+	return a.completeArgument(a.remote("delete NAME", "Delete a policy", `
 Tokens that name it keep the name and lose what it granted.`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
 			if err != nil {
 				return err
 			}
-			answer, err := c.Delete(cmd.Context(), policies+cleanPath(args[0]), nil)
+			answer, err := c.Delete(cmd.Context(), acl+cleanPath(args[0]), nil)
 			if err != nil {
 				return err
 			}
 			a.warn(answer)
 			return a.say("Success! Deleted policy: %s", args[0])
-		})
+		}), 0, completeUnder(acl))
 }
 
 func (a *app) policyFormat() *cobra.Command {

@@ -43,7 +43,14 @@ The first start writes a bootstrap root token to a file that only you can read, 
 				return cmd.Help()
 			}
 			return a.commands.Server.Run(cmd.Context(), ServerOptions{
-				Args: args, Version: a.commands.Version, StoreToken: a.tokenFile().Store, Out: a.out, Err: a.err,
+				Args: args, Version: a.commands.Version, Out: a.out, Err: a.err,
+				StoreToken: func(token client.Token) error {
+					store, err := a.tokenStore()
+					if err != nil {
+						return err
+					}
+					return store.Store(token)
+				},
 			})
 		},
 	}

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 
@@ -19,27 +22,44 @@ Exit codes: 0 unsealed, 2 sealed, 1 an error, or no server. Needs no token; with
 			if err != nil {
 				return err
 			}
-			c = c.WithWrapTTL(0)
+			c = c.WithWrapTTL(0).WithNamespace("")
 			answer, err := c.WithToken(client.Token{}).Read(cmd.Context(), "sys/seal-status", nil)
+			if _, shown := errors.AsType[preview](err); shown {
+				return err
+			}
 			if err != nil {
 				a.progress.end()
-				a.complain("Error: %s", printable(err.Error()))
+				a.complain("%s", sentence(err))
 				if advice := a.advice(err); advice != "" {
 					a.complain("%s", advice)
 				}
 				return ExitCode(exitLocal)
 			}
-			state := answer.Data
-			info := a.info(cmd.Context(), c)
-			if info != nil {
-				state["lessor"] = info
+			if err := a.printSeal(cmd.Context(), c, answer.Data); err != nil {
+				return err
 			}
-			err = a.print(state, func() error { return a.pairs(statusRows(state, info)) })
-			if sealed, _ := state["sealed"].(bool); err == nil && sealed {
+			if sealed, _ := answer.Data["sealed"].(bool); sealed {
 				return ExitCode(exitRemote)
 			}
-			return err
+			return nil
 		})
+}
+
+// printSeal writes the state of the seal, with what the server tells of itself besides.
+func (a *app) printSeal(ctx context.Context, c *client.Client, state map[string]any) error {
+	state = maps.Clone(state)
+	if leader, err := c.WithToken(client.Token{}).WithWrapTTL(0).WithNamespace("").Read(ctx, "sys/leader", nil); err == nil {
+		for _, key := range []string{"ha_enabled", "is_self", "active_time", "leader_address", "leader_cluster_address", "performance_standby", "last_wal"} {
+			if value, ok := leader.Data[key]; ok {
+				state[key] = value
+			}
+		}
+	}
+	info := a.info(ctx, c)
+	if info != nil {
+		state["lessor"] = info
+	}
+	return a.print(state, func() error { return a.pairs(statusRows(state, info)) })
 }
 
 // info is what lessor tells of itself to those who may know; nil for others, and from other servers.
@@ -47,31 +67,55 @@ func (a *app) info(ctx context.Context, c *client.Client) map[string]any {
 	if c.Token().Empty() {
 		return nil
 	}
-	answer, err := c.Read(ctx, "sys/lessor/info", nil)
+	answer, err := c.WithWrapTTL(0).Read(ctx, "sys/lessor/info", nil)
 	if err != nil {
 		return nil
 	}
 	return answer.Data
 }
 
-// statusRows puts what people look for first into words; what else the server says follows under its own name.
+// statusRows has Vault's rows in Vault's order; what lessor says of itself follows.
 func statusRows(state, info map[string]any) []row {
-	known := []struct{ key, title string }{
-		{"type", "Seal Type"}, {"initialized", "Initialized"}, {"sealed", "Sealed"}, {"n", "Total Shares"}, {"t", "Threshold"},
-		{"progress", "Unseal Progress"}, {"version", "Version"}, {"lessor_version", "Lessor Version"}, {"build_date", "Build Date"},
-		{"storage_type", "Storage Type"}, {"cluster_name", "Cluster Name"}, {"cluster_id", "Cluster ID"},
-		{"ha_enabled", "HA Enabled"}, {"recovery_seal", "Recovery Seal"},
+	sealed, _ := state["sealed"].(bool)
+	recovery, _ := state["recovery_seal"].(bool)
+	shares := "Total Shares"
+	if recovery {
+		shares = "Total Recovery Shares"
 	}
 	var rows []row
-	for _, k := range known {
-		value, ok := state[k.key]
-		if !ok || value == nil || value == "" {
-			continue
+	add := func(title string, value any, when bool) {
+		if when && value != nil && value != "" {
+			rows = append(rows, row{title, printableLine(cell("", value))})
 		}
-		if sealed, _ := state["sealed"].(bool); k.key == "progress" && !sealed {
-			continue
+	}
+	add("Seal Type", state["type"], true)
+	add("Recovery Seal Type", state["recovery_seal_type"], recovery)
+	add("Initialized", state["initialized"], true)
+	add("Sealed", state["sealed"], true)
+	add(shares, state["n"], true)
+	add("Threshold", state["t"], true)
+	add("Unseal Progress", fmt.Sprintf("%v/%v", state["progress"], state["t"]), sealed)
+	if sealed {
+		rows = append(rows, row{"Unseal Nonce", printableLine(cell("", orEmpty(state["nonce"])))})
+	}
+	add("Seal Migration in Progress", state["migration"], state["migration"] == true)
+	add("Version", state["version"], true)
+	add("Lessor Version", state["lessor_version"], true)
+	add("Build Date", state["build_date"], true)
+	add("Storage Type", state["storage_type"], true)
+	add("Cluster Name", state["cluster_name"], true)
+	add("Cluster ID", state["cluster_id"], true)
+	ha, _ := state["ha_enabled"].(bool)
+	add("HA Enabled", ha, true)
+	if ha && !sealed {
+		mode := "standby"
+		if self, _ := state["is_self"].(bool); self {
+			mode = "active"
 		}
-		rows = append(rows, row{k.title, cell("", value)})
+		add("HA Cluster", state["leader_cluster_address"], true)
+		add("HA Mode", mode, true)
+		add("Active Since", state["active_time"], mode == "active")
+		add("Active Node Address", cmp.Or(orEmpty(state["leader_address"]), "<none>"), mode == "standby")
 	}
 	for _, r := range dataRows(info) {
 		titles := map[string]string{
@@ -105,28 +149,29 @@ func (a *app) version() *cobra.Command {
 	return command
 }
 
-func (a *app) completion(root *cobra.Command) *cobra.Command {
-	command := &cobra.Command{
-		Use: "completion SHELL", Short: "Print a script that completes commands in bash, zsh, fish or powershell",
-		Long: describe("Print a script that completes commands in bash, zsh, fish or powershell", `
-  source <(lessor completion bash)
-  lessor completion zsh > "${fpath[1]}/_lessor"
-  lessor completion fish > ~/.config/fish/completions/lessor.fish`),
-		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
-		Args:      arguments(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			switch args[0] {
-			case "bash":
-				return root.GenBashCompletionV2(a.out, true)
-			case "zsh":
-				return root.GenZshCompletion(a.out)
-			case "fish":
-				return root.GenFishCompletion(a.out, true)
-			case "powershell":
-				return root.GenPowerShellCompletionWithDesc(a.out)
+// versionHistory lists which versions served the store.
+func (a *app) versionHistory() *cobra.Command {
+	return a.remote("version-history", "List the versions that served the store, and since when", "", 0, 0,
+		func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
 			}
-			return usage(cmd, "it must be bash, zsh, fish or powershell")
-		},
-	}
-	return command
+			answer, err := c.List(cmd.Context(), "sys/version-history/")
+			if err = explainMissing(err, "sys/version-history", ""); err != nil {
+				return err
+			}
+			a.warn(answer)
+			return a.print(answer, func() error {
+				about, _ := answer.Data["key_info"].(map[string]any)
+				var rows []row
+				for _, version := range answer.Keys() {
+					of, _ := about[version].(map[string]any)
+					rows = append(rows, row{
+						printableLine(version), printableLine(cell("", orEmpty(of["timestamp_installed"]))), printableLine(cell("", orEmpty(of["build_date"]))),
+					})
+				}
+				return a.table(row{"Version", "Installation Time", "Build Date"}, rows)
+			})
+		})
 }

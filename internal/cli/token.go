@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -83,6 +84,7 @@ of the current token, or fewer.
 	f.StringVar(&entityAlias, "entity-alias", "", "`name` of the entity alias it acts for; needs -role")
 	f.StringVar(&id, "id", "", "the `token` itself, - for standard input (default made by the server, which is safer)")
 	fieldFlag(command, &field)
+	a.completeFlag(command, "policy", completeUnder(acl))
 	return command
 }
 
@@ -123,7 +125,7 @@ func accessorFlag(command *cobra.Command, byAccessor *bool) {
 }
 
 func (a *app) tokenRenew() *cobra.Command {
-	var byAccessor bool
+	var byAccessor, strict bool
 	var increment duration
 	var field string
 	command := a.remote("renew [TOKEN | ACCESSOR]", "Renew a token (default the current one)", "",
@@ -145,9 +147,31 @@ func (a *app) tokenRenew() *cobra.Command {
 				}
 				path, body["token"] = "auth/token/renew", token.Reveal()
 			}
-			return a.call(cmd, path, body, "Token renewed.", field)
+			if !strict {
+				return a.call(cmd, path, body, "Token renewed.", field)
+			}
+			asked, err := client.ParseDuration(string(increment))
+			if err != nil {
+				return usage(cmd, "-fail-if-not-fulfilled needs -increment")
+			}
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			answer, err := c.Write(cmd.Context(), path, body)
+			if err != nil {
+				return err
+			}
+			if err := a.printAnswer(answer, field); err != nil {
+				return err
+			}
+			if answer.Auth != nil && time.Duration(answer.Auth.LeaseDuration)*time.Second < asked {
+				return fmt.Errorf("the token was renewed for %s only: its maximum is near, or its role or mount allows no more", seconds(answer.Auth.LeaseDuration))
+			}
+			return nil
 		})
 	accessorFlag(command, &byAccessor)
+	command.Flags().BoolVar(&strict, "fail-if-not-fulfilled", false, "fail if it was extended by less than -increment asks for")
 	command.Flags().VarP(&increment, "increment", "i", "how long to extend it, from now, as a `duration` (default its own)")
 	fieldFlag(command, &field)
 	return command
@@ -164,13 +188,13 @@ func (a *app) tokenRevoke() *cobra.Command {
 			case self && (len(args) > 0 || byAccessor || mode != ""):
 				return usage(cmd, "-self stands alone")
 			case self:
-				return a.call(cmd, "auth/token/revoke-self", nil, "Revoked token.", "")
+				return a.call(cmd, "auth/token/revoke-self", nil, "Revoked token (if it existed)", "")
 			case len(args) == 0:
 				return usage(cmd, "say which token: TOKEN, -accessor ACCESSOR, or -self for the current one")
 			case byAccessor && mode != "":
 				return usage(cmd, "-accessor and -mode exclude each other")
 			case byAccessor:
-				return a.call(cmd, "auth/token/revoke-accessor", map[string]any{"accessor": args[0]}, "Revoked token.", "")
+				return a.call(cmd, "auth/token/revoke-accessor", map[string]any{"accessor": args[0]}, "Revoked token (if it existed)", "")
 			}
 			switch mode {
 			case "path":
@@ -182,7 +206,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.revoked(answer)
+				return a.revoked(answer, "Revoked any tokens made under: "+cleanPath(args[0]))
 			case "", "orphan":
 			default:
 				return usage(cmd, "-mode must be orphan or path")
@@ -195,7 +219,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 			if mode == "orphan" {
 				path += "-orphan"
 			}
-			return a.call(cmd, path, map[string]any{"token": token.Reveal()}, "Revoked token.", "")
+			return a.call(cmd, path, map[string]any{"token": token.Reveal()}, "Revoked token (if it existed)", "")
 		})
 	accessorFlag(command, &byAccessor)
 	command.Flags().BoolVar(&self, "self", false, "revoke the current token")
@@ -241,7 +265,7 @@ func (a *app) tokenCapabilities() *cobra.Command {
 			})
 		})
 	accessorFlag(command, &byAccessor)
-	return command
+	return a.completeArgument(command, 0, completePath)
 }
 
 func capabilitiesOf(answer *client.Response, path string) []string {
