@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/lockout"
 )
 
 // Config is a server's configuration. Flags and Parse make it complete; Validate has accepted it.
@@ -30,6 +31,7 @@ type Config struct {
 	Seal      Seal
 	Audit     Audit
 	Dev       Dev
+	Lockout   lockout.Settings // of users who fail to log in
 
 	RequireOwner    bool          // refuse mounts, roles and secrets that nobody owns
 	DefaultLeaseTTL time.Duration // of tokens and dynamic credentials, where nothing nearer says so
@@ -116,7 +118,7 @@ func (c *Config) complete(env environment) error {
 	if len(c.Listeners) == 0 {
 		c.Listeners = []Listener{{Address: defaultAddress, MinVersion: tls.VersionTLS12}}
 	}
-	return nil
+	return c.lockoutFrom(env)
 }
 
 const defaultAddress = "127.0.0.1:8200"

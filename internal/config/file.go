@@ -49,6 +49,7 @@ func (c *Config) read(files []string) error {
 		}
 		d.file(file, src)
 	}
+	d.lockoutTerms()
 	return errors.Join(d.wrong...)
 }
 
@@ -86,6 +87,8 @@ type decoder struct {
 	config *Config
 	places map[string]string // where each setting was set
 	wrong  []error
+
+	lockouts []said
 }
 
 // setting takes over an attribute's value. Its error continues "NAME " and never repeats the value.
@@ -120,6 +123,7 @@ func (d *decoder) file(name string, src []byte) {
 		{Type: "seal", LabelNames: []string{"type"}},
 		{Type: "storage", LabelNames: []string{"type"}},
 		{Type: "telemetry"},
+		{Type: "user_lockout", LabelNames: []string{"type"}},
 	})
 	for _, b := range blocks {
 		d.block(b)
@@ -151,6 +155,8 @@ func (d *decoder) block(b *hcl.Block) {
 			return
 		}
 		d.listener(b)
+	case "user_lockout":
+		d.lockoutBlock(b)
 	case "telemetry": // Vault's sinks; lessor's metrics need no setting
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/lockout"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/policy/book"
@@ -36,6 +37,7 @@ type Options struct {
 	Log          *slog.Logger
 	Backends     map[string]engine.Backend // by mount type
 	RequireOwner bool                      // refuse to create what nobody owns
+	Lockout      lockout.Settings          // of users who fail to log in
 	DefaultTTL   time.Duration             // of tokens and leases; 0: 768 h
 	MaxTTL       time.Duration             // 0: 768 h
 	ApplyTimeout time.Duration             // of one touch of a target for a request; 0: 30 s
@@ -56,6 +58,7 @@ type Core struct {
 	counters counters
 
 	strangers *tally.Tally
+	guard     lockout.Guard
 	upgrading sync.Mutex // one upgrade at a time
 }
 
@@ -99,6 +102,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.every(ctx, removalEvery, "upgrading a mount", c.Upgrade) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
+	all.Go(func() { c.every(ctx, retentionEvery, "dropping locks that are over", c.expireLocks) })
 	all.Wait()
 }
 

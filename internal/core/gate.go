@@ -35,6 +35,7 @@ type walk struct {
 	reply     *engine.Reply
 	warnings  []string
 	tombstone string // id of the tombstone that the operation puts
+	suspected *suspected
 }
 
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
@@ -223,9 +224,12 @@ func (w *walk) plan(ctx context.Context) error {
 	if err := w.owned(); err != nil {
 		return err
 	}
+	if err := w.barred(); err != nil {
+		return err
+	}
 	w.reply, err = handler(ctx, r)
 	if err != nil {
-		return err
+		return w.failed(err)
 	}
 	if w.reply == nil {
 		w.reply = &engine.Reply{}
@@ -344,10 +348,16 @@ func (w *walk) refuse(ctx context.Context, cause error) error {
 	rec := w.record(audit.Done)
 	rec.ErrorKind = api.KindOf(cause).String()
 	rec.Note = note(cause)
+	txn := &store.Txn{Audit: []audit.Record{rec}}
+	if w.suspected != nil && w.suspected.locks {
+		if err := w.lock(ctx, txn); err != nil {
+			return err
+		}
+		return cause
+	}
 	if w.counted(cause, rec) {
 		return cause
 	}
-	txn := &store.Txn{Audit: []audit.Record{rec}}
 	if api.KindOf(cause) != api.Unauthenticated {
 		if err := w.spend(txn); err != nil {
 			return err
@@ -440,6 +450,8 @@ func note(err error) string {
 		return "wrapping token unknown or used: suspect that somebody else unwrapped"
 	case errors.Is(err, errMissingToken):
 		return "no token"
+	case errors.Is(err, errLocked):
+		return "locked out"
 	}
 	return ""
 }

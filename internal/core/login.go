@@ -17,6 +17,7 @@ import (
 // of it, with what the method used up, is one commit.
 func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lessor.Auth, error) {
 	now := w.op.Time
+	w.trusted(txn)
 	t := l.Token
 	m := &engine.Mint{
 		Name: w.mount.Type, Policies: t.Policies, NoDefault: t.NoDefaultPolicy, Metadata: l.Metadata,

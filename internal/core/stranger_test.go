@@ -9,6 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -132,4 +133,19 @@ func TestDenialsOfHoldersAreRecordsOfTheirOwn(t *testing.T) {
 	if n := len(g.since(seq)); n != 5 {
 		t.Errorf("%d records of 5 denials", n)
 	}
+}
+
+// mountAt is the mount at a path.
+func (g *gate) mountAt(path string) *mount.Entry {
+	g.Helper()
+	v, err := g.db.View()
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer v.Close()
+	table, err := mount.Load(v)
+	if err != nil {
+		g.Fatal(err)
+	}
+	return table.ByPath(path)
 }

@@ -6,6 +6,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/netip"
 	"time"
@@ -38,10 +39,25 @@ type Route struct {
 	Exists  func(*Request) (bool, error) // existence check: nil means that every write is an update
 	Sudo    bool                         // root-protected: needs sudo besides
 	Open    bool                         // needs no token: logins and their like
+	Subject SubjectOf                    // logins that can be guessed at: whom they would log in
 	Fold    bool                         // names in the path have no case: a rule that refuses the lower-case spelling refuses all
 	Owned   bool                         // a Read tells the owner of what it shows, if it has one
 	Free    bool                         // any data is accepted without a warning (KV v1, cubbyhole)
 }
+
+// SubjectOf says of a login whom it would log in, from what it says and before anything of it is believed. The request is bound;
+// it has no Grant.
+type SubjectOf func(*Request) (Subject, error)
+
+// Subject is whom a login would log in.
+type Subject struct {
+	Alias string // name of the alias at the mount; empty: the request does not say
+	Role  string // name of the role; empty: there is none
+	Known bool   // there is such a user or role
+}
+
+// ErrCredentials is the cause (api.Error.Cause) of the refusal of a login whose proof is wrong: it counts towards a lockout.
+var ErrCredentials = errors.New("wrong credentials")
 
 // Handler decides what an operation does. It may be called again for the same Op when the ground moved.
 type Handler func(ctx context.Context, r *Request) (*Reply, error)

@@ -49,6 +49,7 @@ func (b backends) connect(n *Node, c *core.Core) {
 	*b.system = system.Backend{
 		Store: n.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: n.info,
 		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade,
+		Lockout: n.config.Lockout,
 		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 	}
 }

@@ -163,7 +163,7 @@ func (n *Node) start(ctx context.Context) error {
 	backends := n.backends()
 	c, err := core.New(core.Options{
 		Store: n.db, Keys: n.keys, Random: n.o.Random, Log: n.log, Backends: backends.all,
-		RequireOwner: n.config.RequireOwner, DefaultTTL: n.config.DefaultLeaseTTL, MaxTTL: n.config.MaxLeaseTTL,
+		RequireOwner: n.config.RequireOwner, Lockout: n.config.Lockout, DefaultTTL: n.config.DefaultLeaseTTL, MaxTTL: n.config.MaxLeaseTTL,
 	})
 	if err != nil {
 		return err

@@ -57,13 +57,30 @@ func (Backend) Routes() []engine.Route {
 		},
 		{Pattern: "tidy/secret-id", Help: "Clear away expired secret ids now.", Ops: ops{lessor.Update: tidy}},
 		{
-			Pattern: "login", Help: "Log in.", Open: true, Ops: ops{lessor.Update: login},
+			Pattern: "login", Help: "Log in.", Open: true, Subject: subject, Ops: ops{lessor.Update: login},
 			Fields: append(secret[:1:1], engine.Field{Name: "role_id", Type: engine.String, Help: "the role id"}),
 		},
 	}, settingRoutes()...)
 }
 
-func refused() error { return api.Errorf(api.Invalid, "invalid role or secret ID") }
+func refused() error {
+	return &api.Error{Kind: api.Invalid, Text: "invalid role or secret ID", Cause: engine.ErrCredentials}
+}
+
+func missingSecretID() error { return api.Errorf(api.Invalid, "missing secret_id") }
+
+// subject is the role that a login's role id names.
+func subject(r *engine.Request) (engine.Subject, error) {
+	roleID := strings.TrimSpace(r.Str("role_id"))
+	if roleID == "" {
+		return engine.Subject{}, nil
+	}
+	ro, _, err := get(r, byRoleID(r, roleID))
+	if err != nil || ro == nil {
+		return engine.Subject{Alias: roleID}, err
+	}
+	return engine.Subject{Alias: roleID, Role: ro.Name, Known: true}, nil
+}
 
 func login(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	roleID := strings.TrimSpace(r.Str("role_id"))
@@ -75,6 +92,9 @@ func login(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 		return nil, err
 	}
 	if ro == nil {
+		if strings.TrimSpace(r.Str("secret_id")) == "" {
+			return nil, missingSecretID() // as of most roles there are: it tells nobody which
+		}
 		return nil, refused()
 	}
 	reply := &engine.Reply{}
@@ -106,7 +126,7 @@ func login(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 func present(r *engine.Request, ro *role, reply *engine.Reply) (*secretID, error) {
 	id := strings.TrimSpace(r.Str("secret_id"))
 	if id == "" {
-		return nil, api.Errorf(api.Invalid, "missing secret_id")
+		return nil, missingSecretID()
 	}
 	s, row, err := ro.find(r, r.Opener.TokenHash(id))
 	switch {

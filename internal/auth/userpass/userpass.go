@@ -59,7 +59,7 @@ func (b *Backend) Routes() []engine.Route {
 		{Pattern: "users/{username}/password", Fold: true, Help: "Set a user's password.", Fields: passwords, Ops: ops{lessor.Update: b.setPassword}},
 		{Pattern: "users/{username}/policies", Fold: true, Help: "Set a user's policies.", Fields: policies, Ops: ops{lessor.Update: setPolicies}},
 		{
-			Pattern: "login/{username}", Help: "Log in.", Open: true, Fields: passwords[:1],
+			Pattern: "login/{username}", Help: "Log in.", Open: true, Subject: subject, Fields: passwords[:1],
 			Ops: ops{lessor.Update: b.login},
 		},
 	}
@@ -207,7 +207,9 @@ func remove(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 
 func missingPassword() error { return api.Errorf(api.Invalid, "missing password") }
 func unknownUser() error     { return api.Errorf(api.Invalid, "username does not exist") }
-func refused() error         { return api.Errorf(api.Invalid, "invalid username or password") }
+func refused() error {
+	return &api.Error{Kind: api.Invalid, Text: "invalid username or password", Cause: engine.ErrCredentials}
+}
 
 const (
 	longest = 72 // bytes of a password that bcrypt looks at
@@ -261,6 +263,13 @@ func (b *Backend) turn(ctx context.Context, work func() error) error {
 
 // nobody is the hash that the passwords of unknown users are compared with, so that they take as long as those of known ones.
 var nobody = "$2a$10$EehSWu4FjISZEmYA7dY4tOL1KJR6FQccjvCLN9SqVLHUn541q8EbG"
+
+// subject is the user that a login names.
+func subject(r *engine.Request) (engine.Subject, error) {
+	name := strings.ToLower(r.Param("username"))
+	row, err := r.View.Get(userKey(r, store.Config, name))
+	return engine.Subject{Alias: name, Known: row.Exists()}, err
+}
 
 func (b *Backend) login(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
 	name, err := named(r)
