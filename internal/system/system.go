@@ -25,7 +25,7 @@ type Backend struct {
 	Reaper       *lease.Reaper
 	Backends     map[string]engine.Backend // by mount type: what can be mounted
 	RequireOwner bool
-	Lockout      lockout.Settings // of users who fail to log in
+	Lockout      lockout.Settings                             // of users who fail to log in
 	Reported     string                                       // the version that Vault's clients compare with
 	Upgrade      func(ctx context.Context) error              // makes what was kv of version 1 version 2, where that was asked for
 	Metrics      func(ctx context.Context, w io.Writer) error // Prometheus's text format
@@ -40,8 +40,10 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 // Routes is the method table.
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
-	for _, part := range [][]engine.Route{b.mountRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.ownRoutes(), b.lockedUserRoutes()} {
-	for _, part := range [][]engine.Route{b.mountRoutes(), b.uiRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.ownRoutes()} {
+	for _, part := range [][]engine.Route{
+		b.mountRoutes(), b.uiRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.ownRoutes(),
+		b.lockedUserRoutes(),
+	} {
 		routes = append(routes, part...)
 	}
 	return routes
