@@ -22,6 +22,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/policy/book"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/tally"
@@ -55,6 +56,8 @@ type Core struct {
 	tombs    cache[lease.Tombs]
 	past     cache[lease.Tombs]
 	reaper   *lease.Reaper
+	rotator  *rotation.Worker
+	turning  claims
 	counters counters
 
 	strangers *tally.Tally
@@ -90,14 +93,18 @@ func New(o Options) (*Core, error) {
 	c.reaper = lease.New(lease.Options{
 		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced,
 	})
+	c.rotator = rotation.New(rotation.Options{
+		Store: o.Store, Mounts: c.rotated, Rotate: c.rotateDue, Fenced: c.Fenced, Random: o.Random, Log: o.Log,
+	})
 	return c, nil
 }
 
-// Run does the background work until ctx ends: expiry, revocation, retention.
+// Run does the background work until ctx ends: expiry, revocation, rotation, retention.
 func (c *Core) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.countStrangers(ctx) })
+	all.Go(func() { c.rotator.Run(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
 	all.Go(func() { c.every(ctx, removalEvery, "upgrading a mount", c.Upgrade) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })

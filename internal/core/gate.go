@@ -100,6 +100,8 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, erro
 		return w.issue(ctx)
 	case w.reply.Extend != nil:
 		return w.extend(ctx)
+	case w.reply.Rotate != nil:
+		return w.rotate(ctx)
 	}
 	return w.finish(ctx)
 }

@@ -92,10 +92,12 @@ func (w *walk) Token(id lessor.Secret) (*token.Token, store.Row, error) {
 }
 
 // Password makes a password by a stored password policy, or by the built-in one.
-func (w *walk) Password(name string) (lessor.Secret, error) {
+func (w *walk) Password(name string) (lessor.Secret, error) { return w.password(w.view, name) }
+
+func (c *Core) password(v store.View, name string) (lessor.Secret, error) {
 	p := password.Default
 	if name != "" {
-		row, err := w.view.Get(password.Key(name))
+		row, err := v.Get(password.Key(name))
 		if err != nil {
 			return lessor.Secret{}, err
 		}
@@ -106,7 +108,7 @@ func (w *walk) Password(name string) (lessor.Secret, error) {
 			return lessor.Secret{}, err
 		}
 	}
-	return p.Generate(w.Random)
+	return p.Generate(c.Random)
 }
 
 // Bury puts a tombstone on all that the selector matches so far.

@@ -152,6 +152,7 @@ type Reply struct {
 	Shown     []audit.Shown
 	Static    *Static
 	Issue     *Issue
+	Rotate    *Rotate
 	Login     *Login
 	Mint      *Mint
 	Renewed   *lessor.Auth       // a token that was renewed (Reply.Txn holds its row)
@@ -198,19 +199,46 @@ type Issue struct {
 	Plan func(l *lease.Lease) (intent []byte, answer map[string]any, password lessor.Secret, err error)
 }
 
+// Rotate asks to bring into force what was recorded, by the Reply's Txn or by Rotator.Plan, as an account's pending password.
+type Rotate struct {
+	Account string // within the mount, as the Rotator knows it
+	Path    string // within the mount, of what is rotated: for the audit record of a background act
+	Note    string // for the audit record, a fixed text
+}
+
+// Rotator is a Backend that changes passwords of accounts at targets (package rotation), for a request or because it is time.
+type Rotator interface {
+	Backend
+	// Plan decides what comes next with an account, and fills txn: what is recorded, with the audit record that the target is about to be
+	// touched, before Turn. nil: the target need not be touched; what txn has is committed all the same.
+	Plan(a Access, account string, txn *store.Txn) (*Rotate, error)
+	// Turn touches the target as the account's rows say, and tells what came of it. It may be called again after it succeeded, and
+	// after one that died. For one account it is called once at a time by this process.
+	Turn(ctx context.Context, a Access, account string) Turned
+}
+
+// Turned is what came of a touch.
+type Turned struct {
+	Err   error                                                       // for whoever asked, free of secrets; nil: it is done
+	Shown []audit.Shown                                               // what is in force now
+	Note  string                                                      // for the audit record, a fixed text
+	Then  func(a Access, txn *store.Txn, jitter func() float64) error // fills what is recorded of it, on a View of after the touch; may be called again. nil: nothing
+}
+
 // Extend asks to renew a lease (sys/leases/renew).
 type Extend struct {
 	Lease     string // id
 	Increment time.Duration
 }
 
-// Access is what an Issuer needs to reach its target in the background or for a request.
+// Access is what an Issuer or Rotator needs to reach its target in the background or for a request.
 type Access struct {
-	Mount  *mount.Entry
-	View   store.View
-	Grant  policy.Grant
-	Opener Opener
-	Now    time.Time
+	Mount    *mount.Entry
+	View     store.View
+	Grant    policy.Grant
+	Opener   Opener
+	Now      time.Time
+	Password func(policy string) (lessor.Secret, error) // System.Password; for a Rotator only
 }
 
 // Issuer is a Backend that makes leased credentials. Every method is idempotent, keyed by the lease's id: it may be called

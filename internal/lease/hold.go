@@ -39,6 +39,7 @@ type Value struct {
 	Current  uint64        // the secret's current version
 	Pinned   bool          // a version was asked for
 	Duration time.Duration // lease_duration that the secret asks for; 0: mount's "lease_duration" option, else DefaultShown
+	Quiet    bool          // the lease is shown only to those who say that they renew it
 }
 
 // Reading is one read of a static secret. The mount's option "lease" decides what comes of it: "shown" (the default), "quiet" (a lease that the
@@ -84,7 +85,7 @@ func Hold(txn *store.Txn, r Reading) (lessor.Terms, string, error) {
 		return lessor.Terms{}, "", nil
 	}
 	id, err := r.hold(txn)
-	if err != nil || mode == "quiet" {
+	if err != nil || mode == "quiet" || r.Value.Quiet && !r.Renewable {
 		return lessor.Terms{}, id, err
 	}
 	return lessor.Terms{ID: id, Renewable: r.Renewable, Duration: r.shown()}, id, nil

@@ -17,6 +17,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/owner"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
 )
@@ -478,5 +479,6 @@ func (b *Backend) readFence(_ context.Context, r *engine.Request) (*engine.Reply
 func (b *Backend) resume(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{Note: "fence resumed"}
 	reply.Txn.Delete(store.Fenced.Table, store.Fenced.Name)
+	rotation.ProveAll(&reply.Txn, r.Now) // passwords may have changed since the copy was made
 	return reply, nil
 }

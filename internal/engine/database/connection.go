@@ -14,6 +14,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -35,6 +36,13 @@ type Connection struct {
 	CA               string   `cbor:"14,keyasint,omitempty"` // PEM
 	Certificate      string   `cbor:"15,keyasint,omitempty"` // PEM; its key is a secret
 	ServerName       string   `cbor:"16,keyasint,omitempty"` // expected in the server's certificate; empty: the host
+
+	RotationPeriod  time.Duration `cbor:"17,keyasint,omitempty"` // of lessor's own account
+	RotationCron    string        `cbor:"18,keyasint,omitempty"`
+	RotationWindow  time.Duration `cbor:"19,keyasint,omitempty"`
+	RotationOff     bool          `cbor:"20,keyasint,omitempty"` // disable_automated_rotation
+	SkipImport      bool          `cbor:"21,keyasint,omitempty"` // static roles are not rotated when they are made
+	DisableEscaping bool          `cbor:"22,keyasint,omitempty"` // kept for who reads it back: nothing is put into the URL
 }
 
 // Secrets are a connection's, as the Secrets table keeps them. CBOR keys are on disk: never renumber, only append.
@@ -85,6 +93,13 @@ var connectionFields = []engine.Field{
 	{Name: "password_policy", Type: engine.String, Help: "Policy of the passwords that are made; empty for the built-in one."},
 	{Name: "password_authentication", Type: engine.String, Help: "scram-sha-256 (default): the database gets a verifier only; password: it gets the password."},
 	{Name: "scram_iterations", Type: engine.Int, Help: "Iterations of SCRAM verifiers, from 1. Default 4096: some drivers refuse fewer."},
+	{Name: "plugin_version", Type: engine.String, Help: "Empty: lessor's drivers are built in, and have its version."},
+	{Name: "disable_escaping", Type: engine.Bool, Help: "Without effect: user name and password are given to the driver, never put into the URL."},
+	{Name: "skip_static_role_import_rotation", Type: engine.Bool, Help: "Do not rotate static roles when they are made, unless they say otherwise."},
+	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation of lessor's own account to the next; 0 for none. Excludes rotation_schedule."},
+	{Name: "rotation_schedule", Type: engine.String, Help: "Times of such rotations as cron has them, in UTC."},
+	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin."},
+	{Name: "disable_automated_rotation", Type: engine.Bool, Help: "Rotate lessor's own account on request only."},
 	{Name: "root_rotation_statements", Type: engine.Any, Help: "Statements that change the password of lessor's own account."},
 	{Name: "tls_ca", Type: engine.String, Help: "Certificate authorities of the server, PEM."},
 	{Name: "tls_certificate", Type: engine.String, Help: "Client certificate, PEM."},
@@ -115,7 +130,16 @@ func (e *Engine) readConnection(_ context.Context, r *engine.Request) (*engine.R
 			details[name] = count(n)
 		}
 	}
-	return &engine.Reply{Data: map[string]any{
+	if c.DisableEscaping {
+		details["disable_escaping"] = true
+	}
+	a, _, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootPrefix+r.Param("name"))
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Reply{Warnings: worries(a, r.Now), Data: map[string]any{
+		"rotation_schedule": c.RotationCron, "rotation_window": whole(c.RotationWindow), "rotation_period": whole(c.RotationPeriod),
+		"disable_automated_rotation": c.RotationOff, "skip_static_role_import_rotation": c.SkipImport,
 		"plugin_name": c.Plugin, "plugin_version": "", "connection_details": details, "allowed_roles": nonNil(c.AllowedRoles),
 		"root_credentials_rotate_statements": nonNil(c.RootRotation), "password_policy": c.PasswordPolicy, "verify_connection": c.Verify,
 	}}, nil
@@ -143,6 +167,7 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 	if err != nil {
 		return nil, err
 	}
+	before, known := c, s
 	if err := c.amend(r, &s); err != nil {
 		return nil, err
 	}
@@ -153,8 +178,15 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 	if err := e.checkConnection(d, &c, s); err != nil {
 		return nil, err
 	}
+	if err := c.schedule().Check(r.Now); err != nil {
+		return nil, api.Errorf(api.Invalid, "%v", err)
+	}
 
 	reply := &engine.Reply{}
+	logins, err := e.rekey(r, d, name, &reply.Txn, own{&before, known, row.Exists()}, own{&c, s, true})
+	if err != nil {
+		return nil, err
+	}
 	if err := save(&reply.Txn, row, &c); err != nil {
 		return nil, err
 	}
@@ -175,6 +207,7 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 			return err
 		}
 		defer db.Close()
+		db.Use(logins)
 		if err := db.Ping(ctx); err != nil {
 			return &api.Error{Kind: api.KindOf(err), Text: "the connection is stored, but verifying it failed: " + err.Error(), Cause: err}
 		}
@@ -212,6 +245,19 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 		}
 		c.MaxLifetime = text
 	}
+	for name, to := range map[string]*bool{
+		"disable_automated_rotation": &c.RotationOff, "skip_static_role_import_rotation": &c.SkipImport, "disable_escaping": &c.DisableEscaping,
+	} {
+		if r.Has(name) {
+			*to = r.Bool(name)
+		}
+	}
+	if v := r.Str("plugin_version"); v != "" {
+		return api.Errorf(api.Invalid, "plugin_version %q: lessor's drivers are built in and have no versions of their own; leave it empty", v)
+	}
+	if err := c.reschedule(r); err != nil {
+		return err
+	}
 	if r.Has("root_rotation_statements") {
 		var ok bool
 		if c.RootRotation, ok = statements(r.Any("root_rotation_statements")); !ok {
@@ -225,6 +271,92 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 		s.PrivateKey = r.Secret("private_key")
 	}
 	return c.withdraw(s)
+}
+
+// reschedule takes over when lessor's own account is rotated.
+func (c *Connection) reschedule(r *engine.Request) error {
+	period, cron, window := r.Dur("rotation_period"), r.Str("rotation_schedule"), r.Dur("rotation_window")
+	switch {
+	case period != 0 && cron != "":
+		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
+	case period != 0 && window != 0:
+		return api.Errorf(api.Invalid, "rotation_window does not apply to period")
+	case window != 0 && cron == "":
+		return api.Errorf(api.Invalid, "cannot use rotation_window without rotation_schedule")
+	}
+	if r.Has("rotation_schedule") {
+		c.RotationCron, c.RotationWindow = cron, window
+		if cron != "" {
+			c.RotationPeriod = 0
+		}
+	}
+	if r.Has("rotation_period") {
+		c.RotationPeriod = period
+		if period != 0 {
+			c.RotationCron, c.RotationWindow = "", 0
+		}
+	}
+	return nil
+}
+
+// own is the account that lessor logs in with, as a connection says.
+type own struct {
+	*Connection
+	Secrets
+	exists bool
+}
+
+// rekey brings the rotation of lessor's own account in line with a connection that is written, and returns the passwords that may log in.
+func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn, before, after own) ([]lessor.Secret, error) {
+	a := engine.Access{Mount: r.Mount, View: r.View, Grant: r.Grant, Opener: r.Opener, Now: r.Now}
+	t := &turn{access: a}
+	var err error
+	if t.Account, t.row, err = rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootPrefix+name); err != nil {
+		return nil, err
+	}
+	if t.passwords, t.held, err = passwords(a, t.Name); err != nil {
+		return nil, err
+	}
+	account, err := d.Account(after.Connection, after.Secrets)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "%v", err)
+	}
+	managed, err := r.View.Get(store.Key{Table: store.Engine, Name: key(r.Mount, accountPrefix, name, "\x00", account)})
+	if err != nil {
+		return nil, err
+	}
+	if managed.Exists() {
+		return nil, api.Errorf(api.Invalid, "the account %q is that of the static role %q: give the connection an account of its own", account, managed.Value)
+	}
+	txn.Require(managed)
+	t.Target = name
+	if t.row.Exists() {
+		was, err := d.Account(before.Connection, before.Secrets)
+		other, sent := err == nil && was != account, !after.Password.Equal(before.Password)
+		switch {
+		case other && t.Pending != 0:
+			return nil, api.Errorf(api.Invalid, "a rotation of the account %q is under way: wait until it is done before you change username", was)
+		case other && !sent && !r.Has("password"):
+			return nil, api.Errorf(api.Invalid, "the account %q needs its password: send it, too", account)
+		case other:
+			*t.Account, t.passwords = rotation.Account{Name: t.Name, Target: name, Version: t.Version, Next: t.Next}, &rotation.Passwords{}
+			t.Import(t.passwords, after.Password, r.Now)
+		case sent: // what is sent again as it was, by a tool that keeps it, is older than what was rotated since
+			t.Import(t.passwords, after.Password, r.Now)
+		}
+	} else if after.schedule() != (rotation.Schedule{}) {
+		t.Import(t.passwords, after.Password, r.Now)
+	} else {
+		return []lessor.Secret{after.Password}, nil
+	}
+	last := t.Rotated
+	if last.IsZero() {
+		last = r.Now
+	}
+	if t.Due.IsZero() || !before.exists || before.schedule() != after.schedule() {
+		t.Due = after.schedule().Next(last)
+	}
+	return t.passwords.Candidates(), t.save(txn)
 }
 
 // withdraw takes a password that is written in the URL out of it, and keeps it as the secret that it is.
@@ -263,6 +395,9 @@ func (e *Engine) checkConnection(d Driver, c *Connection, s Secrets) error {
 			return api.Errorf(api.Invalid, "allowed_roles: %q is no pattern", glob)
 		}
 	}
+	if err := d.CheckRotation("x", c.RootRotation); err != nil {
+		return api.Errorf(api.Invalid, "root_rotation_statements: %v", err)
+	}
 	if _, err := usernames(d, c.UsernameTemplate); err != nil {
 		return api.Errorf(api.Invalid, "username_template: %v", err)
 	}
@@ -291,13 +426,57 @@ func (e *Engine) deleteConnection(_ context.Context, r *engine.Request) (*engine
 			return nil, api.Errorf(api.Invalid, "connection %q is still needed to revert its leases: revoke them first, for example with lessor lease revoke -prefix %screds/", name, r.Mount.Path)
 		}
 	}
+	from = key(r.Mount, accountPrefix, name, "\x00")
+	for managed, err := range r.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		return nil, api.Errorf(api.Invalid, "connection %q is still needed to rotate the static role %q: delete that first", name, managed.Value)
+	}
 	reply := &engine.Reply{}
+	a, account, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	if account.Exists() {
+		reply.Warnings = []string{"lessor has forgotten the password of its own account at this database, which it had rotated: an administrator of the database has to set another"}
+		rotation.Drop(&reply.Txn, account, a)
+	}
 	reply.Txn.Require(row)
 	reply.Txn.Delete(row.Table, row.Name)
 	reply.Txn.Delete(store.Secrets, row.Name)
 	mount := r.Mount.UUID
 	reply.Do = func(context.Context) error { e.open.close(mount, name); return nil }
 	return reply, nil
+}
+
+// reload resets all connections of a plugin.
+func (e *Engine) reload(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	found := []string{}
+	from := key(r.Mount, connectionPrefix)
+	for row, err := range r.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		var c Connection
+		name := strings.TrimPrefix(row.Name, from)
+		if _, err := load(r.View, r.Mount, connectionPrefix, name, &c); err != nil {
+			return nil, err
+		}
+		if c.Plugin == r.Param("plugin_name") {
+			found = append(found, name)
+		}
+	}
+	mount := r.Mount.UUID
+	return &engine.Reply{
+		Data: map[string]any{"connections": found, "count": len(found)},
+		Do: func(context.Context) error {
+			for _, name := range found {
+				e.open.close(mount, name)
+			}
+			return nil
+		},
+	}, nil
 }
 
 func (e *Engine) reset(_ context.Context, r *engine.Request) (*engine.Reply, error) {

@@ -1,7 +1,8 @@
 // Package database leases accounts at databases. It knows connections, roles and what Vault's clients expect of them; how
 // an account is made and removed at one kind of database is a Driver's.
 //
-// A credential walks through creds.go: creds (plans it) → Apply → Renew … → Revert.
+// A credential walks through creds.go: creds (plans it) → Apply → Renew … → Revert. The password of an account that stays, a static role's
+// (static.go) or lessor's own, walks through turn.go: rotateRole, rotateRoot or Plan → Turn.
 package database
 
 import (
@@ -9,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -27,6 +29,12 @@ type Driver interface {
 	Check(c *Connection, s Secrets) error
 	// CheckRole does the same for a role's statements.
 	CheckRole(s *Statements) error
+	// CheckRotation does the same for the account of a static role, and for statements that change a password.
+	CheckRotation(username string, statements []string) error
+	// CheckPassword says whether an account's password can be changed to this one.
+	CheckPassword(c *Connection, password lessor.Secret) error
+	// Account is the name of the account that lessor logs in with.
+	Account(c *Connection, s Secrets) (string, error)
 	// Open prepares sessions with the database; it connects only when asked for something.
 	Open(c *Connection, s Secrets) (Database, error)
 }
@@ -44,6 +52,13 @@ type Database interface {
 	// Remove ends logins and sessions of the accounts, removes them, and says of each whether it is gone (nil). What is not
 	// there, or bears another lease's mark, is gone. A Create of theirs that is still under way is ended first.
 	Remove(ctx context.Context, as []Account) []error
+	// Use says which passwords may log lessor in from now on, likely ones first. Sessions that are open stay until they are given back.
+	Use(passwords []lessor.Secret)
+	// Login tries a password of an account in a session of its own. An error says that the database cannot be asked.
+	Login(ctx context.Context, username string, password lessor.Secret) (Verdict, error)
+	// SetPassword changes the password of an account that is not lessor's making. Again, with the same, it changes nothing. What an earlier call
+	// for the same account left under way is ended first.
+	SetPassword(ctx context.Context, c Change) error
 	// Marked lists the accounts that bear lessor's mark.
 	Marked(ctx context.Context) ([]Marked, error)
 	// Close ends all sessions; those in use when they are given back. It does not wait.
@@ -57,6 +72,24 @@ type Account struct {
 	Password lessor.Secret // Create only
 	Until    time.Time     // end of the lease; the database gets an allowance for clocks that differ, Skew
 	Statements
+}
+
+// Verdict is what a database says of a password. An account has one: when it accepts one, all others are dead.
+type Verdict uint8
+
+const (
+	Refused  Verdict = iota + 1 // it is wrong
+	Accepted                    // it is right, whatever else keeps the account from logging in
+	Unknown                     // it lets the account in from elsewhere only, or not by password
+)
+
+// Change is a new password for an account.
+type Change struct {
+	Name       string // of the change's lock: two for one account do not overlap
+	Username   string
+	Password   lessor.Secret
+	Statements []string        // empty: the Driver's own
+	Self       []lessor.Secret // not empty: the account does it itself, logged in by one of these
 }
 
 // Skew is how much later than its lease an account ends at the database by itself. The database's clock may be ahead of
@@ -90,6 +123,9 @@ func Mark(lease string) string {
 // it was asked and refused.
 var ErrUnreachable = errors.New("database: unreachable")
 
+// ErrUntouched marks those of them that came before anything was sent: nothing can have happened.
+var ErrUntouched = fmt.Errorf("%w: no session", ErrUnreachable)
+
 // Engine is the database engine's backend. Its only state are open sessions, and templates that it compiled.
 type Engine struct {
 	drivers   map[string]Driver
@@ -97,7 +133,10 @@ type Engine struct {
 	templates sync.Map // text, after the plugin's name → *usernameTemplate
 }
 
-var _ engine.Issuer = (*Engine)(nil)
+var (
+	_ engine.Issuer    = (*Engine)(nil)
+	_ engine.Versioner = (*Engine)(nil)
+)
 
 // New makes the engine, with the kinds of database that it knows.
 func New(drivers ...Driver) *Engine {
@@ -120,6 +159,13 @@ func (e *Engine) Routes() []engine.Route {
 		{Pattern: "roles/{name}", Owned: true, Help: "Say how accounts of a role are made.", Fields: roleFields, Exists: e.exists(rolePrefix),
 			Ops: ops{lessor.Read: e.readRole, lessor.Update: e.writeRole, lessor.Delete: e.deleteRole}},
 		{Pattern: "creds/{name}", Help: "Get a leased account of a role.", Ops: ops{lessor.Read: e.creds}},
+		{Pattern: "reload/{plugin_name}", Help: "Reset all connections of a plugin.", Ops: ops{lessor.Update: e.reload}},
+		{Pattern: "rotate-root/{name}", Help: "Change the password of lessor's own account at a connection; nobody is told the new one.", Ops: ops{lessor.Update: e.rotateRoot}},
+		{Pattern: "static-roles", Help: "List the static roles.", Ops: ops{lessor.List: e.list(staticPrefix)}},
+		{Pattern: "static-roles/{name}", Owned: true, Help: "Have lessor manage the password of an account that exists.", Fields: staticFields, Exists: e.exists(staticPrefix),
+			Ops: ops{lessor.Read: e.readStaticRole, lessor.Update: e.writeStaticRole, lessor.Delete: e.deleteStaticRole}},
+		{Pattern: "static-creds/{name}", Help: "Read the password of a static role.", Ops: ops{lessor.Read: e.staticCreds}},
+		{Pattern: "rotate-role/{name}", Help: "Change the password of a static role now.", Ops: ops{lessor.Update: e.rotateRole}},
 	}
 }
 

@@ -65,7 +65,8 @@ func TestConfiguration(t *testing.T) {
 	details := `{"connection_url":"postgresql://{{username}}:{{password}}@db:5432/app?sslmode=verify-full","username":"lessor","max_open_connections":5,"max_connection_lifetime":"30s"}`
 	answer := func(details, roles string) string {
 		return `{"plugin_name":"postgresql-database-plugin","plugin_version":"","connection_details":` + details + `,"allowed_roles":` + roles +
-			`,"root_credentials_rotate_statements":[],"password_policy":"","verify_connection":false}`
+			`,"root_credentials_rotate_statements":[],"password_policy":"","verify_connection":false,"rotation_schedule":"","rotation_window":0,` +
+			`"rotation_period":0,"disable_automated_rotation":false,"skip_static_role_import_rotation":false}`
 	}
 	b.Run(
 		step{Name: "nothing", Verb: lessor.Read, Path: "config/pg", Kind: api.NotFound, Fails: true},
@@ -114,11 +115,6 @@ func TestConfiguration(t *testing.T) {
 		step{Name: "not allowed", Verb: lessor.Update, Path: "config/pg", Body: `{"allowed_roles":""}`},
 		step{Name: "not allowed", Verb: lessor.Read, Path: "creds/app", Kind: api.Invalid, Err: `"app" is not an allowed role: add it to allowed_roles of connection "pg"`},
 	)
-	for _, path := range []string{"rotate-root/pg", "static-roles/x", "static-creds/x", "rotate-role/x"} {
-		if _, err := b.Try(lessor.Update, path, ""); api.KindOf(err) != api.NotFound {
-			t.Errorf("%s: %v", path, err)
-		}
-	}
 	b.NoTrace("hush-1", "hush-2", "hush%2D2", "hush#3", "hush/4")
 }
 

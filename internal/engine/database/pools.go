@@ -22,6 +22,7 @@ type place struct{ mount, connection string }
 
 type pool struct {
 	version uint64 // of the rows it was opened by
+	turned  uint64 // of the row of passwords that it uses, once its own account's was rotated
 	Database
 }
 
@@ -40,19 +41,27 @@ func (e *Engine) database(a engine.Access, name string) (*pool, error) {
 		return nil, err
 	}
 	version := max(row.Version, secrets.Version)
+	s, err := open(a.Opener.Open, a.Grant, secrets)
+	if err != nil {
+		return nil, err
+	}
+	logins, turned, err := candidates(a, name, s)
+	if err != nil {
+		return nil, err
+	}
 
 	e.open.mu.Lock()
 	defer e.open.mu.Unlock()
 	at := place{a.Mount.UUID, name}
 	known := e.open.m[at]
 	if known != nil && known.version >= version {
+		if turned > known.turned {
+			known.turned = turned
+			known.Use(logins)
+		}
 		return known, nil
 	}
 	d, err := e.driver(c.Plugin)
-	if err != nil {
-		return nil, err
-	}
-	s, err := open(a.Opener.Open, a.Grant, secrets)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +75,8 @@ func (e *Engine) database(a engine.Access, name string) (*pool, error) {
 	if e.open.m == nil {
 		e.open.m = map[place]*pool{}
 	}
-	p := &pool{version, db}
+	db.Use(logins)
+	p := &pool{version: version, turned: turned, Database: db}
 	e.open.m[at] = p
 	return p, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // Role says how accounts are made. CBOR keys are on disk: never renumber, only append.
@@ -61,6 +62,13 @@ func (e *Engine) writeRole(_ context.Context, r *engine.Request) (*engine.Reply,
 	if err != nil {
 		return nil, err
 	}
+	static, err := r.View.Get(store.Key{Table: store.Engine, Name: key(r.Mount, staticPrefix, name)})
+	if err != nil {
+		return nil, err
+	}
+	if static.Exists() {
+		return nil, api.Errorf(api.Invalid, "Role and Static Role names must be unique")
+	}
 	var role Role
 	row, err := load(r.View, r.Mount, rolePrefix, name, &role)
 	if err != nil {
@@ -78,6 +86,7 @@ func (e *Engine) writeRole(_ context.Context, r *engine.Request) (*engine.Reply,
 		return nil, api.Errorf(api.Invalid, "default_ttl must not exceed max_ttl")
 	}
 	reply := &engine.Reply{}
+	reply.Txn.Require(static)
 	var c Connection
 	used, err := load(r.View, r.Mount, connectionPrefix, role.Connection, &c)
 	if err != nil {
@@ -121,16 +130,21 @@ func (role *Role) amend(r *engine.Request) error {
 		}
 		*to = l
 	}
+	return credential(r, &role.PasswordPolicy)
+}
+
+// credential takes over what kind of credential a role gives: passwords, by a policy.
+func credential(r *engine.Request, passwords *string) error {
 	if t := r.Str("credential_type"); t != "" && t != "password" {
 		return api.Errorf(api.Invalid, "credential_type %q is not supported; only password is", t)
 	}
 	if r.Has("credential_config") {
-		role.PasswordPolicy = ""
+		*passwords = ""
 		for name, v := range r.Pairs("credential_config") {
 			if name != "password_policy" {
 				return api.Errorf(api.Invalid, "credential_config: there is no %q; only password_policy", name)
 			}
-			role.PasswordPolicy = v
+			*passwords = v
 		}
 	}
 	return nil

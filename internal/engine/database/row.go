@@ -17,11 +17,19 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// Rows of a mount: "config/NAME" in Engine and, with its secrets, in Secrets; "role/NAME" in Engine.
+// Rows of a mount: "config/NAME" in Engine and, with its secrets, in Secrets; "role/NAME" and "static/NAME" in Engine, and there
+// "account/CONNECTION\x00USERNAME" with the name of the static role that manages that account. Those of package rotation go by
+// "static/NAME" and "root/CONNECTION".
 const (
 	connectionPrefix = "config/"
 	rolePrefix       = "role/"
+	staticPrefix     = "static/"
+	rootPrefix       = "root/"
+	accountPrefix    = "account/"
 )
+
+// staticCreds begins the paths at which passwords of static roles are read.
+const staticCreds = "static-creds/"
 
 // names are those that Vault takes for connections and roles.
 var names = regexp.MustCompile(`^\w(([\w.-]+)?\w)?$`)

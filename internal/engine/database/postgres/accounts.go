@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lessor-dev/lessor/api"
@@ -41,8 +42,9 @@ type server struct {
 	pool       *pgxpool.Pool
 	open       int // sessions at most
 	iterations int
-	verify     bool         // give the server a verifier instead of the password
-	hide       []string     // secrets of the connection, kept out of errors
+	verify     bool     // give the server a verifier instead of the password
+	hide       []string // secrets of the connection, kept out of errors
+	logins     logins
 	crowded    atomic.Int64 // Unix nanoseconds: until then transactions stand in line
 }
 
@@ -358,7 +360,7 @@ func gone(err error) error {
 type session struct {
 	*server
 	ctx   context.Context
-	conn  *pgxpool.Conn
+	conn  *pgx.Conn
 	spent bool // statements may have changed it: not to be used again
 }
 
@@ -366,14 +368,14 @@ type session struct {
 func (d *server) session(ctx context.Context, f func(*session) error) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
-	conn, err := d.pool.Acquire(ctx)
+	conn, err := d.acquire(ctx)
 	if err != nil {
-		return d.fail(err)
+		return untouched(d.fail(err))
 	}
-	s := &session{server: d, ctx: ctx, conn: conn}
+	s := &session{server: d, ctx: ctx, conn: conn.Conn()}
 	defer func() {
 		if s.spent {
-			_ = conn.Conn().Close(ctx)
+			_ = s.conn.Close(ctx)
 		}
 		conn.Release()
 	}()
@@ -383,7 +385,7 @@ func (d *server) session(ctx context.Context, f func(*session) error) error {
 // run sends a script, all of it in one message, and returns the rows of all its statements that have more than one column.
 // After an error the session is in no transaction.
 func (s *session) run(script string) ([][]string, error) {
-	c := s.conn.Conn().PgConn()
+	c := s.conn.PgConn()
 	results := c.Exec(s.ctx, script)
 	var rows [][]string
 	for results.NextResult() {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -28,6 +29,8 @@ const (
 	wrongPassword    = "28P01"
 	notAuthorized    = "28000"
 	notPermitted     = "42501"
+	noSuchDatabase   = "3D000"
+	tooMany          = "53300"
 )
 
 // refusal is an error of lessor's own making, about what the server did.
@@ -114,9 +117,17 @@ func (d *server) fail(err error, secrets ...string) error {
 
 var quotation = regexp.MustCompile(`"([^"]*)"`)
 
+// untouched says of an error that nothing was sent.
+func untouched(err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok && errors.Is(err, database.ErrUnreachable) {
+		return &api.Error{Kind: e.Kind, Text: e.Text, Cause: database.ErrUntouched}
+	}
+	return err
+}
+
 // redact takes secrets, and quotations that are parts of them, out of a text of the server's.
 func (d *server) redact(text string, secrets []string) string {
-	all := append(append([]string(nil), d.hide...), secrets...)
+	all := slices.Concat(d.hide, d.logins.all(), secrets)
 	for _, s := range all {
 		if s == "" {
 			continue

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
 // Values of password_authentication.
@@ -69,6 +70,45 @@ func (Driver) CheckRole(s *database.Statements) error {
 	return nil
 }
 
+// CheckRotation says what is wrong with an account's name, and with statements that change a password.
+func (Driver) CheckRotation(username string, statements []string) error {
+	if !existing(username) {
+		return errors.New(`the username must be 1 to 63 bytes, without quotes, "\\", "$" and control characters`)
+	}
+	for _, sql := range statements {
+		if err := check(sql, "name username password"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckPassword says whether statements and verifiers can take a password.
+func (Driver) CheckPassword(c *database.Connection, password lessor.Secret) error {
+	if unsafe.MatchString(password.Reveal()) {
+		return errPassword
+	}
+	if c.Authentication != plain {
+		_, err := verifier(password.Reveal(), salt(""), 1)
+		return err
+	}
+	return nil
+}
+
+// Account is the name of the account that lessor logs in with.
+func (Driver) Account(c *database.Connection, s database.Secrets) (string, error) {
+	connect, err := settings(c, s)
+	if err != nil {
+		return "", err
+	}
+	cfg, err := pgx.ParseConfig(baseline)
+	if err != nil {
+		return "", err
+	}
+	connect(cfg)
+	return cfg.User, nil
+}
+
 // Open prepares a pool of sessions.
 func (Driver) Open(c *database.Connection, s database.Secrets) (database.Database, error) {
 	connect, err := settings(c, s)
@@ -95,6 +135,8 @@ func (Driver) Open(c *database.Connection, s database.Secrets) (database.Databas
 	if c.MaxIdle != 0 {
 		cfg.AfterRelease = func(*pgx.Conn) bool { return int64(d.pool.Stat().IdleConns()) < c.MaxIdle }
 	}
+	d.logins.use([]lessor.Secret{s.Password})
+	cfg.BeforeConnect = d.present
 	if d.pool, err = pgxpool.NewWithConfig(context.Background(), cfg); err != nil {
 		return nil, d.fail(err)
 	}

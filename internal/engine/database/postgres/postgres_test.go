@@ -92,7 +92,7 @@ func (b *bench) has(a database.Account) bool {
 func (b *bench) login(a database.Account) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), 5*time.Second)
 	defer cancel()
-	return b.Login(ctx, a.Username, a.Password.Reveal(), b.name)
+	return b.Server.Login(ctx, a.Username, a.Password.Reveal(), b.name)
 }
 
 func (b *bench) create(a database.Account) database.Account {

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/lessor-dev/lessor/internal/engine/database"
 )
@@ -15,8 +16,16 @@ type values struct{ *strings.Replacer }
 
 var (
 	identifier = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,63}$`)
-	unsafe     = regexp.MustCompile(`['"\\\x00-\x1f\x7f]|\$\$`)
+	unsafe     = regexp.MustCompile(`['"\\\x00-\x1f\x7f]|\$([A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$`)
 )
+
+var errPassword = errors.New(`the password has a quote, backslash, "$$", "$tag$" or control character, which statements cannot take: change its policy`)
+
+// existing reports whether lessor can put the name of an account that is not its own making into statements: nothing in it ends a quoted
+// string or identifier.
+func existing(name string) bool {
+	return name != "" && len(name) <= 63 && utf8.ValidString(name) && !unsafe.MatchString(name) && !strings.Contains(name, "$")
+}
 
 // newValues refuses what would have to be escaped, rather than to escape it: statements put values in quotes of two kinds,
 // in bodies of DO, and in strings that are executed in turn.
@@ -24,8 +33,13 @@ func newValues(name, password string, until time.Time) (values, error) {
 	if !identifier.MatchString(name) {
 		return values{}, errors.New("the username is not made of 1 to 63 letters, digits, _, . and -")
 	}
+	return fill(name, password, until)
+}
+
+// fill is newValues without its allowlist of names.
+func fill(name, password string, until time.Time) (values, error) {
 	if unsafe.MatchString(password) {
-		return values{}, errors.New(`the password has a quote, backslash, "$$" or control character, which statements cannot take: change its policy`)
+		return values{}, errPassword
 	}
 	return values{strings.NewReplacer("{{name}}", name, "{{username}}", name, "{{password}}", password, "{{expiration}}", expiration(until))}, nil
 }

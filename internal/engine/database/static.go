@@ -1,0 +1,350 @@
+package database
+
+import (
+	"context"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// StaticRole is an account that exists at the database and stays there; lessor changes its password. CBOR keys are on disk: never renumber,
+// only append.
+type StaticRole struct {
+	Connection     string        `cbor:"1,keyasint"` // db_name
+	Username       string        `cbor:"2,keyasint"`
+	Period         time.Duration `cbor:"3,keyasint,omitempty"`
+	Cron           string        `cbor:"4,keyasint,omitempty"`
+	Window         time.Duration `cbor:"5,keyasint,omitempty"`
+	Rotation       []string      `cbor:"6,keyasint,omitempty"`
+	PasswordPolicy string        `cbor:"7,keyasint,omitempty"`
+	SkipImport     bool          `cbor:"8,keyasint,omitempty"`
+	SelfManaged    bool          `cbor:"9,keyasint,omitempty"` // the account changes its password itself
+}
+
+func (role *StaticRole) schedule() rotation.Schedule {
+	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window}
+}
+
+var staticFields = []engine.Field{
+	{Name: "db_name", Type: engine.String, Help: "Connection that the role uses."},
+	{Name: "username", Type: engine.String, Help: "Account at the database whose password is managed. It exists already, and stays when the role is deleted."},
+	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
+	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
+	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
+	{Name: "rotation_statements", Type: engine.Any, Help: "Statements that give the account {{name}} its {{password}}; by default ALTER ROLE."},
+	{Name: "credential_type", Type: engine.String, Help: "password, the only type."},
+	{Name: "credential_config", Type: engine.Pairs, Help: "password_policy: policy of the passwords that are made."},
+	{Name: "skip_import_rotation", Type: engine.Bool, Help: "Do not rotate when the role is made."},
+	{Name: "password", Type: engine.String, Help: "Password that the account has now, if the role is made without rotating it. Never returned but as the credential."},
+	{Name: "self_managed_password", Type: engine.String, Help: "The same, and the account changes its password itself, so that lessor's own account needs no right to."},
+}
+
+func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := r.Param("name")
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if !row.Exists() {
+		return nil, &api.Error{Kind: api.NotFound}
+	}
+	a, _, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	data := map[string]any{
+		"db_name": role.Connection, "username": role.Username, "credential_type": "password", "rotation_statements": nonNil(role.Rotation),
+		"skip_import_rotation": role.SkipImport,
+	}
+	role.tell(data, a)
+	if role.PasswordPolicy != "" {
+		data["credential_config"] = map[string]string{"password_policy": role.PasswordPolicy}
+	}
+	return &engine.Reply{Data: data, Warnings: worries(a, r.Now)}, nil
+}
+
+// tell adds when the role was rotated and will be.
+func (role *StaticRole) tell(data map[string]any, a *rotation.Account) {
+	if !a.Rotated.IsZero() {
+		data["last_vault_rotation"] = a.Rotated
+	}
+	if role.Cron == "" {
+		data["rotation_period"] = whole(role.Period)
+		return
+	}
+	data["rotation_schedule"] = role.Cron
+	if role.Window > 0 {
+		data["rotation_window"] = whole(role.Window)
+	}
+}
+
+// late is how long after it was due a rotation is worth a warning.
+const late = time.Minute
+
+// worries warn of an account whose rotation fails or is late.
+func worries(a *rotation.Account, now time.Time) []string {
+	switch {
+	case a.Attempts > 0:
+		return []string{"the last rotation failed and is tried again: " + a.LastError}
+	case a.Overdue(now, late):
+		return []string{"the rotation that was due at " + a.Due.Format(time.RFC3339) + " has not happened yet"}
+	}
+	return nil
+}
+
+// writeStaticRole makes or changes a static role; what is not sent stays as it was. A new one is rotated at once, or not made at all.
+func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name, err := named(r)
+	if err != nil {
+		return nil, err
+	}
+	other, err := r.View.Get(store.Key{Table: store.Engine, Name: key(r.Mount, rolePrefix, name)})
+	if err != nil {
+		return nil, err
+	}
+	if other.Exists() {
+		return nil, api.Errorf(api.Invalid, "Role and Static Role names must be unique")
+	}
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	before := role
+	if err := role.amend(r, !row.Exists()); err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{}
+	reply.Txn.Require(other)
+	t, err := e.forRequest(r, staticPrefix+name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.lend(&reply.Txn, name, &before); err != nil {
+		return nil, err
+	}
+	if r.Has("skip_import_rotation") && row.Exists() {
+		reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
+	}
+	if !row.Exists() && !r.Has("skip_import_rotation") {
+		role.SkipImport = t.connection.SkipImport
+	}
+	if err := t.imported(r, &role); err != nil {
+		return nil, err
+	}
+	if err := save(&reply.Txn, row, &role); err != nil {
+		return nil, err
+	}
+	switch {
+	case row.Exists():
+		last := t.Rotated
+		if last.IsZero() {
+			last = r.Now
+		}
+		if before.schedule() != role.schedule() {
+			t.Due = role.schedule().Next(last)
+		}
+	case role.SkipImport:
+		t.Due = role.schedule().Next(r.Now)
+	default:
+		fresh, err := t.fresh(r.System.Password)
+		if err != nil {
+			return nil, err
+		}
+		t.New = true
+		t.Begin(t.passwords, fresh, r.Now)
+		reply.Rotate = &engine.Rotate{Account: t.Name}
+	}
+	return reply, t.save(&reply.Txn)
+}
+
+// amend takes over what the client sent.
+func (role *StaticRole) amend(r *engine.Request, create bool) error {
+	if r.Has("db_name") {
+		role.Connection = r.Str("db_name")
+	}
+	if role.Connection == "" {
+		return api.Errorf(api.Invalid, "database name is a required field")
+	}
+	if u := r.Str("username"); u != "" || create {
+		switch {
+		case u == "":
+			return api.Errorf(api.Invalid, "username is a required field to create a static account")
+		case role.Username != "" && role.Username != u:
+			return api.Errorf(api.Invalid, "cannot update static account username")
+		}
+		role.Username = u
+	}
+	if err := role.reschedule(r, create); err != nil {
+		return err
+	}
+	if r.Has("rotation_statements") {
+		l, ok := statements(r.Any("rotation_statements"))
+		if !ok {
+			return api.Errorf(api.Invalid, `field "rotation_statements" is not a list of strings`)
+		}
+		role.Rotation = l
+	}
+	if create {
+		if r.Has("skip_import_rotation") {
+			role.SkipImport = r.Bool("skip_import_rotation")
+		}
+		role.SelfManaged = r.Str("self_managed_password") != ""
+	}
+	return credential(r, &role.PasswordPolicy)
+}
+
+// reschedule takes over when the role is rotated: one of the two ways.
+func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
+	period, cron := r.Has("rotation_period"), r.Has("rotation_schedule")
+	s := role.schedule()
+	switch {
+	case period && cron:
+		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
+	case create && !period && !cron:
+		return api.Errorf(api.Invalid, "one of rotation_schedule or rotation_period must be provided to create a static account")
+	case period:
+		s = rotation.Schedule{Period: r.Dur("rotation_period"), Window: r.Dur("rotation_window")}
+		if s.Period < rotation.ShortestPeriod {
+			return api.Errorf(api.Invalid, "rotation_period must be %d seconds or more", rotation.ShortestPeriod/time.Second)
+		}
+	case cron:
+		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window}
+		if s.Cron == "" {
+			return api.Errorf(api.Invalid, "could not parse rotation_schedule: it is empty")
+		}
+		if r.Has("rotation_window") {
+			s.Window = r.Dur("rotation_window")
+		}
+	case r.Has("rotation_window"):
+		s.Window = r.Dur("rotation_window")
+	}
+	if err := s.Check(r.Now); err != nil {
+		return api.Errorf(api.Invalid, "%v", err)
+	}
+	role.Period, role.Cron, role.Window = s.Period, s.Cron, s.Window
+	return nil
+}
+
+// imported takes over the password that the account has, as long as lessor has not changed it.
+func (t *turn) imported(r *engine.Request, role *StaticRole) error {
+	password, self := r.Secret("password"), r.Secret("self_managed_password")
+	switch {
+	case password.Empty() && self.Empty():
+		return nil
+	case !password.Empty() && !self.Empty():
+		return api.Errorf(api.Invalid, "cannot set both `password` and `self_managed_password`")
+	case !t.Rotated.IsZero() || t.Pending != 0:
+		return api.Errorf(api.Invalid, "updating password not allowed after rotation")
+	}
+	if password.Empty() {
+		password, role.SelfManaged = self, true
+	}
+	t.Import(t.passwords, password, r.Now)
+	return nil
+}
+
+// lend sees to it that an account at a database is managed by one static role, and is not lessor's own.
+func (t *turn) lend(txn *store.Txn, name string, before *StaticRole) error {
+	v, m := t.access.View, t.access.Mount
+	if before.Connection != "" && before.Connection != t.role.Connection {
+		if t.Pending != 0 {
+			return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you change db_name")
+		}
+		txn.Delete(store.Engine, key(m, accountPrefix, before.Connection, "\x00", before.Username))
+	}
+	own, err := t.driver.Account(t.connection, t.secrets)
+	if err == nil && own == t.role.Username {
+		return api.Errorf(api.Invalid, "%q is the account that lessor itself uses at connection %q: give the connection another one, or rotate it with rotate-root", own, t.role.Connection)
+	}
+	row, err := v.Get(store.Key{Table: store.Engine, Name: key(m, accountPrefix, t.role.Connection, "\x00", t.role.Username)})
+	if err != nil {
+		return err
+	}
+	if row.Exists() && string(row.Value) != name {
+		return api.Errorf(api.Invalid, "the account %q at connection %q is managed by the static role %q already", t.role.Username, t.role.Connection, row.Value)
+	}
+	txn.Require(row)
+	if !row.Exists() {
+		txn.Put(row.Table, row.Name, []byte(name))
+	}
+	return nil
+}
+
+func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := r.Param("name")
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil || !row.Exists() {
+		return nil, err
+	}
+	a, account, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{Warnings: []string{"the account " + role.Username + " stays at the database as it is, with its password, which lessor has forgotten"}}
+	forget(&reply.Txn, r.Mount, row, &role)
+	rotation.Drop(&reply.Txn, account, a)
+	return reply, nil
+}
+
+// forget deletes a static role, but for its rotation's rows.
+func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
+	txn.Require(row)
+	txn.Delete(row.Table, row.Name)
+	txn.Delete(store.Engine, key(m, accountPrefix, role.Connection, "\x00", role.Username))
+}
+
+// staticCreds shows the password of a static role. Whoever reads it is on record as its holder.
+func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := r.Param("name")
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if !row.Exists() {
+		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
+	}
+	t, err := e.forRequest(r, staticPrefix+name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if t.Version == 0 {
+		if t.Pending != 0 {
+			return nil, api.Errorf(api.Upstream, "the first rotation of static role %q has not succeeded yet; it is tried again, or write to rotate-role/%s", name, name)
+		}
+		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
+	}
+	data := map[string]any{"username": role.Username, "password": t.passwords.Current, "ttl": whole(max(0, t.Due.Sub(r.Now)))}
+	role.tell(data, t.Account)
+	path := staticCreds + name
+	return &engine.Reply{
+		Data: data, Warnings: worries(t.Account, r.Now), Shown: []audit.Shown{t.shown(path, "shown")},
+		Static: &engine.Static{Path: path, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true},
+	}, nil
+}
+
+// Current is the version of a static role's password, for leases on it.
+func (e *Engine) Current(v store.View, m *mount.Entry, path string) (uint64, error) {
+	name, ok := strings.CutPrefix(path, staticCreds)
+	if !ok {
+		return 0, nil
+	}
+	a, _, err := rotation.Load(v, m.Namespace, m.UUID, staticPrefix+name)
+	if err != nil {
+		return 0, err
+	}
+	return a.Version, nil
+}
+
+// whole is a duration as answers have it: seconds, rounded.
+func whole(d time.Duration) any { return count(int64(math.Round(d.Seconds()))) }

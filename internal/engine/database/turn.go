@@ -1,0 +1,435 @@
+package database
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Rotation of what is at a database: the accounts of static roles, "static/NAME", and those that lessor itself logs in with, "root/NAME".
+// The rows of both are package rotation's. rotateRole and rotateRoot begin one for a request, Plan when it is due; Turn touches the database.
+
+// turn is an account with all that its rotation needs, as of one View.
+type turn struct {
+	*rotation.Account
+	passwords  *rotation.Passwords
+	access     engine.Access
+	row, held  store.Row   // of Account and passwords
+	role       *StaticRole // nil: the connection's own account
+	roleRow    store.Row   // of role, or of connection
+	connection *Connection
+	secrets    Secrets
+	driver     Driver
+	username   string
+}
+
+var _ engine.Rotator = (*Engine)(nil)
+
+// turn reads an account. nil: it does not exist any more.
+func (e *Engine) turn(a engine.Access, account string) (*turn, error) {
+	t := &turn{access: a}
+	var err error
+	if name, ok := strings.CutPrefix(account, staticPrefix); ok {
+		t.role = &StaticRole{}
+		if t.roleRow, err = load(a.View, a.Mount, staticPrefix, name, t.role); err != nil || !t.roleRow.Exists() {
+			return nil, err
+		}
+	}
+	return t, e.complete(t, account)
+}
+
+// forRequest is turn for a request, whose role may differ from the stored one.
+func (e *Engine) forRequest(r *engine.Request, account string, role *StaticRole) (*turn, error) {
+	t := &turn{access: engine.Access{Mount: r.Mount, View: r.View, Grant: r.Grant, Opener: r.Opener, Now: r.Now}, role: role}
+	if err := e.complete(t, account); err != nil {
+		return nil, err
+	}
+	if name := strings.TrimPrefix(account, staticPrefix); !t.connection.allows(name) {
+		return nil, api.Errorf(api.Invalid, "%q is not an allowed role: add it to allowed_roles of connection %q", name, role.Connection)
+	}
+	if err := t.driver.CheckRotation(role.Username, role.Rotation); err != nil {
+		return nil, api.Errorf(api.Invalid, "%v", err)
+	}
+	return t, nil
+}
+
+// complete reads the rows of a turn whose role is known.
+func (e *Engine) complete(t *turn, account string) (err error) {
+	a := t.access
+	connection := strings.TrimPrefix(account, rootPrefix)
+	if t.role != nil {
+		connection = t.role.Connection
+	}
+	t.connection = &Connection{}
+	row, err := load(a.View, a.Mount, connectionPrefix, connection, t.connection)
+	if err != nil {
+		return err
+	}
+	if !row.Exists() {
+		return api.Errorf(api.Invalid, "there is no connection %q: configure it", connection)
+	}
+	if t.role == nil {
+		t.roleRow = row
+	}
+	if t.driver, err = e.driver(t.connection.Plugin); err != nil {
+		return err
+	}
+	sealed, err := a.View.Get(store.Key{Table: store.Secrets, Name: row.Name})
+	if err != nil {
+		return err
+	}
+	if t.secrets, err = open(a.Opener.Open, a.Grant, sealed); err != nil {
+		return err
+	}
+	if t.Account, t.row, err = rotation.Load(a.View, a.Mount.Namespace, a.Mount.UUID, account); err != nil {
+		return err
+	}
+	if t.passwords, t.held, err = passwords(a, account); err != nil {
+		return err
+	}
+	t.Target = connection
+	if t.role != nil {
+		t.username = t.role.Username
+		return nil
+	}
+	if t.Version == 0 && !t.secrets.Password.Empty() { // never rotated: what was configured is in force
+		t.Import(t.passwords, t.secrets.Password, a.Now)
+	}
+	t.username, err = t.driver.Account(t.connection, t.secrets)
+	return err
+}
+
+// passwords opens the passwords of an account.
+func passwords(a engine.Access, account string) (*rotation.Passwords, store.Row, error) {
+	row, err := a.View.Get(rotation.SecretKey(a.Mount.Namespace, a.Mount.UUID, account))
+	if err != nil {
+		return nil, row, err
+	}
+	var value lessor.Secret
+	if row.Exists() {
+		if value, err = a.Opener.Open(a.Grant, row); err != nil {
+			return nil, row, err
+		}
+	}
+	p, err := rotation.Open(value)
+	return p, row, err
+}
+
+// save records how the account stands now.
+func (t *turn) save(txn *store.Txn) error {
+	if err := rotation.Save(txn, t.row, t.Account); err != nil {
+		return err
+	}
+	return rotation.Keep(txn, t.held, t.passwords)
+}
+
+func (t *turn) schedule() rotation.Schedule {
+	if t.role != nil {
+		return t.role.schedule()
+	}
+	return t.connection.schedule()
+}
+
+// fresh is a new password that the database can take.
+func (t *turn) fresh(generate func(policy string) (lessor.Secret, error)) (lessor.Secret, error) {
+	from := t.connection.PasswordPolicy
+	if t.role != nil && t.role.PasswordPolicy != "" {
+		from = t.role.PasswordPolicy
+	}
+	var err error
+	for range 8 {
+		var password lessor.Secret
+		if password, err = generate(from); err != nil {
+			return password, err
+		}
+		if err = t.driver.CheckPassword(t.connection, password); err == nil {
+			return password, nil
+		}
+	}
+	return lessor.Secret{}, api.Errorf(api.Invalid, "%v", err)
+}
+
+func (t *turn) shown(path, how string) audit.Shown {
+	return audit.Shown{
+		Path: path, Version: t.Version, How: how,
+		Fingerprint: t.access.Opener.Fingerprint(t.access.Mount.UUID, path, []byte(t.passwords.Current.Reveal())),
+	}
+}
+
+// path is what the account is called to people.
+func (t *turn) path() string {
+	if t.role != nil {
+		return "static-roles/" + strings.TrimPrefix(t.Name, staticPrefix)
+	}
+	return connectionPrefix + t.Target
+}
+
+// rotateRole changes the password of a static role now.
+func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := r.Param("name")
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if !row.Exists() {
+		return nil, api.Errorf(api.Invalid, "no static role found for role name")
+	}
+	t, err := e.forRequest(r, staticPrefix+name, &role)
+	if err != nil {
+		return nil, err
+	}
+	t.roleRow = row
+	return t.begin(r)
+}
+
+// rotateRoot changes the password of lessor's own account now. Nobody is told the new one.
+func (e *Engine) rotateRoot(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := r.Param("name")
+	t := &turn{access: engine.Access{Mount: r.Mount, View: r.View, Grant: r.Grant, Opener: r.Opener, Now: r.Now}}
+	if err := e.complete(t, rootPrefix+name); err != nil {
+		return nil, err
+	}
+	if err := t.ownable(e); err != nil {
+		return nil, err
+	}
+	return t.begin(r)
+}
+
+// ownable refuses to rotate lessor's own account where somebody else depends on its password.
+func (t *turn) ownable(e *Engine) error {
+	v, m := t.access.View, t.access.Mount
+	if t.passwords.Current.Empty() {
+		return api.Errorf(api.Invalid, "unable to rotate root credentials: the connection has no password")
+	}
+	managed, err := v.Get(store.Key{Table: store.Engine, Name: key(m, accountPrefix, t.Target, "\x00", t.username)})
+	if err != nil {
+		return err
+	}
+	if managed.Exists() {
+		return api.Errorf(api.Invalid, "unable to rotate root credentials: the account %q is also that of the static role %q; give the connection an account of its own", t.username, managed.Value)
+	}
+	from := key(m, connectionPrefix)
+	for row, err := range v.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(row.Name, from)
+		var other Connection
+		if _, err := load(v, m, connectionPrefix, name, &other); err != nil {
+			return err
+		}
+		if name == t.Target || other.URL != t.connection.URL {
+			continue
+		}
+		if user, err := t.driver.Account(&other, Secrets{}); err == nil && user == t.username {
+			return api.Errorf(api.Invalid, "unable to rotate root credentials: connection %q logs in to the same database with the same account, and would be locked out; delete one of the two", name)
+		}
+	}
+	return nil
+}
+
+// begin records a password as pending, and asks for it to be brought into force.
+func (t *turn) begin(r *engine.Request) (*engine.Reply, error) {
+	fresh, err := t.fresh(r.System.Password)
+	if err != nil {
+		return nil, err
+	}
+	t.Begin(t.passwords, fresh, r.Now)
+	reply := &engine.Reply{Rotate: &engine.Rotate{Account: t.Name, Path: t.path()}}
+	reply.Txn.Require(t.roleRow)
+	return reply, t.save(&reply.Txn)
+}
+
+// Plan decides what comes next with an account by itself.
+func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.Rotate, error) {
+	t, err := e.turn(a, account)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil {
+		known, row, err := rotation.Load(a.View, a.Mount.Namespace, a.Mount.UUID, account)
+		if err == nil {
+			rotation.Drop(txn, row, known)
+		}
+		return nil, err
+	}
+	r := &engine.Rotate{Account: account, Path: t.path()}
+	switch t.Step(t.schedule(), a.Now) {
+	case rotation.Rotate:
+		fresh, err := t.fresh(a.Password)
+		if err != nil {
+			t.Failed(err, a.Now, 0.5)
+			return nil, t.save(txn)
+		}
+		t.Begin(t.passwords, fresh, a.Now)
+		r.Note = "rotation"
+	case rotation.Resume:
+		t.Begin(t.passwords, lessor.Secret{}, a.Now)
+		r.Note = "rotation resumed"
+	case rotation.Prove:
+		t.Retry = a.Now.Add(rotation.Head)
+		r.Note = "password proven"
+	case rotation.Miss:
+		t.Skip(t.schedule(), a.Now)
+		return nil, t.save(txn)
+	default:
+		return nil, nil
+	}
+	txn.Require(t.roleRow)
+	return r, t.save(txn)
+}
+
+// Turn touches the database.
+func (e *Engine) Turn(ctx context.Context, a engine.Access, account string) engine.Turned {
+	t, err := e.turn(a, account)
+	if err != nil || t == nil {
+		return engine.Turned{Err: err}
+	}
+	db, err := e.database(a, t.Target)
+	if err != nil {
+		return e.failed(t, false, err)
+	}
+	if t.Pending == 0 {
+		return e.prove(ctx, t, db)
+	}
+	note, touched, err := t.bring(ctx, db, t.passwords.Pending)
+	if err != nil {
+		return e.failed(t, touched, err)
+	}
+	pending := t.passwords.Pending
+	done := *t
+	after := *t.Account
+	done.Account = &after
+	done.Version, done.passwords = t.Pending, &rotation.Passwords{Current: pending}
+	return engine.Turned{
+		Note: note, Shown: []audit.Shown{done.shown(credsPath(t), "written")},
+		Then: func(a engine.Access, txn *store.Txn, _ func() float64) error {
+			t, err := e.turn(a, account)
+			if err != nil || t == nil || t.Pending == 0 || !t.passwords.Pending.Equal(pending) {
+				return err // somebody else was faster
+			}
+			t.Confirm(t.passwords, t.schedule(), a.Now)
+			return t.save(txn)
+		},
+	}
+}
+
+// credsPath is the path whose readers are shown the password; for lessor's own account nobody is.
+func credsPath(t *turn) string {
+	if t.role != nil {
+		return staticCreds + strings.TrimPrefix(t.Name, staticPrefix)
+	}
+	return t.path()
+}
+
+// bring brings a password into force, and sees that it is. touched: if it failed, it may be in force all the same.
+func (t *turn) bring(ctx context.Context, db Database, password lessor.Secret) (note string, touched bool, err error) {
+	c := Change{Name: t.access.Mount.UUID + t.Name, Username: t.username, Password: password}
+	if t.role != nil {
+		c.Statements = t.role.Rotation
+		if t.role.SelfManaged {
+			c.Self = t.passwords.Candidates()
+		}
+	} else {
+		c.Statements = t.connection.RootRotation
+	}
+	if t.Attempts > 0 && len(c.Statements) > 0 { // statements of somebody's own may not bear to be run twice
+		if verdict, err := db.Login(ctx, t.username, password); err == nil && verdict == Accepted {
+			return "", true, nil
+		}
+	}
+	if err := db.SetPassword(ctx, c); err != nil {
+		return "", errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUntouched), err
+	}
+	switch verdict, err := db.Login(ctx, t.username, password); {
+	case err != nil:
+		return "", true, err
+	case verdict == Refused:
+		return "", true, api.Errorf(api.Upstream, "the database has taken the new password, but refuses a login with it: see whether the account's VALID UNTIL is over, and what rotation statements do")
+	case verdict == Unknown:
+		return "not verified: the database does not let the account log in from here", true, nil
+	}
+	return "", true, nil
+}
+
+// prove tries the password in force. One that is refused is brought into force again: somebody else changed it, or an attempt of long ago landed.
+func (e *Engine) prove(ctx context.Context, t *turn, db Database) engine.Turned {
+	current := t.passwords.Current
+	if current.Empty() {
+		return e.proven(t.Name, current, "")
+	}
+	verdict, err := db.Login(ctx, t.username, current)
+	note := ""
+	if err == nil && verdict == Refused {
+		note = "the password had been changed by somebody else, and was set again"
+		_, _, err = t.bring(ctx, db, current)
+	}
+	if err != nil {
+		return e.failed(t, true, err)
+	}
+	return e.proven(t.Name, current, note)
+}
+
+func (e *Engine) proven(account string, current lessor.Secret, note string) engine.Turned {
+	return engine.Turned{Note: note, Then: func(a engine.Access, txn *store.Txn, _ func() float64) error {
+		t, err := e.turn(a, account)
+		if err != nil || t == nil || t.Pending != 0 || !t.passwords.Current.Equal(current) {
+			return err
+		}
+		t.Proven(t.passwords, a.Now)
+		return t.save(txn)
+	}}
+}
+
+// failed records an attempt that failed. touched: what was to come into force may be. A static role whose account was certainly not touched
+// when it was made is not made.
+func (e *Engine) failed(t *turn, touched bool, failure error) engine.Turned {
+	account, pending := t.Name, t.passwords.Pending
+	withdraw := t.New && t.Attempts == 0 && !touched && t.role != nil
+	told := "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually: "
+	if withdraw {
+		told = "the static role was not made, since the password of its account could not be changed: "
+	}
+	return engine.Turned{
+		Err: &api.Error{Kind: api.KindOf(failure), Cause: failure, Text: told + failure.Error()},
+		Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
+			t, err := e.turn(a, account)
+			switch {
+			case err != nil || t == nil || !t.passwords.Pending.Equal(pending):
+				return err
+			case withdraw && t.New && t.Attempts == 0:
+				forget(txn, a.Mount, t.roleRow, t.role)
+				rotation.Drop(txn, t.row, t.Account)
+				return nil
+			}
+			t.New = false
+			t.Failed(failure, a.Now, jitter())
+			return t.save(txn)
+		},
+	}
+}
+
+// schedule is when lessor's own account is rotated.
+func (c *Connection) schedule() rotation.Schedule {
+	if c.RotationOff {
+		return rotation.Schedule{}
+	}
+	return rotation.Schedule{Period: c.RotationPeriod, Cron: c.RotationCron, Window: c.RotationWindow}
+}
+
+// candidates are the passwords that may log lessor in, and the version of the row that says so.
+func candidates(a engine.Access, connection string, s Secrets) ([]lessor.Secret, uint64, error) {
+	p, row, err := passwords(a, rootPrefix+connection)
+	if err != nil || !row.Exists() {
+		return []lessor.Secret{s.Password}, 0, err
+	}
+	return p.Candidates(), row.Version, nil
+}

@@ -1,0 +1,353 @@
+// Package rotation changes passwords of accounts at targets so that lessor always knows one that logs in. What an account's
+// state and its passwords are, and when something is to be done, is decided here, purely; Worker finds what is due.
+//
+// A rotation is two commits around the touch of a target:
+//
+//	Begin     the new password is recorded as pending, sealed, with the audit record that the target is about to be touched
+//	          the target is told, and the new password tried
+//	Confirm   pending is in force; what was before is kept until it is proven dead
+//
+// What dies in between leaves a pending password. It is never replaced by another: whoever comes next brings that same one into force, as
+// often as it takes, so that an attempt which lands late does no harm.
+package rotation
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Watch is how long after a rotation an attempt that never reported back may still land. Then the password in force is tried once more, which proves
+// that those before it are dead.
+const Watch = 2 * time.Minute
+
+// Head is the start that whoever begins has before somebody else takes over what looks abandoned.
+const Head = 5 * time.Second
+
+// Account is how rotation stands with one account: a row of store.Engine, free of secrets. CBOR keys are on disk: never
+// renumber, only append.
+type Account struct {
+	Name      string    `cbor:"-"`                     // within the mount: "static/app", "root/pg"
+	Target    string    `cbor:"1,keyasint"`            // whose queue it stands in
+	Version   uint64    `cbor:"2,keyasint,omitempty"`  // of the password in force; 0: none is known yet
+	Pending   uint64    `cbor:"3,keyasint,omitempty"`  // of the password on its way; 0: none
+	Rotated   time.Time `cbor:"4,keyasint,omitempty"`  // when Version came into force through lessor; zero: it did not
+	Due       time.Time `cbor:"5,keyasint,omitempty"`  // of the next rotation; zero: none comes by itself
+	Check     time.Time `cbor:"6,keyasint,omitempty"`  // when Version is to be tried; zero: there is nothing to prove
+	Retry     time.Time `cbor:"7,keyasint,omitempty"`  // not before this, after a failure
+	Attempts  uint32    `cbor:"8,keyasint,omitempty"`  // that failed, one after the other
+	LastError string    `cbor:"9,keyasint,omitempty"`  // of the last, free of secrets
+	Next      time.Time `cbor:"10,keyasint,omitempty"` // where it stands in the queue; zero: it does not
+	New       bool      `cbor:"11,keyasint,omitempty"` // the target was never touched successfully
+}
+
+// Passwords are the secrets of an Account: a row of store.Secrets.
+type Passwords struct {
+	Current lessor.Secret // Account.Version
+	Pending lessor.Secret // Account.Pending
+	Former  []Former      // newest last
+}
+
+// Former is a password that was in force, and may be again if an attempt of long ago lands.
+type Former struct {
+	Version  uint64
+	Password lessor.Secret
+	Until    time.Time // when it was succeeded
+}
+
+// Candidates are all passwords that may log in, likely ones first.
+func (p *Passwords) Candidates() []lessor.Secret {
+	var all []lessor.Secret
+	for _, s := range []lessor.Secret{p.Current, p.Pending} {
+		if !s.Empty() {
+			all = append(all, s)
+		}
+	}
+	for i := len(p.Former) - 1; i >= 0; i-- {
+		all = append(all, p.Former[i].Password)
+	}
+	return all
+}
+
+// Begin records at now that somebody goes and brings a password into force: the one that is pending already, else fresh.
+// Nobody else does for a moment, Head.
+func (a *Account) Begin(p *Passwords, fresh lessor.Secret, now time.Time) {
+	if a.Pending == 0 {
+		a.Pending, p.Pending = a.Version+1, fresh
+		a.Attempts, a.LastError = 0, ""
+	}
+	a.Retry = now.Add(Head)
+}
+
+// Confirm records that the pending password is in force since now.
+func (a *Account) Confirm(p *Passwords, s Schedule, now time.Time) {
+	a.supersede(p, now)
+	p.Current, p.Pending = p.Pending, lessor.Secret{}
+	a.Version, a.Pending, a.Rotated, a.New = a.Pending, 0, now, false
+	a.Attempts, a.LastError, a.Retry = 0, "", time.Time{}
+	a.Due = s.Next(now)
+	if a.Check.IsZero() {
+		a.Check = now.Add(Watch)
+	}
+}
+
+// Import records a password that somebody else put into force.
+func (a *Account) Import(p *Passwords, password lessor.Secret, now time.Time) {
+	a.supersede(p, now)
+	a.Version, p.Current = a.Version+1, password
+	if a.Pending != 0 {
+		a.Pending = a.Version + 1
+	}
+	if len(p.Former) > 0 && a.Check.IsZero() {
+		a.Check = now.Add(Watch)
+	}
+}
+
+func (a *Account) supersede(p *Passwords, now time.Time) {
+	if !p.Current.Empty() {
+		p.Former = append(p.Former, Former{Version: a.Version, Password: p.Current, Until: now})
+	}
+}
+
+// Proven records that at now the password in force logged in: an account has one password, so those before it are dead, but
+// for those so recent that an attempt may be under way.
+func (a *Account) Proven(p *Passwords, now time.Time) {
+	a.Attempts, a.LastError, a.Retry, a.Check = 0, "", time.Time{}, time.Time{}
+	kept := p.Former[:0]
+	for _, f := range p.Former {
+		if now.Before(f.Until.Add(Watch)) {
+			kept = append(kept, f)
+			if at := f.Until.Add(Watch); a.Check.Before(at) {
+				a.Check = at
+			}
+		}
+	}
+	p.Former = kept
+}
+
+// longestError is how much of an error is kept, in bytes.
+const longestError = 300
+
+// Failed records an attempt that failed; jitter is in [0, 1].
+func (a *Account) Failed(err error, now time.Time, jitter float64) {
+	a.Attempts++
+	a.LastError = err.Error()
+	if len(a.LastError) > longestError {
+		a.LastError = a.LastError[:longestError]
+	}
+	a.Retry = now.Add(Backoff(a.Attempts, jitter))
+}
+
+// Backoff is the wait after so many failures: it doubles from a second to ten minutes; jitter, in [0, 1], takes up to half off.
+func Backoff(failures uint32, jitter float64) time.Duration {
+	d := 10 * time.Minute
+	if failures <= 10 {
+		d = min(d, time.Second<<max(failures, 1)>>1)
+	}
+	return d/2 + time.Duration(float64(d/2)*jitter)
+}
+
+// Step is what is to be done with an account.
+type Step uint8
+
+const (
+	Nothing Step = iota // but to look again at Account.When
+	Rotate              // record a new password, and bring it into force
+	Resume              // bring the pending one into force
+	Prove               // try the one in force
+	Miss                // the window of this rotation is over: wait for the next (Account.Skip)
+)
+
+// Step decides what is to be done at now, by itself.
+func (a *Account) Step(s Schedule, now time.Time) Step {
+	switch {
+	case now.Before(a.Retry):
+		return Nothing
+	case a.Pending != 0:
+		return Resume
+	case !a.Due.IsZero() && !now.Before(a.Due):
+		if s.Missed(a.Due, now) {
+			return Miss
+		}
+		return Rotate
+	case !a.Check.IsZero() && !now.Before(a.Check):
+		return Prove
+	}
+	return Nothing
+}
+
+// Skip gives up the rotation that is due, for the one after now.
+func (a *Account) Skip(s Schedule, now time.Time) { a.Due = s.Next(now) }
+
+// When is when the account is to be looked at next; zero: never.
+func (a *Account) When() time.Time {
+	var next time.Time
+	for _, t := range []time.Time{a.Due, a.Check} {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	if a.Pending != 0 {
+		next = time.UnixMilli(0)
+	}
+	if !next.IsZero() && next.Before(a.Retry) {
+		next = a.Retry
+	}
+	return next
+}
+
+// Overdue reports whether what should be done with the account has not been for longer than grace, or fails.
+func (a *Account) Overdue(now time.Time, grace time.Duration) bool {
+	return a.Attempts > 0 || !a.Due.IsZero() && now.Sub(a.Due) > grace
+}
+
+// Rows of a mount. The queues are ordered by target and time.
+const (
+	accountRows = "turn/" // + name, in store.Engine and store.Secrets
+	queueRows   = "due/"  // + target, NUL, TimeKey, name; in store.Engine
+)
+
+func accountKey(t store.Table, namespace uint32, mount, name string) store.Key {
+	return store.Key{Table: t, Name: store.MountKey(namespace, mount, accountRows, name)}
+}
+
+func queuePrefix(namespace uint32, mount string) string {
+	return store.MountKey(namespace, mount, queueRows)
+}
+
+func (a *Account) queueName(namespace uint32, mount string) string {
+	return queuePrefix(namespace, mount) + a.Target + "\x00" + store.TimeKey(a.Next) + a.Name
+}
+
+var encoding, decoding = func() (cbor.EncMode, cbor.DecMode) {
+	o := cbor.CoreDetEncOptions()
+	o.Time, o.TimeTag = cbor.TimeUnixDynamic, cbor.EncTagNone
+	e, err := o.EncMode()
+	if err != nil {
+		panic(err)
+	}
+	d, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return e, d
+}()
+
+// exact makes times what a row says of them: UTC, to the microsecond.
+func (a *Account) exact() {
+	for _, t := range []*time.Time{&a.Rotated, &a.Due, &a.Check, &a.Retry, &a.Next} {
+		if !t.IsZero() {
+			*t = t.Round(time.Microsecond).UTC()
+		}
+	}
+}
+
+// Load reads an account of a mount. One that is not there has the row's Version 0, and is empty.
+func Load(v store.View, namespace uint32, mount, name string) (*Account, store.Row, error) {
+	a := &Account{Name: name}
+	row, err := v.Get(accountKey(store.Engine, namespace, mount, name))
+	if err != nil || !row.Exists() {
+		return a, row, err
+	}
+	if err := decoding.Unmarshal(row.Value, a); err != nil {
+		return nil, row, fmt.Errorf("rotation: damaged row %s: %w", row.Key, err)
+	}
+	a.exact()
+	return a, row, nil
+}
+
+// Save puts the account, required to be still what row was, and moves it to its place in the queue.
+func Save(txn *store.Txn, row store.Row, a *Account) error {
+	namespace, mount, _ := store.SplitMountKey(row.Name)
+	from, to := "", ""
+	if was := (Account{Name: a.Name}); row.Exists() && decoding.Unmarshal(row.Value, &was) == nil && !was.Next.IsZero() {
+		from = was.queueName(namespace, mount)
+	}
+	a.Next = a.When()
+	a.exact()
+	if !a.Next.IsZero() {
+		to = a.queueName(namespace, mount)
+	}
+	if from != to && from != "" {
+		txn.Delete(store.Engine, from)
+	}
+	if from != to && to != "" {
+		txn.Put(store.Engine, to, nil)
+	}
+	value, err := encoding.Marshal(a)
+	if err != nil {
+		return err
+	}
+	txn.Require(row)
+	txn.Put(row.Table, row.Name, value)
+	return nil
+}
+
+// Drop deletes an account with its passwords.
+func Drop(txn *store.Txn, row store.Row, a *Account) {
+	if !row.Exists() {
+		return
+	}
+	namespace, mount, _ := store.SplitMountKey(row.Name)
+	txn.Require(row)
+	if !a.Next.IsZero() {
+		txn.Delete(store.Engine, a.queueName(namespace, mount))
+	}
+	txn.Delete(row.Table, row.Name)
+	txn.Delete(store.Secrets, row.Name)
+}
+
+// SecretKey names the row of an account's passwords.
+func SecretKey(namespace uint32, mount, name string) store.Key {
+	return accountKey(store.Secrets, namespace, mount, name)
+}
+
+// sealed is how Passwords are kept. CBOR keys are on disk: never renumber, only append.
+type sealed struct {
+	Current string         `cbor:"1,keyasint,omitempty"`
+	Pending string         `cbor:"2,keyasint,omitempty"`
+	Former  []sealedFormer `cbor:"3,keyasint,omitempty"`
+}
+
+type sealedFormer struct {
+	Version  uint64    `cbor:"1,keyasint"`
+	Password string    `cbor:"2,keyasint"`
+	Until    time.Time `cbor:"3,keyasint"`
+}
+
+// Open reads the opened value of a row of passwords; an empty one holds none.
+func Open(value lessor.Secret) (*Passwords, error) {
+	p := &Passwords{}
+	if value.Empty() {
+		return p, nil
+	}
+	var s sealed
+	if err := decoding.Unmarshal([]byte(value.Reveal()), &s); err != nil {
+		return nil, errors.New("rotation: the passwords of an account are damaged")
+	}
+	p.Current, p.Pending = lessor.NewSecret(s.Current), lessor.NewSecret(s.Pending)
+	for _, f := range s.Former {
+		p.Former = append(p.Former, Former{Version: f.Version, Password: lessor.NewSecret(f.Password), Until: f.Until.UTC()})
+	}
+	return p, nil
+}
+
+// Keep puts the passwords in row's place, provided that it is as it was read.
+func Keep(txn *store.Txn, row store.Row, p *Passwords) error {
+	s := sealed{Current: p.Current.Reveal(), Pending: p.Pending.Reveal()}
+	for _, f := range p.Former {
+		s.Former = append(s.Former, sealedFormer{Version: f.Version, Password: f.Password.Reveal(), Until: f.Until.Round(time.Microsecond).UTC()})
+	}
+	value, err := encoding.Marshal(&s)
+	if err != nil {
+		return err
+	}
+	txn.Require(row)
+	txn.Put(row.Table, row.Name, value)
+	return nil
+}

@@ -1,0 +1,358 @@
+package rotation
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// Store is what a Worker works on; *store.DB is one.
+type Store interface {
+	View() (store.View, error)
+	Update(ctx context.Context, fn func(store.View, *store.Txn) error) (store.Receipt, error)
+	Now() time.Time    // lease time
+	ClockAlarm() error // why lease time should not be acted upon; nil: it may
+}
+
+// Mount is one that has accounts.
+type Mount struct {
+	Namespace uint32
+	UUID      string
+}
+
+// Options of a Worker. Store, Mounts and Rotate are needed; the rest has defaults.
+type Options struct {
+	Store  Store
+	Mounts func(store.View) ([]Mount, error) // whose queues are worked off
+	// Rotate does what is due with an account, and records it, failures too: afterwards the account stands elsewhere in its queue.
+	// It obeys ctx and is called concurrently for different targets, and for one now and then by people.
+	Rotate func(ctx context.Context, mount, account string) error
+	Fenced func() bool   // while true nothing is done: the store is a copy. nil: never
+	Random io.Reader     // jitter; nil: crypto/rand
+	Log    *slog.Logger  // nil: discarded
+	Poll   time.Duration // how often it looks for what became due. 0: 1 s
+}
+
+// Worker does what is due, one account after the other at each target, all targets at a time. It keeps nothing in memory but who is busy: work
+// is rows, sought in order of time. A target that fails is left alone for a while, and tried again for ever; it delays no other.
+type Worker struct {
+	Options
+	done, failed atomic.Uint64
+
+	mu      sync.Mutex
+	targets map[target]*rest
+	all     sync.WaitGroup
+}
+
+type target struct {
+	Mount
+	name string
+}
+
+// rest is how a target stands: who works there, and how long it is left alone.
+type rest struct {
+	busy     bool
+	failures uint32 // accounts that failed, one after the other
+	until    time.Time
+}
+
+const (
+	trips   = 3                // failures, one after the other, after which a target is probed only
+	longest = 60 * time.Second // between probes
+)
+
+// New makes a Worker. It starts nothing.
+func New(o Options) *Worker {
+	if o.Random == nil {
+		o.Random = rand.Reader
+	}
+	if o.Fenced == nil {
+		o.Fenced = func() bool { return false }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Poll == 0 {
+		o.Poll = time.Second
+	}
+	return &Worker{Options: o, targets: map[target]*rest{}}
+}
+
+// Metrics count what a Worker did since it was made.
+type Metrics struct {
+	Done   uint64 // rotations and proofs that succeeded
+	Failed uint64
+}
+
+// Metrics returns the counters.
+func (w *Worker) Metrics() Metrics { return Metrics{Done: w.done.Load(), Failed: w.failed.Load()} }
+
+// Run works until ctx ends, and returns when nothing of it is left running.
+func (w *Worker) Run(ctx context.Context) {
+	defer w.all.Wait()
+	t := time.NewTicker(w.Poll)
+	defer t.Stop()
+	for {
+		if err := w.round(ctx); err != nil && ctx.Err() == nil {
+			w.Log.Error("looking for rotations failed; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// round starts work at each target where something is due.
+func (w *Worker) round(ctx context.Context) error {
+	if w.Fenced() || w.Store.ClockAlarm() != nil {
+		return nil
+	}
+	view, err := w.Store.View()
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	mounts, err := w.Mounts(view)
+	if err != nil {
+		return err
+	}
+	again, err := view.Get(resumed)
+	if err != nil {
+		return err
+	}
+	if again.Exists() {
+		return w.recheck(ctx, mounts)
+	}
+	now := w.Store.Now()
+	for _, m := range mounts {
+		prefix := queuePrefix(m.Namespace, m.UUID)
+		for from := prefix; ; {
+			q, ok, err := first(view, from, store.PrefixEnd(prefix), len(prefix))
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			if !q.at.After(now) {
+				w.wake(ctx, target{m, q.target}, now)
+			}
+			from = store.PrefixEnd(prefix + q.target + "\x00")
+		}
+	}
+	return nil
+}
+
+// queued is a row of a queue.
+type queued struct {
+	row, target, account string
+	at                   time.Time
+}
+
+// first is the first row of a queue at or after from.
+func first(v store.View, from, to string, base int) (q queued, ok bool, err error) {
+	for row, err := range v.Scan(store.Engine, from, to) {
+		if err != nil {
+			return q, false, err
+		}
+		target, rest, found := strings.Cut(row.Name[base:], "\x00")
+		at, account, ok := store.ParseTimeKey(rest)
+		if !found || !ok {
+			return q, false, &store.Damage{Key: row.Key, Why: "it is no place in a queue"}
+		}
+		return queued{row.Name, target, account, at}, true, nil
+	}
+	return q, false, nil
+}
+
+// wake starts work at a target, unless somebody works there or it is left alone.
+func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.targets[t]
+	if r == nil {
+		r = &rest{}
+		w.targets[t] = r
+	}
+	if r.busy || now.Before(r.until) {
+		return
+	}
+	r.busy = true
+	w.all.Go(func() {
+		w.drain(ctx, t)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if r.busy = false; r.failures == 0 {
+			delete(w.targets, t)
+		}
+	})
+}
+
+// drain does what is due at a target, in order, until nothing is or the target fails.
+func (w *Worker) drain(ctx context.Context, t target) {
+	before := ""
+	for ctx.Err() == nil {
+		q, err := w.next(t)
+		if err != nil {
+			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
+			return
+		}
+		if q.row == "" || q.row == before {
+			return
+		}
+		before = q.row
+		if !w.do(ctx, t, q.account) {
+			return
+		}
+	}
+}
+
+// next is the first row of the target's queue that is due; none: the zero value.
+func (w *Worker) next(t target) (queued, error) {
+	view, err := w.Store.View()
+	if err != nil {
+		return queued{}, err
+	}
+	defer view.Close()
+	prefix := queuePrefix(t.Namespace, t.UUID)
+	own := prefix + t.name + "\x00"
+	q, ok, err := first(view, own, store.PrefixEnd(own), len(prefix))
+	if err != nil || !ok || q.at.After(w.Store.Now()) {
+		return queued{}, err
+	}
+	return q, nil
+}
+
+// do has one account rotated, and reports whether to go on at this target.
+func (w *Worker) do(ctx context.Context, t target, account string) bool {
+	err := w.call(ctx, t, account)
+	if ctx.Err() != nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.targets[t]
+	if err == nil {
+		w.done.Add(1)
+		r.failures = 0
+		return true
+	}
+	w.failed.Add(1)
+	r.failures++
+	w.Log.Error("a rotation failed, it is tried again", "account", account, "target", t.name, "failures", r.failures, "error", err)
+	if r.failures < trips {
+		return true
+	}
+	r.until = w.Store.Now().Add(min(longest, Backoff(r.failures, w.Jitter())))
+	return false
+}
+
+func (w *Worker) call(ctx context.Context, t target, account string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.Log.Error("an engine's rotation panicked", "account", account, "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("the engine panicked")
+		}
+	}()
+	return w.Rotate(ctx, t.UUID, account)
+}
+
+// Jitter is a random number in [0, 1).
+func (w *Worker) Jitter() float64 {
+	var b [8]byte
+	if _, err := io.ReadFull(w.Random, b[:]); err != nil {
+		return 0.5
+	}
+	return float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53)
+}
+
+// resumed is the row that asks to prove every account: this was a copy, and what it knows may be old.
+var resumed = store.Key{Table: store.Config, Name: store.MountKey(lessor.RootNamespace, "", "rotation/prove")}
+
+// ProveAll asks the Worker to try every password in force.
+func ProveAll(txn *store.Txn, now time.Time) {
+	txn.Put(resumed.Table, resumed.Name, []byte(now.UTC().Format(time.RFC3339)))
+}
+
+// some is how many accounts one commit makes due.
+const some = 100
+
+// recheck makes every account due to be proven, and then takes the row away that asks for it.
+func (w *Worker) recheck(ctx context.Context, mounts []Mount) error {
+	now := w.Store.Now()
+	for _, m := range mounts {
+		base := store.MountKey(m.Namespace, m.UUID, accountRows)
+		for from := base; from != ""; {
+			next := ""
+			if _, err := w.Store.Update(ctx, func(v store.View, txn *store.Txn) (err error) {
+				next, err = proveSome(v, txn, m, base, from, now)
+				return err
+			}); err != nil {
+				return fmt.Errorf("making accounts due to be proven: %w", err)
+			}
+			from = next
+		}
+	}
+	_, err := w.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
+		txn.Delete(resumed.Table, resumed.Name)
+		return nil
+	})
+	return err
+}
+
+// proveSome makes some accounts due, and returns where to go on; "" at the end. What it fills is no act at a target: that is recorded when it comes.
+func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now time.Time) (string, error) {
+	n := 0
+	for row, err := range v.Scan(store.Engine, from, store.PrefixEnd(base)) {
+		if err != nil {
+			return from, err
+		}
+		if n++; n > some {
+			return row.Name, nil
+		}
+		a, row, err := Load(v, m.Namespace, m.UUID, row.Name[len(base):])
+		if err != nil {
+			return from, err
+		}
+		a.Check, a.Retry = now, time.Time{}
+		if err := Save(txn, row, a); err != nil {
+			return from, err
+		}
+	}
+	return "", nil
+}
+
+// Overdue counts the accounts of the mounts whose rotation fails, or is late by more than grace, at most limit.
+func Overdue(v store.View, mounts []Mount, now time.Time, grace time.Duration, limit int) ([]*Account, error) {
+	var all []*Account
+	for _, m := range mounts {
+		base := store.MountKey(m.Namespace, m.UUID, accountRows)
+		for row, err := range v.Scan(store.Engine, base, store.PrefixEnd(base)) {
+			if err != nil || len(all) == limit {
+				return all, err
+			}
+			a, _, err := Load(v, m.Namespace, m.UUID, row.Name[len(base):])
+			if err != nil {
+				return nil, err
+			}
+			if a.Overdue(now, grace) {
+				all = append(all, a)
+			}
+		}
+	}
+	return all, nil
+}
