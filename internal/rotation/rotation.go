@@ -43,7 +43,8 @@ type Account struct {
 	Attempts  uint32    `cbor:"8,keyasint,omitempty"`  // that failed, one after the other
 	LastError string    `cbor:"9,keyasint,omitempty"`  // of the last, free of secrets
 	Next      time.Time `cbor:"10,keyasint,omitempty"` // where it stands in the queue; zero: it does not
-	New       bool      `cbor:"11,keyasint,omitempty"` // the target was never touched successfully
+	New       bool      `cbor:"11,keyasint,omitempty"` // made a moment ago, and withdrawn if its target was not touched
+	Born      uint64    `cbor:"12,keyasint,omitempty"` // when it was made, Unix microseconds: tells accounts apart that had the same name in turn
 }
 
 // Passwords are the secrets of an Account: a row of store.Secrets.

@@ -134,8 +134,9 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if r.Has("skip_import_rotation") && row.Exists() {
 		reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
 	}
-	if !row.Exists() && !r.Has("skip_import_rotation") {
-		role.SkipImport = t.connection.SkipImport
+	if !row.Exists() {
+		t.Born = uint64(r.Now.UnixMicro())
+		role.SkipImport = role.SkipImport || !r.Has("skip_import_rotation") && t.connection.SkipImport
 	}
 	if err := t.imported(r, &role); err != nil {
 		return nil, err
@@ -329,21 +330,21 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 	path := staticCreds + name
 	return &engine.Reply{
 		Data: data, Warnings: worries(t.Account, r.Now), Shown: []audit.Shown{t.shown(path, "shown")},
-		Static: &engine.Static{Path: path, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true},
+		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true},
 	}, nil
 }
 
 // Current is the version of a static role's password, for leases on it.
-func (e *Engine) Current(v store.View, m *mount.Entry, path string) (uint64, error) {
+func (e *Engine) Current(v store.View, m *mount.Entry, path string) (version, born uint64, err error) {
 	name, ok := strings.CutPrefix(path, staticCreds)
 	if !ok {
-		return 0, nil
+		return 0, 0, nil
 	}
 	a, _, err := rotation.Load(v, m.Namespace, m.UUID, staticPrefix+name)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return a.Version, nil
+	return a.Version, a.Born, nil
 }
 
 // whole is a duration as answers have it: seconds, rounded.
