@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench sim fuzz servers clients clean
+.PHONY: build quickstart test check race bench soak sim fuzz servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -35,6 +35,9 @@ sim: servers ## a long seeded simulation; SEED=n replays one
 
 bench: servers build ## writes a table of figures beside their limits, measured in the same run
 	$(GO) run ./test/bench -lessor bin/lessor
+
+soak: servers build ## an hour at half load with leases coming and going: does anything grow?
+	$(GO) run ./test/bench -lessor bin/lessor -soak 1h
 
 fuzz: ## every parser for ten minutes
 	scripts/fuzz 10m

@@ -31,6 +31,7 @@ func main() {
 	flag.BoolVar(&b.quick, "quick", false, "short slices and small numbers: a smoke test, whose figures say little")
 	flag.StringVar(&b.only, "only", "", "measure only figures whose name contains `text`; print, and write no file")
 	flag.StringVar(&b.out, "out", "BENCHMARKS.md", "`file` whose part between the markers is replaced by the table; empty: none")
+	flag.DurationVar(&b.soaks, "soak", 0, "measure nothing, but let leases come and go for so `long`, and say whether anything grows")
 	flag.Parse()
 	if err := b.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -42,6 +43,7 @@ func main() {
 type bench struct {
 	binary, only, out string
 	quick             bool
+	soaks             time.Duration
 
 	dir     string
 	began   time.Time
@@ -91,6 +93,9 @@ func (b *bench) run() (err error) {
 		os.Exit(130)
 	}()
 
+	if b.soaks > 0 {
+		return b.soak(b.soaks)
+	}
 	for _, part := range []func() error{b.requests, b.credentials, b.million, b.drain} {
 		if err := part(); err != nil {
 			return err

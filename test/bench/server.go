@@ -195,6 +195,7 @@ path "database/creds/*"      { capabilities = ["read"] }
 path "auth/token/create"     { capabilities = ["update"] }
 path "auth/token/renew-self" { capabilities = ["update"] }
 path "sys/leases/renew"      { capabilities = ["update"] }
+path "sys/wrapping/wrap"     { capabilities = ["update"] }
 `
 
 // furnish gives a server what the figures need: a KV mount, a policy, a token for each client.
