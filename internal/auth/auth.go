@@ -5,14 +5,18 @@ package auth
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/policy/book"
+	"github.com/lessor-dev/lessor/internal/token"
 )
 
 // TokenFields are the parameters that every auth method's roles and users have.
@@ -148,6 +152,25 @@ func TermsData(t *engine.TokenTerms, data map[string]any) {
 	if t.Type != "" {
 		data["token_type"] = t.Type
 	}
+}
+
+// Terms puts into a token's terms what its role or user says now of how long it lives.
+func Terms(t *engine.TokenTerms, terms *token.Lifetime) {
+	terms.TTL, terms.MaxTTL, terms.Period = t.TTL, t.MaxTTL, t.Period
+}
+
+// SamePolicies reports whether two lists name the same policies, whatever their case and order. default counts for nothing.
+func SamePolicies(a, b []string) bool {
+	set := func(names []string) map[string]bool {
+		out := map[string]bool{}
+		for _, n := range names {
+			if n = strings.ToLower(strings.TrimSpace(n)); n != "" && n != book.DefaultPolicy {
+				out[n] = true
+			}
+		}
+		return out
+	}
+	return maps.Equal(set(a), set(b))
 }
 
 // Seconds is a duration as clients see it.

@@ -213,9 +213,9 @@ func TestWhoMayMakeWhichToken(t *testing.T) {
 		{g.root, "root", "create/free", `{}`, "token roles cannot give the root policy"},
 		{g.root, "root", "create/rooted", `{}`, "token roles cannot give the root policy"},
 		{maker, "maker", "create/globs", `{"policies":["app-a"]}`, ""},
-		{maker, "maker", "create/globs", `{"policies":["app-[ad]min"]}`, "disallowed policies forbid"},
-		{maker, "maker", "create/globs", `{"policies":["app-x-1-y"]}`, "disallowed policies forbid"},
-		{maker, "maker", "create/globs", `{"policies":["root"]}`, "token roles cannot give the root policy"},
+		{maker, "maker", "create/globs", `{"policies":["app-[ad]min"]}`, "is disallowed by this role"},
+		{maker, "maker", "create/globs", `{"policies":["app-x-1-y"]}`, "is disallowed by this role"},
+		{maker, "maker", "create/globs", `{"policies":["root"]}`, "root tokens may not be created without parent token being root"},
 		{maker, "maker", "create/none", `{}`, "unknown role none"},
 		{maker, "maker", "create", `{"id":"a-custom-token-id"}`, "root or sudo privileges required to specify token id"},
 		{maker, "maker", "create/free", `{"id":"a-custom-token-id"}`, "root or sudo privileges required to specify token id"},
@@ -235,7 +235,7 @@ func TestWhoMayMakeWhichToken(t *testing.T) {
 		{g.root, "root", "create", `{"type":"batch","policies":["x"],"num_uses":1}`, "batch tokens cannot have"},
 		{maker, "maker", "create", `{"num_uses":-1}`, "number of uses cannot be negative"},
 		{maker, "maker", "create", `{"ttl":"soon"}`, `field "ttl" is not a duration`},
-		{maker, "maker", "create", `{"type":"strange"}`, "invalid token type"},
+		{maker, "maker", "create", `{"type":"strange"}`, "invalid 'token_type' value"},
 	} {
 		a, err := g.try(c.who, lessor.Update, "auth/token/"+c.path, c.data)
 		switch {
@@ -872,7 +872,7 @@ func TestShapesThatClientsRead(t *testing.T) {
 		{api.Invalid, lessor.Read, "sys/auth/none", "", "No auth engine at none/"},
 		{api.Invalid, lessor.Update, "sys/mounts/secret", `{"type":"kv"}`, "path is already in use at secret/"},
 		{api.Invalid, lessor.Update, "sys/mounts/secret/below", `{"type":"kv"}`, "path is already in use at secret/"},
-		{api.Denied, lessor.Update, "auth/token/lookup-accessor", `{"accessor":"none"}`, "invalid accessor"},
+		{api.Invalid, lessor.Update, "auth/token/lookup-accessor", `{"accessor":"none"}`, "invalid accessor"},
 		{api.Denied, lessor.Update, "auth/token/lookup", `{"token":"none"}`, "bad token"},
 		{api.Invalid, lessor.Update, "auth/token/renew", `{"token":"none"}`, "token not found"},
 		{api.Invalid, lessor.Update, "auth/token/renew-self", "", "lease is not renewable"},

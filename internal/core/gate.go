@@ -283,7 +283,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error) {
 	r := w.reply
 	a := &lessor.Answer{
-		Status: r.Status, Data: r.Data, Warnings: append(w.warnings, r.Warnings...), Mount: w.mount.Type,
+		Status: r.Status, Data: r.Data, Mount: w.mount.Type,
 		Flat: r.Flat, Bare: r.Bare, Verbatim: r.Wrapped,
 	}
 	if r.Raw != nil {
@@ -298,6 +298,7 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 	switch {
 	case r.Login != nil:
 		a.Auth, err = w.login(txn, rec, r.Login)
+		a.Mount = "" // as Vault
 	case r.Mint != nil:
 		a.Auth, err = w.give(txn, rec, r.Mint)
 	case r.Renewed != nil:
@@ -307,6 +308,7 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 	case r.Unwrapped != "":
 		err = w.rehold(txn, r.Unwrapped, r.WrappedAt)
 	}
+	a.Warnings = append(w.warnings, r.Warnings...)
 	return a, err
 }
 

@@ -88,8 +88,12 @@ func TestEntities(t *testing.T) {
 		}
 	}
 	list := g.do(g.root, lessor.List, "identity/entity/name/", "").Data
+	if fmt.Sprint(list["keys"].([]string)[:2]) != "[ANN a/b]" && fmt.Sprint(list["keys"].([]string)[:2]) != "[a/b ann]" || list["key_info"] != nil {
+		t.Errorf("list by name: %v", list)
+	}
+	list = g.do(g.root, lessor.List, "identity/entity/id/", "").Data
 	if len(list["keys"].([]string)) != 3 || list["key_info"].(map[string]any)[id] == nil {
-		t.Errorf("list: %v", list)
+		t.Errorf("list by id: %v", list)
 	}
 	g.write("identity/entity/batch-delete", `{"entity_ids":["`+id+`","`+other+`","nobody"]}`)
 	g.refused(api.NotFound, g.root, lessor.Read, "identity/entity/id/"+id, "")
@@ -255,7 +259,7 @@ func TestGroups(t *testing.T) {
 	if list := g.do(g.root, lessor.List, "identity/group-alias/id/", "").Data; len(list["keys"].([]string)) != 1 {
 		t.Errorf("list of aliases: %v", list)
 	}
-	list := g.do(g.root, lessor.List, "identity/group/name/", "").Data
+	list := g.do(g.root, lessor.List, "identity/group/id/", "").Data
 	if info := list["key_info"].(map[string]any)[id].(map[string]any); info["num_member_entities"] != 1 || info["num_parent_groups"] != 1 {
 		t.Errorf("list: %v", list)
 	}

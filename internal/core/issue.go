@@ -166,7 +166,7 @@ func (w *walk) lease(i *engine.Issue) (*lease.Lease, []string, error) {
 	}
 	var warnings []string
 	if ttl > most {
-		warnings = append(warnings, lease.CapWarning(ttl, most))
+		warnings = append(warnings, token.CapWarning(ttl, most))
 		ttl = most
 	}
 	t := w.who.token

@@ -26,10 +26,7 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 	if l.Name != "" {
 		m.Name += "-" + l.Name
 	}
-	var err error
-	if m.Batch, err = batch(t.Type, w.mount.Config.TokenType); err != nil {
-		return nil, err
-	}
+	m.Batch = batch(t.Type, w.mount.Config.TokenType)
 	if slices.Contains(policiesOf(m.Policies, true), token.RootPolicy) {
 		return nil, api.Errorf(api.Invalid, "auth methods cannot give the root policy")
 	}
@@ -45,7 +42,7 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 		}
 		m.Entity, alias, identityPolicies = e.ID, a, policies
 	}
-	made, secret, err := w.mintFor(m, now, w.op.Path, engine.Limits{TTL: w.request.Default.TTL, MaxTTL: lesser(t.MaxTTL, w.request.Default.MaxTTL)})
+	made, secret, err := w.mintFor(m, now, w.op.Path, token.Lifetime{Default: w.request.Default.TTL, Max: w.request.Default.MaxTTL, MaxTTL: t.MaxTTL})
 	if err != nil {
 		return nil, err
 	}
@@ -84,11 +81,27 @@ func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.
 	if m.PathSuffix != "" {
 		path += "/" + m.PathSuffix
 	}
-	made, secret, err := w.mintFor(m, w.op.Time, path, w.request.Default)
+	var alias identity.Alias
+	var identityPolicies []string
+	if m.EntityAlias != "" {
+		e, a, policies, err := w.someone(txn, &engine.Login{Alias: m.EntityAlias})
+		if err != nil {
+			return nil, err
+		}
+		if e.Disabled {
+			return nil, api.Errorf(api.Denied, "entity from given entity alias is disabled")
+		}
+		m.Entity, alias, identityPolicies = e.ID, a, policies
+	} else if m.Entity != "" && m.Entity == w.who.Entity {
+		identityPolicies = w.who.Identity
+	}
+	made, secret, err := w.mintFor(m, w.op.Time, path, token.Lifetime{Default: w.request.Default.TTL, Max: w.request.Default.MaxTTL})
 	if err != nil {
 		return nil, err
 	}
-	if p := w.who.token; m.Parent != nil && p != nil && m.Entity == w.who.Entity {
+	if p := w.who.token; m.EntityAlias != "" {
+		made.Alias, made.AliasName = alias.ID, alias.Name
+	} else if m.Parent != nil && p != nil && m.Entity == w.who.Entity {
 		made.Alias, made.AliasName, made.Instance = p.Alias, p.AliasName, p.Instance
 	}
 	made.Mount = w.mount.UUID
@@ -103,19 +116,16 @@ func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.
 	if rec.Note = "token " + made.Accessor; made.Accessor == "" {
 		rec.Note = "batch token"
 	}
-	var identityPolicies []string
-	if made.Entity != "" && made.Entity == w.who.Entity {
-		identityPolicies = w.who.Identity
-	}
 	return authOf(made, secret, identityPolicies, w.op.Time), nil
 }
 
-// mintFor makes a token under a caller, within ttl limits.
-func (w *walk) mintFor(m *engine.Mint, now time.Time, path string, l engine.Limits) (*token.Token, lessor.Secret, error) {
-	t, secret, err := w.mintWithin(w.view, m, now, path, l)
+// mintFor makes a token under a caller. l says what is in force besides what m says.
+func (w *walk) mintFor(m *engine.Mint, now time.Time, path string, l token.Lifetime) (*token.Token, lessor.Secret, error) {
+	t, secret, warnings, err := w.mintWithin(w.view, m, now, path, l)
 	if err != nil {
 		return nil, secret, err
 	}
+	w.reply.Warnings = append(warnings, w.reply.Warnings...)
 	if m.Parent != nil && w.who.token != nil {
 		t.Orphan = false
 		t.Ancestors = w.who.token.Ancestors
@@ -128,51 +138,46 @@ func (w *walk) mintFor(m *engine.Mint, now time.Time, path string, l engine.Limi
 
 // mint makes a token within the server's limits.
 func (c *Core) mint(v store.View, m *engine.Mint, now time.Time, path string) (*token.Token, lessor.Secret, error) {
-	return c.mintWithin(v, m, now, path, engine.Limits{TTL: c.DefaultTTL, MaxTTL: c.MaxTTL})
+	t, secret, _, err := c.mintWithin(v, m, now, path, token.Lifetime{Default: c.DefaultTTL, Max: c.MaxTTL})
+	return t, secret, err
 }
 
-// mintWithin makes a token, an orphan still, and its id. A batch token gets its id when it is kept.
-func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path string, l engine.Limits) (*token.Token, lessor.Secret, error) {
+// mintWithin makes a token, an orphan still, and its id. A batch token gets its id when it is kept. Warnings tell what was cut of
+// what was asked for.
+func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path string, l token.Lifetime) (*token.Token, lessor.Secret, []string, error) {
 	t := &token.Token{
 		Kind: lessor.Service, Orphan: true, Policies: policiesOf(m.Policies, m.NoDefault), Path: path, Name: m.Name, Metadata: m.Metadata,
-		Created: now, Explicit: m.Explicit, Period: m.Period, NumUses: m.NumUses, Limited: m.NumUses > 0,
+		Created: now, Explicit: m.Explicit, Period: m.Period, NumUses: m.NumUses, Limited: m.NumUses > 0, Max: l.MaxTTL,
 		Renewable: m.Renewable, Entity: m.Entity, Role: m.Role, Bound: m.BoundCIDRs, Position: v.Position(),
 	}
-	switch {
-	case m.NeverExpires:
-		t.Renewable = false
-	case m.Period > 0:
-		t.Period = min(m.Period, l.MaxTTL)
-		t.TTL = t.Period
-	default:
-		t.Max = l.MaxTTL
-		if t.TTL = m.TTL; t.TTL == 0 {
-			t.TTL = l.TTL
+	var warnings []string
+	if m.NeverExpires {
+		t.Renewable, t.Explicit, t.Period, t.Max = false, 0, 0, 0
+	} else {
+		l.TTL, l.Period, l.Explicit, l.Issued = m.TTL, m.Period, m.Explicit, now
+		var err error
+		if t.TTL, warnings, err = l.Grant(0, now); err != nil {
+			return nil, lessor.Secret{}, nil, err
 		}
-		t.TTL = min(t.TTL, l.MaxTTL)
-	}
-	if m.Explicit > 0 && !m.NeverExpires {
-		t.TTL = min(t.TTL, m.Explicit)
-	}
-	if t.TTL > 0 {
 		t.Expires = now.Add(t.TTL)
 	}
 	if m.Batch {
+		t.NumUses, t.Limited = 0, false // nothing counts them
 		t.Kind, t.Renewable, t.Cluster = lessor.Batch, false, c.Store.Head().Incarnation
 		t.Salt = make([]byte, 16)
 		_, err := c.Random.Read(t.Salt)
-		return t, lessor.Secret{}, err
+		return t, lessor.Secret{}, warnings, err
 	}
 	secret := m.ID
 	var err error
 	if secret.Empty() {
 		if secret, err = token.NewID(c.Random); err != nil {
-			return nil, secret, err
+			return nil, secret, nil, err
 		}
 	}
 	t.Hash = c.Keys.TokenHash(secret.Reveal())
 	t.Accessor, err = token.NewAccessor(c.Random)
-	return t, secret, err
+	return t, secret, warnings, err
 }
 
 // keep puts a service token's rows, or seals a batch token into its id.
@@ -185,28 +190,16 @@ func (w *walk) keep(txn *store.Txn, t *token.Token, secret lessor.Secret) lessor
 	return secret
 }
 
-// batch decides between service and batch token from what role and mount say.
-func batch(role, tuned string) (bool, error) {
+// batch decides between service and batch token. A mount that is tuned to one of them gives that whatever a role says; else the
+// role decides, and where it says nothing the mount's default.
+func batch(role, tuned string) bool {
 	switch tuned {
-	case "service":
-		return false, deny(role == "batch", "this auth mount gives service tokens only")
-	case "batch":
-		return true, deny(role == "service", "this auth mount gives batch tokens only")
+	case "service", "batch":
+		return tuned == "batch"
+	case "default-batch":
+		return role != "service" && role != "default-service"
 	}
-	switch role {
-	case "batch", "default-batch":
-		return true, nil
-	case "", "default":
-		return tuned == "default-batch", nil
-	}
-	return false, nil
-}
-
-func deny(refused bool, text string) error {
-	if refused {
-		return api.Errorf(api.Invalid, "%s", text)
-	}
-	return nil
+	return role == "batch" || role == "default-batch"
 }
 
 // authOf is the token as its holder learns of it.
@@ -217,12 +210,4 @@ func authOf(t *token.Token, secret lessor.Secret, identityPolicies []string, now
 		Token: secret, Accessor: t.Accessor, Policies: slices.Compact(all), TokenPolicies: t.Policies, IdentityPolicies: identityPolicies,
 		Metadata: t.Metadata, Duration: t.Left(now), Renewable: t.Renewable, Entity: t.Entity, Kind: t.Kind, Orphan: t.Orphan, NumUses: t.NumUses,
 	}
-}
-
-// lesser is the smaller of two durations of which zero says nothing.
-func lesser(a, b time.Duration) time.Duration {
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
 }

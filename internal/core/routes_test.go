@@ -72,7 +72,7 @@ func TestRoutesByRole(t *testing.T) {
 				for _, role := range roles {
 					token, fixed := tokens[role.name]
 					if !fixed {
-						token = g.token(`{"policies":["` + role.name + `"],"no_default_policy":true}`)
+						token = g.token(fmt.Sprintf(`{"policies":[%q],"no_default_policy":%t}`, role.name, role.name != "default"))
 					}
 					may := g.may(role.name, token, verb, m.mount+path)
 					switch {

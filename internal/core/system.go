@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -170,6 +171,26 @@ func (w *walk) hitsTokens(s lease.Selector) bool {
 		return e == nil || e.Class == mount.Auth
 	}
 	return true
+}
+
+// Renewal asks the auth method that gave a token on which terms it may be renewed now.
+func (w *walk) Renewal(txn *store.Txn, t *token.Token) (token.Lifetime, error) {
+	terms := token.Lifetime{Default: w.DefaultTTL, Max: w.MaxTTL, TTL: t.TTL, MaxTTL: t.Max, Period: t.Period, Explicit: t.Explicit, Issued: t.Created}
+	m := w.mounts.ByUUID(t.Mount)
+	if m == nil {
+		return terms, nil
+	}
+	l := w.limits(m)
+	terms.Default, terms.Max = l.TTL, l.MaxTTL
+	method, ok := w.Backends[m.Backend()].(engine.Renewer)
+	if !ok {
+		return terms, nil
+	}
+	r := &engine.Request{
+		Op: w.op, Verb: w.op.Verb, Principal: &w.who.Principal, Mount: m, View: w.view, Opener: w.Keys, Now: w.op.Time, Random: w.Random,
+		Default: l, System: w,
+	}
+	return terms, method.Renew(r, txn, t, &terms)
 }
 
 // EntityID finds an entity by id or name. That of an entity which was merged leads to the one that took it in.

@@ -136,6 +136,9 @@ type System interface {
 	Bury(txn *store.Txn, s lease.Selector, cause string) (id string, err error)
 	// BuryForced is Bury, but leases go even if their target fails.
 	BuryForced(txn *store.Txn, s lease.Selector, cause string) (id string, err error)
+	// Renewal asks the auth method that gave a token on which terms it may be renewed now, and adds to txn what that rests on. An error
+	// of kind Invalid refuses.
+	Renewal(txn *store.Txn, t *token.Token) (token.Lifetime, error)
 	// EntityID finds an entity by id or name.
 	EntityID(idOrName string) (string, error)
 }
@@ -255,6 +258,14 @@ type Issuer interface {
 	Close(mount string)
 }
 
+// Renewer is an auth method that has a say in the renewal of tokens that it gave.
+type Renewer interface {
+	Backend
+	// Renew looks at what the token was given for, a role or a user, and puts into terms what that says now. What it rests on goes into
+	// txn. An error of kind Invalid refuses the renewal. The request is at the method's mount; its operation is somebody else's.
+	Renew(r *Request, txn *store.Txn, t *token.Token, terms *token.Lifetime) error
+}
+
 // Versioner is a Backend whose secrets have versions: a renewal of a lease on one tells its holder when there is a newer one.
 type Versioner interface {
 	// Current is the current version of the secret at a path within the mount, 0 if there is none, and which secret it is a version of, as
@@ -311,6 +322,7 @@ type Mint struct {
 	Batch        bool
 	Renewable    bool
 	Entity       string
+	EntityAlias  string // name at the mount of the alias whose entity the token is for; made if it is not there
 	Role         string // token role
 	PathSuffix   string
 	BoundCIDRs   []netip.Prefix

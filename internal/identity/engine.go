@@ -263,13 +263,18 @@ func list(r *engine.Request, kind string, of func(row store.Row, name string) (k
 			break
 		}
 		keys = append(keys, k)
-		infos[id] = info
+		if k == id {
+			infos[id] = info // Vault tells it by id only
+		}
 	}
 	if len(keys) == 0 {
 		return nil, nothing
 	}
 	slices.Sort(keys)
-	reply.Data = map[string]any{"keys": keys, "key_info": infos}
+	reply.Data = map[string]any{"keys": keys}
+	if len(infos) > 0 {
+		reply.Data["key_info"] = infos
+	}
 	return reply, nil
 }
 

@@ -101,7 +101,7 @@ func showEntity(r *engine.Request, c *Change, e *Entity) (*engine.Reply, error) 
 	}
 	return &engine.Reply{Data: map[string]any{
 		"id": e.ID, "name": e.Name, "metadata": pairs(e.Metadata), "policies": append([]string{}, e.Policies...), "disabled": e.Disabled, "aliases": aliases,
-		"direct_group_ids": direct, "inherited_group_ids": inherited, "group_ids": slices.Concat(direct, inherited), "merged_entity_ids": names(e.Merged),
+		"direct_group_ids": direct, "inherited_group_ids": inherited, "group_ids": append(slices.Clone(direct), inherited...), "merged_entity_ids": names(e.Merged),
 		"creation_time": stamp(e.Created), "last_update_time": stamp(e.Updated), "namespace_id": "root",
 	}}, nil
 }

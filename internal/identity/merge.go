@@ -114,8 +114,8 @@ func united(to *Entity, from []*Entity, keep []string) ([]Alias, error) {
 		}
 	}
 	if len(clashes) > 0 {
-		return nil, api.Errorf(api.Invalid, "toEntity and at least one fromEntity have aliases with the same mount accessor, repeat the merge request specifying exactly one fromEntity, clashes: %s",
-			strings.Join(clashes, "; "))
+		return nil, api.Errorf(api.Invalid, "%d errors occurred:\n\t* toEntity and at least one fromEntity have aliases with the same mount accessor, repeat the merge request specifying exactly one fromEntity, clashes: \n\t* %s\n\n",
+			len(clashes)+1, strings.Join(clashes, "\n\t* "))
 	}
 	return all, nil
 }

@@ -26,7 +26,7 @@ func TestUnitedAliases(t *testing.T) {
 	}{
 		{"apart", someone("t", "a@x"), from(someone("f", "b@y"), someone("g", "c@z")), nil, "a@x b@y<f c@z<g"},
 		{"nothing to bring", someone("t", "a@x"), from(someone("f")), nil, "a@x"},
-		{"a clash", someone("t", "a@x"), from(someone("f", "b@x")), nil, "error: toEntity and at least one fromEntity have aliases with the same mount accessor"},
+		{"a clash", someone("t", "a@x"), from(someone("f", "b@x")), nil, "error: 2 errors occurred:\n\t* toEntity and at least one fromEntity have aliases with the same mount accessor"},
 		{"keep theirs", someone("t", "a@x"), from(someone("f", "b@x", "c@y")), []string{"b"}, "b@x<f c@y<f"},
 		{"keep ours", someone("t", "a@x"), from(someone("f", "b@x", "c@y")), []string{"a"}, "a@x c@y<f"},
 		{"keep neither", someone("t", "a@x"), from(someone("f", "b@x")), []string{"c"}, "error: conflicting mount accessors"},

@@ -416,8 +416,8 @@ func TestExtended(t *testing.T) {
 	}{
 		{"its ttl", func(*Lease) {}, 0, h, "", ""},
 		{"increment", func(*Lease) {}, 10 * time.Second, 10 * time.Second, "", ""},
-		{"capped", func(*Lease) {}, 2 * h, 90 * time.Minute, `TTL of "2h0m0s" exceeded the effective max_ttl of "1h30m0s"; TTL value is capped accordingly`, ""},
-		{"ttl capped", func(l *Lease) { l.Max = now.Add(30 * time.Minute) }, 0, 30 * time.Minute, `TTL of "1h0m0s" exceeded the effective max_ttl of "30m0s"; TTL value is capped accordingly`, ""},
+		{"capped", func(*Lease) {}, 2 * h, 90 * time.Minute, `TTL of "2h" exceeded the effective max_ttl of "1h30m"; TTL value is capped accordingly`, ""},
+		{"ttl capped", func(l *Lease) { l.Max = now.Add(30 * time.Minute) }, 0, 30 * time.Minute, `TTL of "1h" exceeded the effective max_ttl of "30m"; TTL value is capped accordingly`, ""},
 		{"exactly the maximum", func(*Lease) {}, 90 * time.Minute, 90 * time.Minute, "", ""},
 		{"no maximum", func(l *Lease) { l.Max = time.Time{} }, 1000 * h, 1000 * h, "", ""},
 		{"past the maximum", func(l *Lease) { l.Max = now }, 0, 0, "", "past the max TTL, cannot renew"},

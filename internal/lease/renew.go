@@ -1,10 +1,10 @@
 package lease
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/token"
 )
 
 // Extended is the end of a dynamic lease that is renewed at now: increment from now (0: its ttl), but not beyond its
@@ -30,13 +30,7 @@ func (l *Lease) Extended(increment time.Duration, now time.Time) (until time.Tim
 		return time.Time{}, "", api.Errorf(api.Invalid, "past the max TTL, cannot renew")
 	}
 	if ttl > left {
-		return l.Max, CapWarning(ttl, left), nil
+		return l.Max, token.CapWarning(ttl, left), nil
 	}
 	return now.Add(ttl), "", nil
-}
-
-// CapWarning is what a client reads whose ttl was more than the maximum.
-func CapWarning(ttl, most time.Duration) string {
-	return fmt.Sprintf("TTL of %q exceeded the effective max_ttl of %q; TTL value is capped accordingly",
-		ttl.Round(time.Second), most.Round(time.Second))
 }

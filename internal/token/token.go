@@ -46,7 +46,7 @@ type Token struct {
 	Expires   time.Time         `cbor:"11,keyasint,omitempty"` // zero: never (root only)
 	TTL       time.Duration     `cbor:"12,keyasint,omitempty"` // as created; what a renewal without increment asks for
 	Explicit  time.Duration     `cbor:"13,keyasint,omitempty"` // explicit_max_ttl, from Created
-	Max       time.Duration     `cbor:"14,keyasint,omitempty"` // maximum in force at creation, from Created; ignored with Period
+	Max       time.Duration     `cbor:"14,keyasint,omitempty"` // maximum that its role gave it, besides that of its mount
 	Period    time.Duration     `cbor:"15,keyasint,omitempty"` //
 	NumUses   int               `cbor:"16,keyasint,omitempty"` // left; 0: unlimited
 	Limited   bool              `cbor:"17,keyasint,omitempty"` // created with num_uses
@@ -205,21 +205,6 @@ func (t *Token) Left(now time.Time) time.Duration {
 		return 0
 	}
 	return max(0, t.Expires.Sub(now))
-}
-
-// Deadline is the time beyond which no renewal goes; zero if there is none.
-func (t *Token) Deadline() time.Time {
-	most := t.Max
-	if t.Period > 0 {
-		most = 0
-	}
-	if t.Explicit > 0 && (most == 0 || t.Explicit < most) {
-		most = t.Explicit
-	}
-	if most == 0 {
-		return time.Time{}
-	}
-	return t.Created.Add(most)
 }
 
 // Store adds the rows of a new service token to txn: the token, its accessor, its place under its parent, its expiry.

@@ -19,29 +19,6 @@ import (
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
 
-func TestDeadline(t *testing.T) {
-	for _, c := range []struct {
-		explicit, most, period, want time.Duration
-	}{
-		{0, 0, 0, 0},
-		{0, 10, 0, 10},
-		{5, 10, 0, 5},
-		{20, 10, 0, 10}, // a wish does not go beyond what is in force
-		{20, 0, 0, 20},
-		{0, 10, 3, 0}, // periodic: no end
-		{20, 10, 3, 20},
-	} {
-		k := token.Token{Created: epoch, Explicit: c.explicit * time.Hour, Max: c.most * time.Hour, Period: c.period * time.Hour}
-		want := time.Time{}
-		if c.want > 0 {
-			want = epoch.Add(c.want * time.Hour)
-		}
-		if got := k.Deadline(); !got.Equal(want) {
-			t.Errorf("explicit %d, max %d, period %d: %v, want %v", c.explicit, c.most, c.period, got, want)
-		}
-	}
-}
-
 func TestRowsSayWhatTokensSay(t *testing.T) {
 	k := &token.Token{
 		Hash: "\x00\xffraw", Accessor: "acc", Kind: lessor.Service, Ancestors: []string{"\xfe\xff", "b"}, Policies: []string{"a"}, Path: "auth/token/create",

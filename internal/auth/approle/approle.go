@@ -14,6 +14,8 @@ import (
 	"github.com/lessor-dev/lessor/internal/auth"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
 )
 
 // Backend is the auth method.
@@ -120,6 +122,20 @@ func login(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	l.Token.BoundCIDRs = tokenBound(ro, s)
 	reply.Login = l
 	return reply, nil
+}
+
+// Renew refuses tokens of roles that are gone; others live on by what the role's terms are now.
+func (Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms *token.Lifetime) error {
+	ro, row, err := byRoleName(r, t.Role)
+	if err != nil {
+		return err
+	}
+	if ro == nil {
+		return api.Errorf(api.Invalid, "role %q does not exist during renewal", t.Role)
+	}
+	txn.Require(row)
+	auth.Terms(&ro.Token, terms)
+	return nil
 }
 
 // present checks the secret id that the client presents, and takes one use off it.

@@ -121,6 +121,11 @@ func named(r *engine.Request) (*role, store.Row, error) {
 	if err := auth.CheckName("role_name", name); err != nil {
 		return nil, store.Row{}, err
 	}
+	return byRoleName(r, name)
+}
+
+// byRoleName finds the role with the name, in lower case; nil if there is none.
+func byRoleName(r *engine.Request, name string) (*role, store.Row, error) {
 	index, err := r.View.Get(byName(r, name))
 	if err != nil || !index.Exists() {
 		return nil, index, err

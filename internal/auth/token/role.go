@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -11,8 +12,10 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/auth"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/policy/book"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
 )
@@ -33,7 +36,12 @@ type Role struct {
 	NumUses                int            `cbor:"12,keyasint,omitempty"`
 	Type                   string         `cbor:"13,keyasint,omitempty"` // service, batch, default-service, default-batch
 	AllowedEntityAliases   []string       `cbor:"14,keyasint,omitempty"`
+	Name                   string         `cbor:"15,keyasint,omitempty"` // as first written; rows are found without regard to case
+	Older                  []string       `cbor:"16,keyasint,omitempty"` // parameters last written by their older names
 }
+
+// older are names that parameters had once; what was written by them is shown by them too.
+var older = auth.Older{"token_period": "period", "token_explicit_max_ttl": "explicit_max_ttl", "token_bound_cidrs": "bound_cidrs"}
 
 var roleFields = []engine.Field{
 	{Name: "allowed_policies", Type: engine.Strings, Help: "policies that may be asked for; without any, those of the parent"},
@@ -84,7 +92,11 @@ func (b *Backend) listRoles(_ context.Context, r *engine.Request) (*engine.Reply
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, strings.TrimPrefix(row.Name, p))
+		ro := &Role{Name: strings.TrimPrefix(row.Name, p)}
+		if err := cbor.Unmarshal(row.Value, ro); err != nil {
+			return nil, fmt.Errorf("token: damaged role: %w", err)
+		}
+		keys = append(keys, ro.Name)
 	}
 	if len(keys) == 0 {
 		return nil, &api.Error{Kind: api.NotFound}
@@ -100,24 +112,37 @@ func (b *Backend) readRole(_ context.Context, r *engine.Request) (*engine.Reply,
 	if ro == nil {
 		return nil, &api.Error{Kind: api.NotFound}
 	}
-	list := func(s []string) []string {
-		if s == nil {
-			return []string{}
-		}
-		return s
-	}
+	list := func(s []string) []string { return append([]string{}, s...) }
 	d := map[string]any{
-		"name": strings.ToLower(r.Param("role")), "orphan": ro.Orphan, "path_suffix": ro.PathSuffix, "renewable": !ro.NotRenewable,
+		"name": ro.name(r), "orphan": ro.Orphan, "path_suffix": ro.PathSuffix, "renewable": !ro.NotRenewable,
 		"allowed_policies": list(ro.AllowedPolicies), "disallowed_policies": list(ro.DisallowedPolicies),
 		"allowed_policies_glob": list(ro.AllowedPoliciesGlob), "disallowed_policies_glob": list(ro.DisallowedPoliciesGlob),
-		"allowed_entity_aliases": list(ro.AllowedEntityAliases), "period": whole(ro.Period), "explicit_max_ttl": whole(ro.ExplicitMaxTTL),
+		"allowed_entity_aliases": ro.AllowedEntityAliases, "period": 0, "explicit_max_ttl": 0,
 		"token_period": whole(ro.Period), "token_explicit_max_ttl": whole(ro.ExplicitMaxTTL), "token_no_default_policy": ro.NoDefaultPolicy,
-		"token_num_uses": ro.NumUses, "token_type": ro.Type, "token_bound_cidrs": prefixes(ro.Bound),
+		"token_type": ro.Type,
+	}
+	if len(ro.Bound) > 0 {
+		d["token_bound_cidrs"] = prefixes(ro.Bound)
+	}
+	if ro.NumUses > 0 {
+		d["token_num_uses"] = ro.NumUses
+	}
+	older.Show(d, ro.Older)
+	if len(ro.Bound) == 0 {
+		delete(d, "bound_cidrs")
 	}
 	if owner, _ := r.System.OwnerOf(r.Op.Path); owner != "" {
 		d["owner"] = owner
 	}
 	return &engine.Reply{Data: d}, nil
+}
+
+// name is the role's, as it was first written.
+func (ro *Role) name(r *engine.Request) string {
+	if ro.Name != "" {
+		return ro.Name
+	}
+	return strings.ToLower(r.Param("role"))
 }
 
 func (b *Backend) writeRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -126,38 +151,53 @@ func (b *Backend) writeRole(_ context.Context, r *engine.Request) (*engine.Reply
 		return nil, err
 	}
 	if ro == nil {
-		ro = &Role{Type: "default-service"}
+		ro = &Role{Type: "default-service", Name: r.Param("role")}
 	}
-	sets := []struct {
-		name string
-		to   *[]string
-	}{
-		{"allowed_policies", &ro.AllowedPolicies}, {"disallowed_policies", &ro.DisallowedPolicies},
-		{"allowed_policies_glob", &ro.AllowedPoliciesGlob}, {"disallowed_policies_glob", &ro.DisallowedPoliciesGlob},
-		{"allowed_entity_aliases", &ro.AllowedEntityAliases},
+	reply := &engine.Reply{}
+	if err := ro.set(r, reply); err != nil {
+		return nil, err
 	}
-	for _, s := range sets {
-		if r.Has(s.name) {
-			*s.to = clean(r.List(s.name))
-		}
+	if err := ro.check(); err != nil {
+		return nil, err
 	}
-	for _, name := range []string{"period", "token_period"} {
+	value, err := cbor.Marshal(ro)
+	if err != nil {
+		return nil, err
+	}
+	reply.Txn.Require(row)
+	reply.Txn.Put(row.Table, row.Name, value)
+	return reply, nil
+}
+
+// set takes over what the client sent.
+func (ro *Role) set(r *engine.Request, reply *engine.Reply) error {
+	for name, to := range map[string]*[]string{
+		"allowed_policies": &ro.AllowedPolicies, "disallowed_policies": &ro.DisallowedPolicies, "allowed_policies_glob": &ro.AllowedPoliciesGlob,
+		"disallowed_policies_glob": &ro.DisallowedPoliciesGlob, "allowed_entity_aliases": &ro.AllowedEntityAliases,
+	} {
 		if r.Has(name) {
-			ro.Period = r.Dur(name)
+			*to = clean(r.List(name))
 		}
 	}
-	for _, name := range []string{"explicit_max_ttl", "token_explicit_max_ttl"} {
-		if r.Has(name) {
-			ro.ExplicitMaxTTL = r.Dur(name)
+	for _, name := range []string{"token_period", "token_bound_cidrs", "token_explicit_max_ttl"} {
+		if r.Has(name) && r.Has(older[name]) {
+			reply.Warnings = append(reply.Warnings, fmt.Sprintf("Both '%s' and deprecated '%s' value supplied, ignoring the deprecated value", name, older[name]))
 		}
 	}
-	for _, name := range []string{"bound_cidrs", "token_bound_cidrs"} {
-		if r.Has(name) {
-			if ro.Bound, err = parsePrefixes(r.List(name)); err != nil {
-				return nil, err
-			}
-		}
+	if name, ok := older.Name(r, "token_period"); ok {
+		ro.Period = r.Dur(name)
 	}
+	if name, ok := older.Name(r, "token_explicit_max_ttl"); ok {
+		ro.ExplicitMaxTTL = r.Dur(name)
+	}
+	if name, ok := older.Name(r, "token_bound_cidrs"); ok {
+		bound, err := auth.Prefixes(name, r.List(name))
+		if err != nil {
+			return err
+		}
+		ro.Bound = bound
+	}
+	ro.Older = older.Used(r, ro.Older)
 	if r.Has("orphan") {
 		ro.Orphan = r.Bool("orphan")
 	}
@@ -169,36 +209,55 @@ func (b *Backend) writeRole(_ context.Context, r *engine.Request) (*engine.Reply
 	}
 	if r.Has("token_num_uses") {
 		if ro.NumUses = int(r.Int("token_num_uses")); ro.NumUses < 0 {
-			return nil, api.Errorf(api.Invalid, "token_num_uses cannot be negative")
+			return api.Errorf(api.Invalid, "error parsing role fields: 'token_num_uses' cannot be negative")
 		}
 	}
 	if r.Has("path_suffix") {
 		ro.PathSuffix = r.Str("path_suffix")
-		if strings.ContainsAny(ro.PathSuffix, "/.*+ ") || len(ro.PathSuffix) > 64 {
-			return nil, api.Errorf(api.Invalid, "path_suffix must be one plain word")
-		}
 	}
 	if r.Has("token_type") {
-		switch t := r.Str("token_type"); t {
-		case "", "default-service":
-			ro.Type = "default-service"
-		case "service", "batch", "default-batch":
-			ro.Type = t
-		default:
-			return nil, api.Errorf(api.Invalid, "invalid token_type %q", t)
-		}
+		ro.Type = r.Str("token_type")
 	}
-	if ro.Type == "batch" && (ro.Period > 0 || ro.ExplicitMaxTTL > 0 || ro.NumUses > 0) {
-		return nil, api.Errorf(api.Invalid, "batch tokens cannot have a period, an explicit_max_ttl or num_uses")
+	if most := r.Default.MaxTTL; ro.ExplicitMaxTTL > most {
+		reply.Warnings = append(reply.Warnings, fmt.Sprintf(
+			"Given explicit max TTL of %d is greater than system/mount allowed value of %d seconds; tokens end at the lesser", whole(ro.ExplicitMaxTTL), whole(most)))
 	}
-	value, err := cbor.Marshal(ro)
-	if err != nil {
-		return nil, err
+	return nil
+}
+
+var suffixes = regexp.MustCompile(`^\w[\w.-]*\w$`)
+
+// check refuses roles whose tokens could not be made.
+func (ro *Role) check() error {
+	switch ro.Type {
+	case "service", "batch", "default-service", "default-batch":
+	default:
+		return api.Errorf(api.Invalid, "invalid 'token_type' value %q", ro.Type)
 	}
-	reply := &engine.Reply{}
-	reply.Txn.Require(row)
-	reply.Txn.Put(row.Table, row.Name, value)
-	return reply, nil
+	switch {
+	case strings.Contains(ro.PathSuffix, ".."):
+		return api.Errorf(api.Invalid, "error registering path suffix: path cannot contain parent references")
+	case ro.PathSuffix != "" && (!suffixes.MatchString(ro.PathSuffix) || len(ro.PathSuffix) > 64):
+		return api.Errorf(api.Invalid, "given role path suffix contains invalid characters; must match %s", suffixes)
+	case ro.Type != "batch":
+		return nil
+	}
+	bad := ""
+	switch {
+	case !ro.Orphan:
+		bad = "non-orphan tokens"
+	case ro.Period > 0:
+		bad = "periodic tokens"
+	case !ro.NotRenewable:
+		bad = "renewable tokens"
+	case ro.ExplicitMaxTTL > 0:
+		bad = "tokens with an explicit max TTL"
+	case ro.NumUses > 0:
+		bad = "tokens with limited use count"
+	default:
+		return nil
+	}
+	return api.Errorf(api.Invalid, "'token_type' cannot be 'batch' when role is set to generate %s", bad)
 }
 
 func (b *Backend) deleteRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -207,97 +266,102 @@ func (b *Backend) deleteRole(_ context.Context, r *engine.Request) (*engine.Repl
 	return reply, nil
 }
 
-func parsePrefixes(list []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			a, aerr := netip.ParseAddr(s)
-			if aerr != nil {
-				return nil, api.Errorf(api.Invalid, "%q is neither an address nor a CIDR block", s)
-			}
-			p = netip.PrefixFrom(a, a.BitLen())
-		}
-		out = append(out, p.Masked())
-	}
-	return out, nil
-}
-
-// apply puts the role's terms over what was asked for, and returns the token's type.
-func (ro *Role) apply(m *engine.Mint, asked string) string {
+// apply puts the role's terms over what was asked for. Warnings tell what of it was overridden.
+func (ro *Role) apply(m *engine.Mint) (warnings []string) {
 	m.PathSuffix = ro.PathSuffix
+	m.Renewable = m.Renewable && !ro.NotRenewable
 	if len(ro.Bound) > 0 {
 		m.BoundCIDRs = ro.Bound
-	}
-	if ro.Period > 0 && (m.Period == 0 || ro.Period < m.Period) {
-		m.Period = ro.Period
-	}
-	if ro.NotRenewable {
-		m.Renewable = false
-	}
-	if ro.ExplicitMaxTTL > 0 && (m.Explicit == 0 || ro.ExplicitMaxTTL < m.Explicit) {
-		m.Explicit = ro.ExplicitMaxTTL
 	}
 	if ro.NumUses > 0 && (m.NumUses == 0 || ro.NumUses < m.NumUses) {
 		m.NumUses = ro.NumUses
 	}
-	if ro.NoDefaultPolicy {
-		m.NoDefault = true
+	if m.Batch {
+		return nil
 	}
-	switch ro.Type {
-	case "service", "batch":
-		return ro.Type
-	case "default-batch":
-		if asked == "" {
-			return "batch"
+	lesser := func(what string, asked *time.Duration, most time.Duration) {
+		if most == 0 {
+			return
+		}
+		both := *asked > 0
+		if !both || most < *asked {
+			*asked = most
+		}
+		if both {
+			warnings = append(warnings, fmt.Sprintf("%s specified both during creation call and in role; using the lesser value of %d seconds", what, whole(*asked)))
 		}
 	}
-	return asked
+	lesser("Explicit max TTL", &m.Explicit, ro.ExplicitMaxTTL)
+	lesser("Period", &m.Period, ro.Period)
+	return warnings
 }
 
-// warnings tells what the role overrode.
-func (ro *Role) warnings(r *engine.Request) []string {
-	var out []string
-	if ro.ExplicitMaxTTL > 0 && r.Dur("explicit_max_ttl") > ro.ExplicitMaxTTL {
-		out = append(out, fmt.Sprintf("Explicit max TTL specified both during creation call and in role; using the lesser value of %d seconds", whole(ro.ExplicitMaxTTL)))
-	}
-	return out
+// allows reports whether a client may name the alias.
+func (ro *Role) allows(alias string) bool {
+	return matches(ro.AllowedEntityAliases, strings.ToLower(alias))
 }
 
-// policies decides which policies a token of the role gets: what is asked for must be allowed and not forbidden. A role that
-// allows nothing in particular allows what the parent has.
-func (ro *Role) policies(asked, own []string, m *engine.Mint) error {
-	allowed := func(p string) bool {
-		return slices.Contains(ro.AllowedPolicies, p) || slices.ContainsFunc(ro.AllowedPoliciesGlob, func(g string) bool { return glob(g, p) })
-	}
+// restricted reports whether the role, if there is one, says which policies may be asked for.
+func (ro *Role) restricted() bool {
+	return ro != nil && len(ro.AllowedPolicies)+len(ro.AllowedPoliciesGlob)+len(ro.DisallowedPolicies)+len(ro.DisallowedPoliciesGlob) > 0
+}
+
+// policies decides which policies a token of a role that restricts them gets: what is asked for must be allowed, if anything in
+// particular is, and not forbidden, whatever the parent has. default is added unless it was declined or is forbidden.
+func (ro *Role) policies(asked, own []string, noDefault bool) ([]string, error) {
 	forbidden := func(p string) bool {
-		return slices.Contains(ro.DisallowedPolicies, p) || slices.ContainsFunc(ro.DisallowedPoliciesGlob, func(g string) bool { return glob(g, p) })
+		return slices.Contains(ro.DisallowedPolicies, p) || matches(ro.DisallowedPoliciesGlob, p)
 	}
-	listed := len(ro.AllowedPolicies)+len(ro.AllowedPoliciesGlob) > 0
-	switch {
-	case len(asked) > 0:
-		m.Policies = asked
-	case len(ro.AllowedPolicies) > 0:
-		m.Policies = slices.Clone(ro.AllowedPolicies)
-	default:
-		m.Policies = own
+	complete := func(names []string) []string {
+		if noDefault || ro.NoDefaultPolicy || forbidden(book.DefaultPolicy) {
+			return clean(names)
+		}
+		return clean(append(slices.Clone(names), book.DefaultPolicy))
 	}
-	if forbidden("default") {
-		m.NoDefault = true
+	var final []string
+	if len(asked) > 0 {
+		final = complete(asked)
 	}
-	for _, p := range m.Policies {
-		switch {
-		case p == token.RootPolicy:
-			return api.Errorf(api.Invalid, "token roles cannot give the root policy")
-		case forbidden(p):
-			return api.Errorf(api.Invalid, "token policies (%q) contain %q, which this role's disallowed policies forbid", m.Policies, p)
-		case p == "default":
-		case listed && !allowed(p):
-			return api.Errorf(api.Invalid, "token policies (%q) must be subset of the role's allowed policies", m.Policies)
-		case !listed && !slices.Contains(own, p) && !slices.Contains(own, token.RootPolicy):
-			return api.Errorf(api.Invalid, "child policies must be subset of parent")
+	if len(ro.AllowedPolicies)+len(ro.AllowedPoliciesGlob) > 0 {
+		allowed := complete(ro.AllowedPolicies)
+		for _, p := range final {
+			if !slices.Contains(allowed, p) && !matches(ro.AllowedPoliciesGlob, p) {
+				return nil, api.Errorf(api.Invalid, "token policies (%q) must be subset of the role's allowed policies (%q) or glob policies (%q)", final, allowed, ro.AllowedPoliciesGlob)
+			}
+		}
+		if final == nil {
+			final = allowed
+		}
+	} else if final == nil {
+		final = complete(own)
+	}
+	for _, p := range final {
+		if forbidden(p) {
+			return nil, api.Errorf(api.Invalid, "token policy %q is disallowed by this role", p)
 		}
 	}
+	return final, nil
+}
+
+// matches reports whether one of the globs matches.
+func matches(globs []string, s string) bool {
+	return slices.ContainsFunc(globs, func(g string) bool { return glob(g, s) })
+}
+
+// Renew says on which terms a token of the method is renewed: those of its role now, if it has one.
+func (b *Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms *token.Lifetime) error {
+	if t.Role == "" {
+		return nil
+	}
+	ro, row, err := role(r.View, r.Mount.UUID, t.Role)
+	if err != nil {
+		return err
+	}
+	if ro == nil {
+		return api.Errorf(api.Invalid, "original token role %q could not be found, not renewing", t.Role)
+	}
+	txn.Require(row)
+	terms.Period, terms.Explicit = ro.Period, ro.ExplicitMaxTTL
 	return nil
 }
 

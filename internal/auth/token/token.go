@@ -3,6 +3,7 @@ package token
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/policy/book"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
 )
@@ -95,157 +97,199 @@ func (b *Backend) createByRole(ctx context.Context, r *engine.Request) (*engine.
 
 // make is the making of a token: what the parent may give, what the role says, what is asked for.
 func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply, error) {
-	parent := r.Principal
+	parent, own := r.Principal, r.System.Caller()
 	sudo := r.System.Sudo() || parent.Root
-	if parent.TokenKind == lessor.Batch {
+	switch {
+	case parent.TokenKind == lessor.Batch:
 		return nil, api.Errorf(api.Invalid, "batch tokens cannot create more tokens")
-	}
-	own := r.System.Caller()
-	if own.Limited {
+	case own.Limited:
 		return nil, api.Errorf(api.Invalid, "restricted use token cannot generate child tokens")
 	}
 	m := &engine.Mint{
-		ID: r.Secret("id"), Name: "token", Metadata: r.Pairs("meta"), NoDefault: r.Bool("no_default_policy"), TTL: r.Dur("ttl"),
-		Explicit: r.Dur("explicit_max_ttl"), Period: r.Dur("period"), NumUses: int(r.Int("num_uses")), Renewable: true,
+		ID: r.Secret("id"), Name: "token", Metadata: r.Pairs("meta"), NoDefault: true, TTL: r.Dur("ttl"), EntityAlias: r.Str("entity_alias"),
+		Explicit: r.Dur("explicit_max_ttl"), Period: r.Dur("period"), NumUses: int(r.Int("num_uses")), Renewable: !r.Has("renewable") || r.Bool("renewable"),
 	}
 	if m.TTL == 0 {
 		m.TTL = r.Dur("lease")
 	}
-	if r.Has("renewable") {
-		m.Renewable = r.Bool("renewable")
-	}
-	if m.NumUses < 0 {
-		return nil, api.Errorf(api.Invalid, "number of uses cannot be negative")
-	}
-	if name := displayName(r.Str("display_name")); name != "" {
-		m.Name = "token-" + name
+	if name := r.Str("display_name"); name != "" {
+		m.Name = displayName("token-" + name)
 	}
 	if own.Bound != nil && !orphan {
 		m.BoundCIDRs = own.Bound // a child is not good from anywhere else
 	}
-	var warnings []string
-	if m.Period > 0 && !sudo {
-		return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create periodic token")
-	}
-	if err := policies(r, ro, sudo, m); err != nil {
+	var err error
+	if m.Batch, err = batch(r, ro); err != nil {
 		return nil, err
 	}
-	kind := r.Str("type")
+	switch {
+	case m.NumUses < 0:
+		return nil, api.Errorf(api.Invalid, "number of uses cannot be negative")
+	case m.EntityAlias != "" && ro == nil:
+		return nil, api.Errorf(api.Invalid, "'entity_alias' is only allowed in combination with token role")
+	case m.EntityAlias != "" && !ro.allows(m.EntityAlias):
+		return nil, api.Errorf(api.Invalid, "invalid 'entity_alias' value")
+	case !m.ID.Empty() && !sudo:
+		return nil, api.Errorf(api.Invalid, "root or sudo privileges required to specify token id")
+	}
+	ask := ask{asked: r.List("policies"), own: own.Policies, role: ro, sudo: sudo, noDefault: r.Bool("no_default_policy")}
+	if m.Policies, err = ask.grant(); err != nil {
+		return nil, err
+	}
+	root := slices.Contains(m.Policies, token.RootPolicy)
+	switch {
+	case root && m.Batch:
+		return nil, api.Errorf(api.Invalid, "batch tokens cannot be root tokens")
+	case ro == nil && r.Bool("no_parent") && !sudo:
+		return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create orphan token")
+	case m.Period > 0 && !sudo:
+		return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create periodic token")
+	}
+	reply := &engine.Reply{Mint: m}
 	if ro != nil {
 		m.Role = r.Param("role")
-		kind = ro.apply(m, kind)
-		warnings = append(warnings, ro.warnings(r)...)
-		if err := alias(r, ro, m); err != nil {
-			return nil, err
-		}
+		reply.Warnings = ro.apply(m)
 	} else {
-		switch {
-		case r.Has("entity_alias") && r.Str("entity_alias") != "":
-			return nil, api.Errorf(api.Invalid, "'entity_alias' is only allowed in combination with token role")
-		case r.Bool("no_parent") && !sudo:
-			return nil, api.Errorf(api.Invalid, "root or sudo privileges required to create orphan token")
-		}
 		orphan = orphan || r.Bool("no_parent")
 	}
 	if !m.ID.Empty() {
-		id := m.ID.Reveal()
-		switch {
-		case !sudo:
-			return nil, api.Errorf(api.Invalid, "root or sudo privileges required to specify token id")
-		case strings.HasPrefix(id, token.ServicePrefix) || strings.HasPrefix(id, token.BatchPrefix) || strings.HasPrefix(id, "s."):
-			return nil, api.Errorf(api.Invalid, "custom token ID cannot have a token type's prefix")
-		case !printable(id):
-			return nil, api.Errorf(api.Invalid, "custom token ID has at most 256 bytes, and can be written in a header")
-		case strings.ContainsAny(id, ". \t\r\n") || len(id) < 8 && !parent.Root:
-			return nil, api.Errorf(api.Invalid, "custom token ID cannot contain '.' or white space, and needs 8 characters")
+		if err := customID(r, m.ID.Reveal()); err != nil {
+			return nil, err
 		}
-		if _, row, err := token.Lookup(r.View, r.Opener.TokenHash(id)); err != nil || row.Exists() {
-			if err != nil {
-				return nil, err
+	}
+	if !orphan {
+		m.Parent, m.Entity = parent, parent.Entity
+	}
+	// A root token without a ttl never expires, but an expiring one cannot make such a token.
+	if root && m.TTL == 0 && m.Period == 0 {
+		if m.TTL = m.Explicit; m.Explicit == 0 {
+			if !own.Expires.IsZero() {
+				return nil, api.Errorf(api.Invalid, "expiring root tokens cannot create non-expiring root tokens")
 			}
-			return nil, api.Errorf(api.Invalid, "cannot create a token with a duplicate ID")
+			m.NeverExpires = true
+		}
+	}
+	for _, name := range m.Policies {
+		row, err := book.Row(r.View, name)
+		if err != nil {
+			return nil, err
+		}
+		if name != token.RootPolicy && !row.Exists() {
+			reply.Warnings = append(reply.Warnings, fmt.Sprintf("Policy %q does not exist", name))
+		}
+	}
+	return reply, nil
+}
+
+// batch decides which kind of token is made: the role's, if it fixes one, else the one that is asked for, else the role's default.
+func batch(r *engine.Request, ro *Role) (bool, error) {
+	kind := r.Str("type")
+	if ro != nil {
+		switch {
+		case ro.Type == "service" || ro.Type == "batch":
+			kind = ro.Type
+		case ro.Type == "default-batch" && kind == "":
+			kind = "batch"
 		}
 	}
 	switch kind {
 	case "", "service":
+		return false, nil
 	case "batch":
-		switch {
-		case m.NumUses != 0 || m.Period != 0 || m.Explicit != 0 || !m.ID.Empty():
-			return nil, api.Errorf(api.Invalid, "batch tokens cannot have num_uses, period, explicit_max_ttl or a custom id")
-		case slices.Contains(m.Policies, token.RootPolicy):
-			return nil, api.Errorf(api.Invalid, "batch tokens cannot be root tokens")
-		}
-		m.Batch = true
 	default:
-		return nil, api.Errorf(api.Invalid, "invalid token type %q: service or batch", kind)
+		return false, api.Errorf(api.Invalid, "invalid 'token_type' value")
 	}
-	if !orphan {
-		m.Parent = parent
-		if m.Entity == "" {
-			m.Entity = parent.Entity
-		}
+	bad := ""
+	switch {
+	case r.Dur("explicit_max_ttl") != 0:
+		bad = "explicit_max_ttl"
+	case r.Int("num_uses") != 0:
+		bad = "num_uses"
+	case r.Dur("period") != 0:
+		bad = "period"
+	case r.Str("id") != "":
+		bad = "id"
+	default:
+		return true, nil
 	}
-	// A root token without a ttl never expires, but an expiring one cannot make such a token.
-	if slices.Contains(m.Policies, token.RootPolicy) {
-		if m.TTL == 0 && m.Period == 0 {
-			if !own.Expires.IsZero() {
-				return nil, api.Errorf(api.Invalid, "expiring root tokens cannot create non-expiring root tokens")
-			}
-			m.NeverExpires = m.Explicit == 0
-		}
-	}
-	if most := r.Default.MaxTTL; !m.NeverExpires && max(m.TTL, m.Period) > most {
-		warnings = append(warnings, lease.CapWarning(max(m.TTL, m.Period), most))
-	}
-	return &engine.Reply{Mint: m, Warnings: warnings}, nil
+	return false, api.Errorf(api.Invalid, "batch tokens cannot have %q set", bad)
 }
 
-// policies works out which policies the new token gets, and refuses those that the caller may not give.
-func policies(r *engine.Request, ro *Role, sudo bool, m *engine.Mint) error {
-	asked := clean(r.List("policies"))
-	own := clean(r.System.Caller().Policies)
-	if ro != nil {
-		return ro.policies(asked, own, m)
+// customID refuses ids that a client chose but nobody could use, or that would be taken for another kind.
+func customID(r *engine.Request, id string) error {
+	for _, prefix := range []string{token.ServicePrefix, token.BatchPrefix, "s.", "b."} {
+		if strings.HasPrefix(id, prefix) {
+			return api.Errorf(api.Invalid, "custom token ID cannot have the '%s' prefix", prefix)
+		}
 	}
-	if len(asked) == 0 {
-		m.Policies = own
-		m.NoDefault = m.NoDefault || !slices.Contains(own, "default")
-		return nil
+	switch {
+	case strings.Contains(id, "."):
+		return api.Errorf(api.Invalid, "custom token ID cannot have a '.' in the value")
+	case !printable(id):
+		return api.Errorf(api.Invalid, "custom token ID has at most 256 bytes, and can be written in a header")
+	case len(id) < 8 && !r.Principal.Root:
+		return api.Errorf(api.Invalid, "custom token ID needs 8 characters at least")
 	}
-	if slices.Contains(asked, token.RootPolicy) && !r.Principal.Root {
-		return api.Errorf(api.Invalid, "root tokens may not be created without parent token being root")
+	_, row, err := token.Lookup(r.View, r.Opener.TokenHash(id))
+	if err == nil && row.Exists() {
+		err = api.Errorf(api.Invalid, "cannot create a token with a duplicate ID")
 	}
-	if !sudo && !r.Principal.Root {
+	return err
+}
+
+// ask is what decides the policies of a new token.
+type ask struct {
+	asked, own []string // what is asked for, and what the caller's own token has
+	role       *Role    // nil: none
+	sudo       bool     // the caller may give what it does not have
+	noDefault  bool
+}
+
+// grant decides which policies the token gets, sorted. An error of kind Invalid says why not what was asked for. A role that allows or
+// forbids anything decides by that; else a child has no more than its parent, unless the parent has sudo.
+func (a ask) grant() ([]string, error) {
+	asked, own := clean(a.asked), clean(a.own)
+	var final []string
+	addDefault := false
+	switch {
+	case slices.Contains(asked, token.RootPolicy) && !slices.Contains(own, token.RootPolicy):
+		return nil, api.Errorf(api.Invalid, "root tokens may not be created without parent token being root")
+	case a.role.restricted():
+		var err error
+		if final, err = a.role.policies(asked, own, a.noDefault); err != nil {
+			return nil, err
+		}
+	case len(asked) == 0:
+		final = own
+	case !a.sudo:
 		for _, p := range asked {
-			if p != "default" && !slices.Contains(own, p) {
-				return api.Errorf(api.Invalid, "child policies must be subset of parent")
+			if !slices.Contains(own, p) {
+				return nil, api.Errorf(api.Invalid, "child policies must be subset of parent")
 			}
 		}
-		// A parent without default does not hand it on unasked.
-		m.NoDefault = m.NoDefault || !slices.Contains(own, "default") && !slices.Contains(asked, "default")
+		final, addDefault = asked, slices.Contains(own, book.DefaultPolicy)
+	default:
+		final, addDefault = asked, true
 	}
-	m.Policies = asked
-	return nil
-}
-
-// alias finds the entity for a role's entity_alias.
-func alias(r *engine.Request, ro *Role, m *engine.Mint) error {
-	name := r.Str("entity_alias")
-	if name == "" {
-		return nil
+	final = slices.Clone(final)
+	if addDefault {
+		final = append(final, book.DefaultPolicy)
 	}
-	if !slices.ContainsFunc(ro.AllowedEntityAliases, func(g string) bool { return glob(g, strings.ToLower(name)) }) {
-		return api.Errorf(api.Invalid, "invalid 'entity_alias' value")
+	if a.noDefault {
+		final = slices.DeleteFunc(final, func(p string) bool { return p == book.DefaultPolicy })
 	}
-	e, _, err := identity.EntityByAlias(r.View, r.Mount.Accessor, name)
-	if err != nil {
-		return err
+	final = clean(final)
+	switch {
+	case slices.Contains(final, book.WrappingPolicy):
+		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", book.WrappingPolicy)
+	case !slices.Contains(final, token.RootPolicy):
+		return final, nil
+	case a.role != nil:
+		return nil, api.Errorf(api.Invalid, "token roles cannot give the root policy")
+	case !slices.Contains(own, token.RootPolicy):
+		return nil, api.Errorf(api.Invalid, "root tokens may not be created without parent token being root")
 	}
-	if e == nil {
-		return api.Errorf(api.Invalid, "entity_alias %q has no entity yet; create an alias of that name at auth/token first", name)
-	}
-	m.Entity = e.ID
-	return nil
+	return []string{token.RootPolicy}, nil
 }
 
 func clean(names []string) []string {
@@ -266,13 +310,13 @@ func printable(id string) bool {
 
 // displayName keeps letters, digits and dashes.
 func displayName(s string) string {
-	return strings.Map(func(c rune) rune {
+	return strings.TrimSuffix(strings.Map(func(c rune) rune {
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-':
 			return c
 		}
 		return '-'
-	}, s)
+	}, s), "-")
 }
 
 func (b *Backend) lookup(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -321,6 +365,8 @@ func (b *Backend) lookupAccessor(_ context.Context, r *engine.Request) (*engine.
 	return about(r, t, lessor.Secret{})
 }
 
+var errAccessor = api.Errorf(api.Invalid, "invalid accessor")
+
 func byAccessor(r *engine.Request) (*token.Token, store.Row, error) {
 	acc := r.Str("accessor")
 	if acc == "" {
@@ -337,7 +383,7 @@ func byAccessor(r *engine.Request) (*token.Token, store.Row, error) {
 		}
 	}
 	if t == nil && err == nil {
-		err = api.Errorf(api.Denied, "invalid accessor")
+		err = errAccessor
 	}
 	return t, row, err
 }
@@ -404,7 +450,7 @@ func prefixes(ps []netip.Prefix) []string {
 
 func (b *Backend) renew(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
 	if r.Str("token") == "" {
-		return nil, api.Errorf(api.Invalid, "missing token")
+		return nil, api.Errorf(api.Invalid, "missing token ID")
 	}
 	return b.renewID(r, r.Secret("token"))
 }
@@ -444,19 +490,18 @@ func extend(r *engine.Request, t *token.Token, row store.Row, id lessor.Secret) 
 	case !t.Renewable:
 		return nil, api.Errorf(api.Invalid, "lease is not renewable")
 	}
-	ttl := r.Dur("increment")
-	if t.Period > 0 {
-		ttl = t.Period
-	} else if ttl == 0 {
-		ttl = t.TTL
+	terms, err := r.System.Renewal(&reply.Txn, t)
+	if err != nil {
+		return nil, err
 	}
+	ttl, warnings, err := terms.Grant(r.Dur("increment"), r.Now)
+	if err != nil {
+		return nil, err
+	}
+	reply.Warnings = warnings
 	until := r.Now.Add(ttl)
-	if end := t.Deadline(); !end.IsZero() && until.After(end) {
-		reply.Warnings = append(reply.Warnings, lease.CapWarning(ttl, end.Sub(r.Now)))
-		until = end
-	}
 	earlier := until.Before(t.Expires)
-	t.Expires, t.Renewed = until, r.Now
+	t.Expires, t.Renewed, t.Period, t.Explicit, t.Max = until, r.Now, terms.Period, terms.Explicit, terms.MaxTTL
 	if own := r.System.Caller(); own != nil && own.Hash == t.Hash && t.Limited {
 		t.NumUses-- // this very call
 	}
@@ -477,6 +522,7 @@ func extend(r *engine.Request, t *token.Token, row store.Row, id lessor.Secret) 
 			return nil, err
 		}
 		if s != nil {
+			t.Entity = s.Entity.ID // it may have been merged since
 			fromIdentity = s.Policies
 			policies = clean(slices.Concat(policies, fromIdentity))
 		}
@@ -515,7 +561,7 @@ func (b *Backend) revokeID(r *engine.Request, id lessor.Secret) (*engine.Reply, 
 
 func (b *Backend) revokeAccessor(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	t, row, err := byAccessor(r)
-	if api.KindOf(err) == api.Denied { // revoking is idempotent
+	if errors.Is(err, errAccessor) { // revoking is idempotent
 		return &engine.Reply{Warnings: []string{"No token found with this accessor"}}, nil
 	}
 	if err != nil {
@@ -542,6 +588,9 @@ func (b *Backend) end(r *engine.Request, t *token.Token, row store.Row) (*engine
 // revokeOrphan revokes a token alone; its children live on as orphans.
 func (b *Backend) revokeOrphan(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	id := r.Secret("token")
+	if id.Empty() {
+		return nil, api.Errorf(api.Invalid, "missing token ID")
+	}
 	t, row, err := r.System.Token(id)
 	if err != nil {
 		return nil, err

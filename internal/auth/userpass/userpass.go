@@ -17,6 +17,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/token"
 )
 
 // Backend is the auth method.
@@ -205,8 +206,10 @@ func remove(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	return reply, nil
 }
 
-func missingPassword() error { return api.Errorf(api.Invalid, "missing password") }
-func unknownUser() error     { return api.Errorf(api.Invalid, "username does not exist") }
+func missingPassword() error {
+	return api.Errorf(api.Invalid, `"password" or "password_hash" must be supplied`)
+}
+func unknownUser() error { return api.Errorf(api.Invalid, "username does not exist") }
 func refused() error {
 	return &api.Error{Kind: api.Invalid, Text: "invalid username or password", Cause: engine.ErrCredentials}
 }
@@ -227,11 +230,11 @@ func (b *Backend) verifier(ctx context.Context, r *engine.Request, name string, 
 	case password.Empty() && given.Empty():
 		return missingPassword()
 	case !password.Empty() && !given.Empty():
-		return api.Errorf(api.Invalid, "password and password_hash exclude each other")
+		return api.Errorf(api.Invalid, `"password" and "password_hash" cannot be supplied together`)
 	case !given.Empty():
 		hash = []byte(given.Reveal())
-		if c, err := bcrypt.Cost(hash); err != nil || c > hardest || len(hash) != 60 {
-			return api.Errorf(api.Invalid, "password_hash is no bcrypt hash of a cost up to %d", hardest)
+		if err := usable(hash); err != nil {
+			return err
 		}
 	case len(password.Reveal()) > longest:
 		return api.Errorf(api.Invalid, "passwords have at most %d bytes", longest)
@@ -247,6 +250,20 @@ func (b *Backend) verifier(ctx context.Context, r *engine.Request, name string, 
 	k := userKey(r, store.Secrets, name)
 	reply.Txn.Put(k.Table, k.Name, hash)
 	reply.Shown = []audit.Shown{{Path: "users/" + name, Fingerprint: r.Opener.Fingerprint(r.Mount.UUID, k.Name, hash), How: "written"}}
+	return nil
+}
+
+// usable refuses hashes that no password can be checked against in time.
+func usable(hash []byte) error {
+	if len(hash) != 60 {
+		return api.Errorf(api.Invalid, "password hash has incorrect length")
+	}
+	if prefix := string(hash[:4]); prefix != "$2a$" && prefix != "$2b$" && prefix != "$2y$" {
+		return api.Errorf(api.Invalid, "password hash has incorrect prefix")
+	}
+	if c, err := bcrypt.Cost(hash); err != nil || c > hardest {
+		return api.Errorf(api.Invalid, "password_hash is no bcrypt hash of a cost up to %d", hardest)
+	}
 	return nil
 }
 
@@ -278,7 +295,7 @@ func (b *Backend) login(ctx context.Context, r *engine.Request) (*engine.Reply, 
 	}
 	password := r.Secret("password")
 	if password.Empty() {
-		return nil, missingPassword()
+		return nil, api.Errorf(api.Invalid, "invalid credentials")
 	}
 	u, row, err := load(r, name)
 	if err != nil {
@@ -315,6 +332,22 @@ func (b *Backend) login(ctx context.Context, r *engine.Request) (*engine.Reply, 
 	reply.Txn.Require(row)
 	reply.Txn.Require(verifier)
 	return reply, nil
+}
+
+// Renew refuses tokens of users who are gone, or whose policies have changed; others live on by what the user's terms are now.
+func (*Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms *token.Lifetime) error {
+	u, row, err := load(r, t.Metadata["username"])
+	switch {
+	case err != nil:
+		return err
+	case u == nil:
+		return api.Errorf(api.Invalid, "the user of this token does not exist any more, not renewing")
+	case !auth.SamePolicies(u.Token.Policies, t.Policies):
+		return api.Errorf(api.Invalid, "policies have changed, not renewing")
+	}
+	txn.Require(row)
+	auth.Terms(&u.Token, terms)
+	return nil
 }
 
 // matches compares. A password that bcrypt would cut short matches nothing.

@@ -59,11 +59,12 @@ func TestUsers(t *testing.T) {
 	enginetest.New(t, New(), nil).Run([]enginetest.Step{
 		{Verb: ls, Path: "users/", Fails: true, Kind: api.NotFound},
 		{Verb: get, Path: "users/ann", Fails: true, Kind: api.NotFound},
-		{Verb: put, Path: "users/ann", Body: `{"token_policies":"a"}`, Kind: api.Invalid, Err: "missing password"},
-		{Verb: put, Path: "users/ann", Body: `{"password":""}`, Kind: api.Invalid, Err: "missing password"},
+		{Verb: put, Path: "users/ann", Body: `{"token_policies":"a"}`, Kind: api.Invalid, Err: "\"password\" or \"password_hash\" must be supplied"},
+		{Verb: put, Path: "users/ann", Body: `{"password":""}`, Kind: api.Invalid, Err: "\"password\" or \"password_hash\" must be supplied"},
 		{Verb: put, Path: "users/ann", Body: `{"password":"` + strings.Repeat("x", 73) + `"}`, Kind: api.Invalid, Err: "passwords have at most 72 bytes"},
-		{Verb: put, Path: "users/ann", Body: `{"password":"x","password_hash":"y"}`, Kind: api.Invalid, Err: "password and password_hash exclude each other"},
-		{Verb: put, Path: "users/ann", Body: `{"password_hash":"y"}`, Kind: api.Invalid, Err: "password_hash is no bcrypt hash of a cost up to 15"},
+		{Verb: put, Path: "users/ann", Body: `{"password":"x","password_hash":"y"}`, Kind: api.Invalid, Err: "\"password\" and \"password_hash\" cannot be supplied together"},
+		{Verb: put, Path: "users/ann", Body: `{"password_hash":"y"}`, Kind: api.Invalid, Err: "password hash has incorrect length"},
+		{Verb: put, Path: "users/ann", Body: `{"password_hash":"$9a$10$EehSWu4FjISZEmYA7dY4tOL1KJR6FQccjvCLN9SqVLHUn541q8EbG"}`, Kind: api.Invalid, Err: "password hash has incorrect prefix"},
 		{Verb: put, Path: "users/ann", Body: `{"password_hash":"$2a$31$EehSWu4FjISZEmYA7dY4tOL1KJR6FQccjvCLN9SqVLHUn541q8EbG"}`, Kind: api.Invalid, Err: "password_hash is no bcrypt hash of a cost up to 15"},
 		{Verb: put, Path: "users/Ann", Body: `{"password":"pw","token_policies":["a","b"],"token_ttl":"1h","token_max_ttl":7200,"token_bound_cidrs":"10.0.0.0/8,10.1.2.3"}`},
 		{Verb: get, Path: "users/ANN", Want: terms(map[string]string{
@@ -78,7 +79,7 @@ func TestUsers(t *testing.T) {
 		{Verb: put, Path: "users/ann/policies", Kind: api.Invalid, Err: "missing token_policies"},
 		{Verb: put, Path: "users/bob/policies", Body: `{"token_policies":"d"}`, Kind: api.Invalid, Err: "username does not exist"},
 		{Verb: put, Path: "users/bob/password", Body: `{"password":"d"}`, Kind: api.Invalid, Err: "username does not exist"},
-		{Verb: put, Path: "users/ann/password", Body: `{}`, Kind: api.Invalid, Err: "missing password"},
+		{Verb: put, Path: "users/ann/password", Body: `{}`, Kind: api.Invalid, Err: "\"password\" or \"password_hash\" must be supplied"},
 		{Verb: put, Path: "users/ann", Body: `{"token_ttl":"9h"}`, Kind: api.Invalid, Err: "'token_ttl' cannot be greater than 'token_max_ttl'"},
 		{Verb: put, Path: "users/ann", Body: `{"token_num_uses":-1}`, Kind: api.Invalid, Err: "'token_num_uses' cannot be negative"},
 		{Verb: put, Path: "users/ann", Body: `{"token_type":"strange"}`, Kind: api.Invalid, Err: "invalid 'token_type' value \"strange\""},
@@ -122,7 +123,7 @@ func TestLogin(t *testing.T) {
 		{"ann", "wrong", refused, api.Invalid},
 		{"ann", "pässword ", refused, api.Invalid},
 		{"nobody", "pässword", refused, api.Invalid},
-		{"ann", "", "missing password", api.Invalid},
+		{"ann", "", "invalid credentials", api.Invalid},
 	} {
 		if _, err := login(b, c.name, c.password); err == nil || err.Error() != c.text || api.KindOf(err) != c.kind {
 			t.Errorf("%s: %v", c.name, err)
