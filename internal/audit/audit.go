@@ -51,6 +51,14 @@ type Record struct {
 	Note          string    `cbor:"27,keyasint,omitempty" json:"note,omitempty"`  // fixed texts only: "wrapped", "retried", …
 	Count         uint64    `cbor:"28,keyasint,omitempty" json:"count,omitempty"` // acts that this record sums up; 0 is 1
 	Tombstone     string    `cbor:"29,keyasint,omitempty" json:"tombstone,omitempty"`
+	Headers       []Heading `cbor:"30,keyasint,omitempty" json:"headers,omitempty"` // those of the request that are to be kept, by name
+}
+
+// Heading is a header of a request. It has a Value or a Digest.
+type Heading struct {
+	Name   string `cbor:"1,keyasint" json:"name"` // in lower case
+	Value  string `cbor:"2,keyasint,omitempty" json:"value,omitempty"`
+	Digest []byte `cbor:"3,keyasint,omitempty" json:"digest,omitempty"` // keyed hash of the value
 }
 
 // About is the paths that the record is about: its own, and the one that its lease was given at, where that is another: so a

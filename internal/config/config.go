@@ -73,7 +73,9 @@ type Seal struct {
 
 // Audit says how long audit records are kept.
 type Audit struct {
-	Retention time.Duration // at least a day; 0: for ever
+	Retention   time.Duration // at least a day; 0: for ever
+	Patience    time.Duration // how much longer for the sake of an audit device that lags; 0: not at all
+	AllowPrefix bool          // files of audit devices may have a prefix before each line
 }
 
 // Listener is one address to serve.
@@ -125,7 +127,7 @@ const defaultAddress = "127.0.0.1:8200"
 
 func defaults() Config {
 	return Config{
-		Audit:           Audit{Retention: 400 * day},
+		Audit:           Audit{Retention: 400 * day, Patience: 30 * day},
 		DefaultLeaseTTL: 32 * day,
 		MaxLeaseTTL:     32 * day,
 		ReportedVersion: "1.20.0",

@@ -57,7 +57,7 @@ func TestDefaults(t *testing.T) {
 			Storage:         Storage{Type: Pebble, Path: c.data},
 			Seal:            Seal{KeyFile: c.key},
 			Listeners:       []Listener{plain("127.0.0.1:8200")},
-			Audit:           Audit{Retention: 400 * 24 * time.Hour},
+			Audit:           Audit{Retention: 400 * 24 * time.Hour, Patience: 30 * 24 * time.Hour},
 			DefaultLeaseTTL: 768 * time.Hour,
 			MaxLeaseTTL:     768 * time.Hour,
 			ReportedVersion: "1.20.0",
@@ -97,7 +97,11 @@ listener "tcp" {
   allow_plaintext_off_loopback = true
 }
 seal "keyfile" { path = "/keys/seal.key" }
-audit { retention = "30d" }
+allow_audit_log_prefixing = true
+audit {
+  retention         = "30d"
+  exporter_patience = "2d"
+}
 telemetry {
   prometheus_retention_time = "30s"
   disable_hostname = true
@@ -125,7 +129,8 @@ const fullJSON = `{
     {"tcp": {"address": ":8400", "tls_disable": "true", "allow_plaintext_off_loopback": true}}
   ],
   "seal": {"keyfile": {"path": "/keys/seal.key"}},
-  "audit": {"retention": "30d"},
+  "allow_audit_log_prefixing": true,
+  "audit": {"retention": "30d", "exporter_patience": "48h"},
   "telemetry": {"disable_hostname": true},
   "api_addr": "https://lessor.example.com:8200", "cluster_addr": "https://10.0.0.1:8201", "cluster_name": "one",
   "ui": true, "disable_mlock": true, "log_level": "trace", "log_format": "json",
@@ -148,7 +153,7 @@ func TestEverySetting(t *testing.T) {
 			{Address: ":8400", MinVersion: tls.VersionTLS12, AllowPlaintext: true},
 		},
 		Seal:            Seal{KeyFile: "/keys/seal.key"},
-		Audit:           Audit{Retention: 720 * time.Hour},
+		Audit:           Audit{Retention: 720 * time.Hour, Patience: 48 * time.Hour, AllowPrefix: true},
 		RequireOwner:    true,
 		DefaultLeaseTTL: 36 * time.Hour,
 		MaxLeaseTTL:     48 * time.Hour,

@@ -105,18 +105,19 @@ func (d *decoder) file(name string, src []byte) {
 	}
 	c := d.config
 	blocks := d.body(file.Body, "", map[string]setting{
-		"api_addr":          text(&c.APIAddr),
-		"cluster_addr":      text(&c.ClusterAddr),
-		"cluster_name":      text(&c.ClusterName),
-		"default_lease_ttl": duration(&c.DefaultLeaseTTL),
-		"disable_mlock":     boolean(new(bool)),
-		"log_format":        parsed(&c.LogJSON, parseLogFormat),
-		"log_level":         parsed(&c.LogLevel, parseLogLevel),
-		"max_lease_ttl":     duration(&c.MaxLeaseTTL),
-		"pid_file":          text(&c.PIDFile),
-		"reported_version":  text(&c.ReportedVersion),
-		"require_owner":     boolean(&c.RequireOwner),
-		"ui":                boolean(&c.UI),
+		"allow_audit_log_prefixing": boolean(&c.Audit.AllowPrefix),
+		"api_addr":                  text(&c.APIAddr),
+		"cluster_addr":              text(&c.ClusterAddr),
+		"cluster_name":              text(&c.ClusterName),
+		"default_lease_ttl":         duration(&c.DefaultLeaseTTL),
+		"disable_mlock":             boolean(new(bool)),
+		"log_format":                parsed(&c.LogJSON, parseLogFormat),
+		"log_level":                 parsed(&c.LogLevel, parseLogLevel),
+		"max_lease_ttl":             duration(&c.MaxLeaseTTL),
+		"pid_file":                  text(&c.PIDFile),
+		"reported_version":          text(&c.ReportedVersion),
+		"require_owner":             boolean(&c.RequireOwner),
+		"ui":                        boolean(&c.UI),
 	}, []hcl.BlockHeaderSchema{
 		{Type: "audit"},
 		{Type: "listener", LabelNames: []string{"type"}},
@@ -135,7 +136,10 @@ func (d *decoder) block(b *hcl.Block) {
 	switch b.Type {
 	case "audit":
 		d.once("audit", b.DefRange)
-		d.body(b.Body, "audit", map[string]setting{"retention": duration(&c.Audit.Retention)}, nil)
+		d.body(b.Body, "audit", map[string]setting{
+			"exporter_patience": duration(&c.Audit.Patience),
+			"retention":         duration(&c.Audit.Retention),
+		}, nil)
 	case "seal":
 		d.once("seal", b.DefRange)
 		if b.Labels[0] != "keyfile" {

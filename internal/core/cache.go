@@ -3,6 +3,7 @@ package core
 import (
 	"sync"
 
+	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -62,4 +63,23 @@ func (c *Core) table(v store.View) (*mount.Table, error) {
 		c.mounts.Store(&mounted{at, t})
 	}
 	return t, nil
+}
+
+// headersOf says which request headers audit records keep as of v.
+func (c *Core) headersOf(v store.View) (exporter.Headers, error) {
+	return c.headers.get(v, store.Config, "", func() (exporter.Headers, error) { return exporter.LoadHeaders(v) })
+}
+
+// Headers names the request headers that audit records keep, in lower case.
+func (c *Core) Headers() []string {
+	v, err := c.Store.View()
+	if err != nil {
+		return nil
+	}
+	defer v.Close()
+	kept, err := c.headersOf(v)
+	if err != nil {
+		c.Log.Error("reading which request headers are audited failed", "error", err)
+	}
+	return kept.Names
 }

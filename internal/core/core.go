@@ -16,6 +16,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/lockout"
@@ -42,6 +43,7 @@ type Options struct {
 	DefaultTTL   time.Duration             // of tokens and leases; 0: 768 h
 	MaxTTL       time.Duration             // 0: 768 h
 	ApplyTimeout time.Duration             // of one touch of a target for a request; 0: 30 s
+	ExportWait   time.Duration             // how much longer than retention says audit records are kept for devices that lag; 0: not at all
 	Patience     time.Duration             // how long an answer waits for what the background does at targets; 0: 45 s, less than clients wait
 }
 
@@ -55,6 +57,7 @@ type Core struct {
 	owners   cache[owned]
 	tombs    cache[lease.Tombs]
 	past     cache[lease.Tombs]
+	headers  cache[exporter.Headers]
 	reaper   *lease.Reaper
 	rotator  *rotation.Worker
 	turning  claims

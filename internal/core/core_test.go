@@ -45,12 +45,19 @@ type gate struct {
 
 func start(t *testing.T, set ...func(*core.Options)) *gate {
 	t.Helper()
+	return startWith(t, store.Options{}, set...)
+}
+
+// startWith is start over a store with options.
+func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) *gate {
+	t.Helper()
 	t.Parallel()
 	clock := &enginetest.Clock{}
 	for !clock.Now().Equal(enginetest.Epoch) { // a difference of times has a largest value
 		clock.Advance(enginetest.Epoch.Sub(clock.Now()))
 	}
-	db, err := store.Open(mem.New(), store.Options{Clock: clock})
+	options.Clock = clock
+	db, err := store.Open(mem.New(), options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -263,7 +263,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	}
 	if w.reply.Do != nil {
 		if w.Fenced() {
-			answer.Warnings = append(answer.Warnings, "the revocation is in force, but this is a restored copy: it touches no target until an operator resumes it")
+			answer.Warnings = append(answer.Warnings, "this is in force, but the store is a restored copy: it touches no target until an operator resumes it")
 			return answer, nil
 		}
 		waiting, cancel := context.WithTimeout(ctx, w.Patience)
@@ -384,6 +384,11 @@ func (w *walk) record(phase audit.Phase) audit.Record {
 		Entity: who.Entity, Name: who.DisplayName, Alias: who.Alias.Name, Accessor: who.Accessor, Role: who.Role,
 		Instance: op.Instance, System: who.System,
 		Granted: w.decision.Grant.Valid(), Rule: w.decision.Rule, Policy: w.decision.Policy, PolicyVersion: w.decision.Version,
+	}
+	if len(op.Headers) > 0 {
+		if kept, err := w.headersOf(w.view); err == nil {
+			rec.Headers = kept.Keep(w.Keys, op.Headers)
+		}
 	}
 	if op.Client.IsValid() {
 		rec.Client = op.Client.String()

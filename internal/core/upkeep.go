@@ -7,6 +7,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -201,12 +202,50 @@ func (c *Core) upgrade(ctx context.Context, uuid, from string) (next string, err
 	return next, err
 }
 
-// prune drops audit records that are older than the configuration keeps them.
+// prune drops audit records that are older than the configuration keeps them, and that every audit device was told. A device that
+// lags is waited for, but not for ever: ExportWait bounds how much longer records are kept for its sake.
 func (c *Core) prune(ctx context.Context) error {
 	before := c.Store.Expired()
 	if before.IsZero() {
 		return nil
 	}
-	_, err := c.Store.Prune(ctx, before, c.upkeep("prune", "sys/lessor/audit", "retention"))
+	cut, slow, err := c.untold(before)
+	if err != nil {
+		return err
+	}
+	by := c.upkeep("prune", "sys/lessor/audit", "retention")
+	if latest := before.Add(-c.ExportWait).Truncate(24 * time.Hour); slow != "" && cut.Before(latest) {
+		cut, by.Note = latest, "an audit device was not told all of it"
+		done, err := c.Store.Prune(ctx, cut, by)
+		if done.Seq != 0 {
+			c.Log.Error("audit records were pruned that an audit device was not told: it lags longer than exporter_patience allows", "device", slow, "before", cut)
+		}
+		return err
+	} else if slow != "" {
+		c.Log.Warn("audit records are kept longer than retention says: an audit device lags", "device", slow, "kept_from", cut, "until", latest)
+	}
+	_, err = c.Store.Prune(ctx, cut, by)
 	return err
+}
+
+// untold is the day up to which every audit device was told everything, before at the latest, and the device that lags if that is
+// earlier.
+func (c *Core) untold(before time.Time) (time.Time, string, error) {
+	v, err := c.Store.View()
+	if err != nil {
+		return before, "", err
+	}
+	defer v.Close()
+	seq, device, err := exporter.Untold(v)
+	if err != nil || device == nil || seq > v.Position() {
+		return before, "", err
+	}
+	h, _, err := c.Store.Header(seq)
+	if err != nil {
+		return before, "", err
+	}
+	if day := h.Time.Truncate(24 * time.Hour); day.Before(before) {
+		return day, device.Name(), nil
+	}
+	return before, "", nil
 }

@@ -51,10 +51,13 @@ type Op struct {
 	Instance  string         // X-Lessor-Instance: which process of the holder this is; may be empty
 	Renewable bool           // X-Lessor-Lease: renewable — the client will renew leases on static secrets
 	Time      time.Time      // lease time at which the operation arrived
+
+	// Headers are those of the request that audit records are to keep, by name in lower case; nil if none is.
+	Headers map[string]string
 }
 
 // Digest identifies what exactly is asked for, by content: two Ops with the same digest ask for the same thing.
-// Grants and approvals bind to it. Request id, time and token are not part of it.
+// Grants and approvals bind to it. Request id, time, token and headers are not part of it.
 func (o *Op) Digest() [32]byte {
 	h := sha256.New()
 	var n [8]byte

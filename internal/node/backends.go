@@ -45,11 +45,12 @@ func (n *Node) backends() backends {
 func (b backends) connect(n *Node, c *core.Core) {
 	b.tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(c, n.exporters, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	*b.system = system.Backend{
 		Store: n.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: n.info,
 		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade,
-		Lockout: n.config.Lockout,
+		Lockout:     n.config.Lockout,
+		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: n.exporters,
 		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // exists reports whether there is something at path; an unreadable folder counts, so that nothing is made over it.
@@ -75,4 +76,17 @@ func syncFolder(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// private are the files and folders of lessor's own, in which nothing that somebody names by API may be written.
+func (n *Node) private() []string {
+	all := []string{n.config.Storage.Path, n.config.PIDFile}
+	if key := n.config.Seal.KeyFile; key != "" {
+		all = append(all, key, key+newSuffix, key+anchorSuffix, key+anchorSuffix+".old", n.recoveryFile(),
+			filepath.Join(filepath.Dir(key), "bootstrap-token"), key+".bootstrap-token")
+	}
+	for _, l := range n.config.Listeners {
+		all = append(all, l.CertFile, l.KeyFile)
+	}
+	return slices.DeleteFunc(all, func(path string) bool { return path == "" })
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/core"
+	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/server"
@@ -62,6 +63,7 @@ type Node struct {
 	db        *store.DB
 	keys      *seal.Keyring
 	core      *core.Core
+	exporters *exporter.Exporters
 	cluster   cluster
 	started   time.Time
 	first     []store.Put    // of a new store: the keys' rows
@@ -164,11 +166,13 @@ func (n *Node) start(ctx context.Context) error {
 	c, err := core.New(core.Options{
 		Store: n.db, Keys: n.keys, Random: n.o.Random, Log: n.log, Backends: backends.all,
 		RequireOwner: n.config.RequireOwner, Lockout: n.config.Lockout, DefaultTTL: n.config.DefaultLeaseTTL, MaxTTL: n.config.MaxLeaseTTL,
+		ExportWait: n.config.Audit.Patience,
 	})
 	if err != nil {
 		return err
 	}
 	n.core = c
+	n.exporters = exporter.New(exporter.Options{Store: n.db, Keys: n.keys, Log: n.log, Private: n.private()})
 	backends.connect(n, c)
 	if err := n.initialize(ctx); err != nil {
 		return err
@@ -178,6 +182,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	n.running.Go(func() { c.Run(background) })
+	n.running.Go(func() { n.exporters.Run(background) })
 	n.running.Go(func() { n.rotateKeys(background) })
 	n.release = append(n.release, func() error {
 		cancel()
@@ -257,8 +262,9 @@ func (n *Node) free() error {
 	return err
 }
 
-// Reload reads the certificates again. One whose files are bad stays as it was.
+// Reload reads the certificates again, and opens the files of audit devices anew. A certificate whose files are bad stays as it was.
 func (n *Node) Reload() error {
+	n.exporters.Reload()
 	var err error
 	for _, l := range n.listeners {
 		if l.certificate == nil {

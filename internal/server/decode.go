@@ -42,6 +42,7 @@ func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string
 	if err := readHeader(op, r.Header); err != nil {
 		return nil, false, err
 	}
+	h.keepHeaders(op, r.Header)
 	switch r.Method {
 	case http.MethodGet:
 		op.Verb = lessor.Read
@@ -122,6 +123,18 @@ func readHeader(op *lessor.Op, header http.Header) error {
 		return &api.Error{Kind: api.Invalid, Text: `X-Lessor-Lease may only be "renewable"`}
 	}
 	return nil
+}
+
+// keepHeaders takes over the headers that the audit trail keeps.
+func (h *Handler) keepHeaders(op *lessor.Op, header http.Header) {
+	for _, name := range h.gate.Headers() {
+		if values := header.Values(name); len(values) > 0 {
+			if op.Headers == nil {
+				op.Headers = map[string]string{}
+			}
+			op.Headers[name] = strings.ToValidUTF8(strings.Join(values, ", "), "\ufffd")
+		}
+	}
 }
 
 // client is the address that asks: the peer's or, if that is a trusted proxy, the last one in X-Forwarded-For that is not.

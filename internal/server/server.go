@@ -29,6 +29,8 @@ type Gate interface {
 	Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error)
 	// Status is the node's state; it must not block.
 	Status() Status
+	// Headers names the request headers that go into an Op, in lower case. It is asked for each request.
+	Headers() []string
 }
 
 // Status is what anybody may know about a node.

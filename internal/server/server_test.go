@@ -32,8 +32,9 @@ import (
 
 // gate is a Gate made of functions.
 type gate struct {
-	handle func(context.Context, *lessor.Op) (*lessor.Answer, error)
-	status Status
+	handle  func(context.Context, *lessor.Op) (*lessor.Answer, error)
+	status  Status
+	headers []string
 }
 
 func (g *gate) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
@@ -45,6 +46,8 @@ func (g *gate) Help(_ context.Context, op *lessor.Op) (*lessor.Answer, error) {
 }
 
 func (g *gate) Status() Status { return g.status }
+
+func (g *gate) Headers() []string { return g.headers }
 
 var running = Status{Initialized: true, ClusterID: "c-1", ClusterName: "test", Reported: "1.20.0", Version: "0.1.0", Storage: "mem", Seal: "keyfile"}
 

@@ -45,18 +45,5 @@ func (db *DB) firstOf(cut uint32) (uint64, error) {
 	if old, err := Last(s.snap, Range{Table: Records, To: dayKey(cut)}); err != nil || old.Bytes == nil {
 		return 0, err
 	}
-	lo, hi := uint64(1), s.head.Seq+1 // the first is in lo..hi
-	for lo < hi {
-		mid := lo + (hi-lo)/2
-		h, err := s.header(mid)
-		if err != nil {
-			return 0, err
-		}
-		if day(h.Time) < cut {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	return lo, nil
+	return s.first(func(h *audit.Header) bool { return day(h.Time) >= cut })
 }

@@ -175,6 +175,16 @@ func recordData(a *audit.At) map[string]any {
 	if a.Count > 1 {
 		d["count"] = a.Count
 	}
+	if len(a.Headers) > 0 {
+		headers := map[string]any{}
+		for _, h := range a.Headers {
+			headers[h.Name] = h.Value
+			if h.Digest != nil {
+				headers[h.Name] = "digest:" + hex.EncodeToString(h.Digest)
+			}
+		}
+		d["headers"] = headers
+	}
 	if len(a.Secrets) > 0 {
 		var shown []any
 		for _, s := range a.Secrets {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/lockout"
@@ -28,6 +29,8 @@ type Backend struct {
 	Lockout      lockout.Settings                             // of users who fail to log in
 	Reported     string                                       // the version that Vault's clients compare with
 	Upgrade      func(ctx context.Context) error              // makes what was kv of version 1 version 2, where that was asked for
+	PrefixAudit  bool                                         // files of audit devices may have a prefix before each line
+	Exporters    *exporter.Exporters                          // nil: devices are configuration only
 	Metrics      func(ctx context.Context, w io.Writer) error // Prometheus's text format
 	Info         func() map[string]any                        // answer of sys/lessor/info
 }
@@ -41,7 +44,7 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
-		b.mountRoutes(), b.uiRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.ownRoutes(),
+		b.mountRoutes(), b.uiRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.ownRoutes(),
 		b.lockedUserRoutes(),
 	} {
 		routes = append(routes, part...)
