@@ -89,6 +89,10 @@ func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) 
 	}
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	sys.Reaper, sys.Backends, sys.RequireOwner = c.Reaper(), backends, o.RequireOwner
+	sys.Node = system.Node{
+		Version: "test", Self: func() map[string]any { return map[string]any{"active_node": true} }, Settings: func() map[string]any { return map[string]any{"storage": "mem"} },
+		InFlight: func() map[string]any { return map[string]any{} }, Level: func() string { return "info" }, SetLevel: func(string) error { return nil },
+	}
 	sys.Reported, sys.Upgrade = "1.20.0", c.Upgrade
 	sys.Info = func() map[string]any { return map[string]any{"version": "test"} }
 	sys.Metrics = func(context.Context, io.Writer) error { return nil }

@@ -261,6 +261,11 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	if txn.Urgent {
 		w.reaper.Nudge()
 	}
+	if w.reply.Then != nil {
+		if err := w.reply.Then(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if w.reply.Do != nil {
 		if w.Fenced() {
 			answer.Warnings = append(answer.Warnings, "this is in force, but the store is a restored copy: it touches no target until an operator resumes it")
@@ -283,8 +288,11 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error) {
 	r := w.reply
 	a := &lessor.Answer{
-		Status: r.Status, Data: r.Data, Mount: w.mount.Type,
+		Status: r.Status, Data: r.Data,
 		Flat: r.Flat, Bare: r.Bare, Verbatim: r.Wrapped,
+	}
+	if !w.route.Open {
+		a.Mount = w.mount.Type
 	}
 	if r.Raw != nil {
 		a.Raw, a.RawType = r.Raw.Write, r.Raw.Type
@@ -437,6 +445,21 @@ func (w *walk) recorded() string {
 		}
 	}
 	return strings.Join(segments, "/")
+}
+
+// Recorded is the path of an operation under way as the audit record will have it.
+func (c *Core) Recorded(op *lessor.Op) (string, error) {
+	view, err := c.Store.View()
+	if err != nil {
+		return "", err
+	}
+	defer view.Close()
+	w := &walk{Core: c, op: op, view: view, who: &caller{}}
+	if w.mounts, err = c.table(view); err != nil {
+		return "", err
+	}
+	w.mount, _ = w.mounts.Route(op.Path)
+	return w.recorded(), nil
 }
 
 func (w *walk) pathOfMount() string {

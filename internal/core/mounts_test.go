@@ -109,7 +109,7 @@ func TestMountsAsVaultTellsThem(t *testing.T) {
 		"audit_non_hmac_request_keys":["k"],"trim_request_trailing_slashes":true,"token_type":"ignored"}}`)
 	const plain = `{"accessor":"*","config":{"default_lease_ttl":3600,"max_lease_ttl":7200,"force_no_cache":true,"listing_visibility":"hidden",
 		"passthrough_request_headers":["X-A","X-B"],"audit_non_hmac_request_keys":["k"],"trim_request_trailing_slashes":true},
-		"deprecation_status":"supported","description":"text","external_entropy_access":false,"local":true,"options":{"version":"1"},"plugin_version":"",
+		"deprecation_status":"supported","description":"text","external_entropy_access":false,"local":true,"options":{},"plugin_version":"",
 		"running_plugin_version":"v1.20.0+builtin.lessor","running_sha256":"","seal_wrap":true,"type":"kv","uuid":"*"}`
 	a := g.do(g.root, lessor.Read, "sys/mounts/plain", "")
 	g.same("a mount", a.Data, plain)
@@ -123,7 +123,7 @@ func TestMountsAsVaultTellsThem(t *testing.T) {
 	g.do(g.root, lessor.Update, "sys/auth/people", `{"type":"userpass","config":{"token_type":"default-batch"}}`)
 	g.same("an auth method", g.do(g.root, lessor.Read, "sys/auth/people", "").Data, `{"accessor":"*",
 		"config":{"default_lease_ttl":0,"max_lease_ttl":0,"force_no_cache":false,"token_type":"default-batch"},"deprecation_status":"supported","description":"",
-		"external_entropy_access":false,"local":false,"options":null,"plugin_version":"","running_plugin_version":"*","running_sha256":"","seal_wrap":false,"type":"userpass","uuid":"*"}`)
+		"external_entropy_access":false,"local":false,"options":{},"plugin_version":"","running_plugin_version":"*","running_sha256":"","seal_wrap":false,"type":"userpass","uuid":"*"}`)
 	const tuning = `{"default_lease_ttl":2764800,"max_lease_ttl":2764800,"force_no_cache":false,"description":"","token_type":"default-batch"}`
 	g.same("its tuning", g.do(g.root, lessor.Read, "sys/auth/people/tune", "").Data, tuning)
 	g.same("its tuning, by the other path", g.do(g.root, lessor.Read, "sys/mounts/auth/people/tune", "").Data, tuning)
@@ -261,7 +261,7 @@ func TestKVIsUpgraded(t *testing.T) {
 	}
 	held := g.do(g.root, lessor.Read, "plain/f/7", "").Lease.ID
 	a := g.do(g.root, lessor.Update, "sys/mounts/plain/tune", `{"options":{"version":"2"}}`)
-	if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "Upgrading mount from version 1 to version 2") {
+	if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "Upgrading mount from version 0 to version 2") {
 		t.Errorf("warnings: %q", a.Warnings)
 	}
 	if keys := g.do(g.root, lessor.List, "plain/metadata/f/", "").Data["keys"].([]string); len(keys) != n {
@@ -292,7 +292,7 @@ func TestWhatIsSeenWithoutAToken(t *testing.T) {
 	g.do(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass","config":{"listing_visibility":"unauth"}}`)
 	nobody := lessor.Secret{}
 	g.same("without a token", g.do(nobody, lessor.Read, "sys/internal/ui/mounts", "").Data,
-		`{"auth":{"userpass/":{"description":"","options":null,"type":"userpass"}},"secret":{"shown/":{"description":"for all to see","options":{"version":"1"},"type":"kv"}}}`)
+		`{"auth":{"userpass/":{"description":"","options":{},"type":"userpass"}},"secret":{"shown/":{"description":"for all to see","options":{},"type":"kv"}}}`)
 	g.refused(api.Unauthenticated, nobody, lessor.Read, "sys/internal/ui/mounts/shown", "")
 	g.refused(api.Unauthenticated, nobody, lessor.Read, "sys/internal/ui/namespaces", "")
 	g.refused(api.Unauthenticated, lessor.NewSecret("hvs.nonesuch"), lessor.Read, "sys/internal/ui/mounts", "")

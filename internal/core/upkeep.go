@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/system"
 )
 
 const (
@@ -200,6 +202,24 @@ func (c *Core) upgrade(ctx context.Context, uuid, from string) (next string, err
 	txn.Audit = []audit.Record{rec}
 	_, err = c.Store.Commit(ctx, txn)
 	return next, err
+}
+
+// Installed puts on record that a version of lessor runs on the store from now on, if it has not before.
+func (c *Core) Installed(ctx context.Context, version string) error {
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	txn := store.Txn{Audit: []audit.Record{c.upkeep("start", "sys/version-history", "the first start of a version")}}
+	if news, err := system.Installed(v, &txn, version, c.Store.Now()); err != nil || !news {
+		return err
+	}
+	_, err = c.Store.Commit(ctx, txn)
+	if errors.As(err, new(*store.Conflict)) {
+		return nil // another node was faster
+	}
+	return err
 }
 
 // prune drops audit records that are older than the configuration keeps them, and that every audit device was told. A device that

@@ -165,6 +165,7 @@ type Reply struct {
 	WrappedAt time.Time                                         // when what is unwrapped was wrapped first
 	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit: a long read of what is no secret
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
+	Then      func(ctx context.Context) error                   // after the commit, before the answer: what it changes on this node
 	Extend    *Extend
 	Note      string // audit.Record.Note, a fixed text
 	Lease     string // audit.Record.Lease, where the act is about a lease that it does not make

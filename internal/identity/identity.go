@@ -290,3 +290,15 @@ func NewID(random io.Reader) (string, error) {
 	h := hex.EncodeToString(b[:])
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:], nil
 }
+
+// CountEntities is how many entities there are. It takes time in their number.
+func CountEntities(v store.View) (n int, err error) {
+	prefix := entityKey("").Name
+	for _, err := range v.Scan(store.Identity, prefix, store.PrefixEnd(prefix)) {
+		if err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, nil
+}

@@ -48,7 +48,7 @@ func (b backends) connect(n *Node, c *core.Core) {
 	registry.MustRegister(c, n.exporters, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	*b.system = system.Backend{
 		Store: n.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: n.info,
-		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade,
+		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: n.about(c),
 		Lockout:     n.config.Lockout,
 		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: n.exporters,
 		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },

@@ -49,13 +49,15 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
-	log := newLog(stderr, c)
+	level := &slog.LevelVar{}
+	level.Set(c.LogLevel)
+	log := newLog(stderr, c.LogJSON, level)
 	harden(log)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
-	n, err := Start(ctx, c, Options{Version: p.Version, Log: log, Recovery: recovery})
+	n, err := Start(ctx, c, Options{Version: p.Version, Log: log, Recovery: recovery, Level: level})
 	if err != nil {
 		return err
 	}
@@ -132,7 +134,7 @@ func (p Program) offline(args []string) (config.Config, Options, error) {
 		return c, Options{}, err
 	}
 	recovery, err := p.recovery()
-	log := newLog(os.Stderr, config.Config{LogLevel: slog.LevelWarn})
+	log := newLog(os.Stderr, false, slog.LevelWarn)
 	harden(log)
 	return c, Options{Version: p.Version, Log: log, Recovery: recovery}, err
 }
@@ -198,14 +200,14 @@ func (p Program) recovery() (r Recovery, err error) {
 	return r, nil
 }
 
-func newLog(w io.Writer, c config.Config) *slog.Logger {
-	o := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+func newLog(w io.Writer, asJSON bool, level slog.Leveler) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if level, ok := a.Value.Any().(slog.Level); ok && a.Key == slog.LevelKey && level <= config.LevelTrace {
 			a.Value = slog.StringValue("TRACE")
 		}
 		return a
 	}}
-	if c.LogJSON {
+	if asJSON {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))

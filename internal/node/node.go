@@ -27,6 +27,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/server"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/system"
 )
 
 // DrainTime is how long requests under way may take to finish once Stop was called.
@@ -39,6 +40,7 @@ type Options struct {
 	Clock    lessor.Clock // nil: the machine's
 	Random   io.Reader    // keys, tokens, ids; nil: crypto/rand
 	Recovery Recovery
+	Level    *slog.LevelVar // of Log; nil: it cannot be changed
 }
 
 // Recovery names the file that unseals the store besides the key file. It is made at the first start if there is a passphrase.
@@ -180,6 +182,9 @@ func (n *Node) start(ctx context.Context) error {
 	if n.cluster, err = n.identify(); err != nil {
 		return err
 	}
+	if err := c.Installed(ctx, n.o.Version); err != nil {
+		return err
+	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	n.running.Go(func() { c.Run(background) })
 	n.running.Go(func() { n.exporters.Run(background) })
@@ -315,6 +320,20 @@ func (n *Node) reachable() string {
 type gate struct {
 	*core.Core
 	n *Node
+}
+
+// CORS is which web pages of other origins may read answers; none if that cannot be read.
+func (g gate) CORS() server.CORS {
+	v, err := g.n.db.View()
+	if err != nil {
+		return server.CORS{}
+	}
+	defer v.Close()
+	c, err := system.LoadCORS(v)
+	if err != nil {
+		g.n.log.Error("the configuration of CORS cannot be read: no origin is admitted", "error", err)
+	}
+	return server.CORS{Origins: c.Origins, Headers: c.Headers}
 }
 
 // Status is what anybody may know.

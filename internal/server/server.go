@@ -31,6 +31,8 @@ type Gate interface {
 	Status() Status
 	// Headers names the request headers that go into an Op, in lower case. It is asked for each request.
 	Headers() []string
+	// CORS is which web pages of other origins may read answers.
+	CORS() CORS
 }
 
 // Status is what anybody may know about a node.
@@ -65,6 +67,7 @@ type Handler struct {
 	large    chan struct{} // one slot for each large body in memory
 	draining atomic.Bool
 	active   atomic.Int64 // requests under way
+	flights  flights
 	insisted insistence
 }
 
@@ -116,6 +119,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.active.Add(1)
 	defer h.active.Add(-1)
+	if origin := r.Header["Origin"]; origin != nil && h.cross(w, r, origin[0]) {
+		return
+	}
 	draining := h.draining.Load()
 	if draining {
 		header["Connection"] = closing
@@ -137,6 +143,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, err)
 		return
 	}
+	defer h.flights.begin(op)()
 	var answer *lessor.Answer
 	if help {
 		answer, err = h.gate.Help(r.Context(), op)

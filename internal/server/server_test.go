@@ -35,6 +35,7 @@ type gate struct {
 	handle  func(context.Context, *lessor.Op) (*lessor.Answer, error)
 	status  Status
 	headers []string
+	cors    CORS
 }
 
 func (g *gate) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
@@ -48,6 +49,8 @@ func (g *gate) Help(_ context.Context, op *lessor.Op) (*lessor.Answer, error) {
 func (g *gate) Status() Status { return g.status }
 
 func (g *gate) Headers() []string { return g.headers }
+
+func (g *gate) CORS() CORS { return g.cors }
 
 var running = Status{Initialized: true, ClusterID: "c-1", ClusterName: "test", Reported: "1.20.0", Version: "0.1.0", Storage: "mem", Seal: "keyfile"}
 

@@ -1,11 +1,11 @@
 package system
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"unicode"
@@ -115,6 +115,9 @@ func (b *Backend) entryData(r *engine.Request, e *mount.Entry) map[string]any {
 	if !slices.Contains(singletons, e.Type) {
 		d["deprecation_status"] = "supported"
 	}
+	if !e.Builtin {
+		d["options"] = map[string]string{}
+	}
 	if len(e.Options) > 0 {
 		d["options"] = e.Options
 	}
@@ -166,13 +169,16 @@ func (b *Backend) enable(r *engine.Request, class mount.Class, path string) (*en
 			return nil, api.Errorf(api.Invalid, "plugin_name must be provided for plugin backend")
 		}
 	}
-	if err := b.checkType(e, version(r, config)); err != nil {
+	if err := tuneConfig(e, given(config), r.Default); err != nil {
+		return nil, err
+	}
+	if err := settleVersion(e); err != nil {
 		return nil, err
 	}
 	if err := checkPath(r, e); err != nil {
 		return nil, err
 	}
-	if err := tuneConfig(e, given(config), r.Default); err != nil {
+	if err := b.checkType(e, version(r, config)); err != nil {
 		return nil, err
 	}
 	if err := checkTexts(e); err != nil {
@@ -203,8 +209,8 @@ func version(r *engine.Request, config map[string]any) string {
 	return r.Str("plugin_version")
 }
 
-// checkType settles what is mounted: its type, and for kv its version.
-func (b *Backend) checkType(e *mount.Entry, version string) error {
+// settleVersion settles the version of kv, which may be said in the type. Nothing else has one.
+func settleVersion(e *mount.Entry) error {
 	kv, isKV := map[string]string{"kv": "", "generic": "", "kv-v1": "1", "kv-v2": "2"}[e.Type]
 	if e.Class == mount.Auth || !isKV {
 		if e.Options["version"] != "" {
@@ -215,16 +221,26 @@ func (b *Backend) checkType(e *mount.Entry, version string) error {
 			return api.Errorf(api.Invalid, "%s %q does not allow setting a version", what, e.Type)
 		}
 	} else {
-		o := map[string]string{}
-		for k, v := range e.Options {
-			o[k] = v
+		e.Type, e.Options = "kv", maps.Clone(e.Options)
+		if kv != "" {
+			if e.Options == nil {
+				e.Options = map[string]string{}
+			}
+			e.Options["version"] = kv
 		}
-		o["version"] = cmp.Or(kv, o["version"], "1")
-		e.Type, e.Options = "kv", o
-		if v := o["version"]; v != "1" && v != "2" {
+		switch v := e.Options["version"]; v {
+		case "":
+			delete(e.Options, "version") // it is version 1
+		case "1", "2":
+		default:
 			return api.Errorf(api.Invalid, "unsupported kv version %q: 1 or 2", v)
 		}
 	}
+	return checkOptions(e.Options)
+}
+
+// checkType refuses what cannot be mounted.
+func (b *Backend) checkType(e *mount.Entry, version string) error {
 	switch {
 	case e.Type == "token" && e.Class == mount.Auth:
 		return api.Errorf(api.Invalid, "token credential backend cannot be instantiated")
@@ -234,10 +250,7 @@ func (b *Backend) checkType(e *mount.Entry, version string) error {
 		return api.Errorf(api.Invalid, "plugin not found in the catalog: %s; this server has the secrets engines %s and the auth methods %s", e.Type,
 			strings.Join(b.types(mount.Secret), ", "), strings.Join(b.types(mount.Auth), ", "))
 	}
-	if err := b.checkVersion(e, version); err != nil {
-		return err
-	}
-	return checkOptions(e.Options)
+	return b.checkVersion(e, version)
 }
 
 // checkVersion accepts no version of an engine but the built-in one.

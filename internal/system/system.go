@@ -26,7 +26,8 @@ type Backend struct {
 	Reaper       *lease.Reaper
 	Backends     map[string]engine.Backend // by mount type: what can be mounted
 	RequireOwner bool
-	Lockout      lockout.Settings                             // of users who fail to log in
+	Lockout      lockout.Settings // of users who fail to log in
+	Node         Node
 	Reported     string                                       // the version that Vault's clients compare with
 	Upgrade      func(ctx context.Context) error              // makes what was kv of version 1 version 2, where that was asked for
 	PrefixAudit  bool                                         // files of audit devices may have a prefix before each line
@@ -44,7 +45,7 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
-		b.mountRoutes(), b.uiRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.ownRoutes(),
+		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.ownRoutes(),
 		b.lockedUserRoutes(),
 	} {
 		routes = append(routes, part...)

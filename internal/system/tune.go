@@ -162,7 +162,7 @@ func (b *Backend) tuneOptions(e *mount.Entry, options map[string]string, reply *
 		case from < to:
 			e.Upgrading = true
 			reply.Warnings = append(reply.Warnings, fmt.Sprintf("Upgrading mount from version %d to version %d. This mount will be unavailable for a brief period and will resume service shortly.", from, to))
-			reply.Do = b.Upgrade
+			reply.Then = b.Upgrade
 		}
 	}
 	o := maps.Clone(e.Options)

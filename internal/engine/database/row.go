@@ -94,6 +94,9 @@ func named(r *engine.Request) (string, error) {
 	return name, nil
 }
 
+// Plugins are the names of the drivers, sorted, as clients know them.
+func (e *Engine) Plugins() []string { return e.plugins() }
+
 func (e *Engine) plugins() []string { return slices.Sorted(maps.Keys(e.drivers)) }
 
 // count is n as an answer has it.

@@ -1,0 +1,127 @@
+package core_test
+
+import (
+	"encoding/base64"
+	"strings"
+	"testing"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// TestSystemAsVaultTellsIt compares answers with those of a Vault server.
+func TestSystemAsVaultTellsIt(t *testing.T) {
+	g := start(t)
+	g.kv2("secret")
+	g.do(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass"}`)
+	g.do(g.root, lessor.Update, "identity/entity", `{"name":"one"}`)
+	const kv = `{"builtin":true,"deprecation_status":"supported","name":"kv","type":"secret","version":"v1.20.0+builtin.lessor"}`
+	for _, c := range []struct {
+		verb             lessor.Verb
+		path, data, want string
+	}{
+		{lessor.Update, "sys/tools/hash", `{"input":"dGVzdA=="}`, `{"sum":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}`},
+		{lessor.Update, "sys/tools/hash", `{}`, `{"sum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`},
+		{lessor.Update, "sys/tools/hash/sha2-224", `{"input":"dGVzdA==","algorithm":"sha2-512"}`, `{"sum":"90a3ed9e32b2aaf4c61c410eb925426119e1a9dc53d4286ade99a809"}`},
+		{lessor.Update, "sys/tools/hash", `{"input":"dGVzdA==","algorithm":"sha3-256","format":"base64"}`, `{"sum":"NvAoWAuwLMgnKpoCD0IA40bidq5mTkXugHRVdOL1q4A="}`},
+		{lessor.Read, "sys/plugins/catalog", ``, `{"auth":["approle","userpass"],"secret":["kv","target"],"detailed":"*"}`},
+		{lessor.List, "sys/plugins/catalog/auth/", ``, `{"keys":["approle","userpass"]}`},
+		{lessor.Read, "sys/plugins/catalog/secret/kv", ``, `{"args":null,"builtin":true,"command":"","deprecation_status":"supported","name":"kv","sha256":"","version":"v1.20.0+builtin.lessor"}`},
+		{lessor.Read, "sys/plugins/pins", ``, `{"pinned_versions":[]}`},
+		{lessor.Read, "sys/plugins/runtimes/catalog", ``, `{"runtimes":[]}`},
+		{lessor.Update, "sys/plugins/reload/backend", `{"plugin":"kv"}`, `{"reload_id":"*"}`},
+		{lessor.Update, "sys/plugins/reload/secret/kv", `{}`, `{"reload_id":"*"}`},
+		{lessor.Read, "sys/config/cors", ``, `{"enabled":false}`},
+		{lessor.Read, "sys/replication/status", ``, `{"mode":"disabled"}`},
+		{lessor.Read, "sys/internal/counters/entities", ``, `{"counters":{"entities":{"total":1}}}`},
+		{lessor.Read, "sys/loggers", ``, `{"core":"info"}`},
+		{lessor.Read, "sys/loggers/core", ``, `{"core":"info"}`},
+		{lessor.Read, "sys/loggers/nope", ``, `{}`},
+		{lessor.Read, "sys/ha-status", ``, `{"nodes":[{"active_node":true}]}`},
+	} {
+		g.same(c.path, g.do(g.root, c.verb, c.path, c.data).Data, c.want)
+	}
+	if got := says(g.do(g.root, lessor.Read, "sys/plugins/catalog", "").Data, "detailed"); !strings.Contains(got, kv) {
+		t.Errorf("the catalog in detail: %s", got)
+	}
+	for path, data := range map[string]string{"sys/step-down": "", "sys/loggers/core": `{"level":"debug"}`} {
+		if a := g.do(g.root, lessor.Update, path, data); !a.Empty() {
+			t.Errorf("%s: %s", path, body(a))
+		}
+	}
+	g.refusals([]tried{
+		{lessor.Update, "sys/tools/hash", `{"input":"***"}`, "unable to decode input as base64: illegal base64 data at input byte 0"},
+		{lessor.Update, "sys/tools/hash/md5", `{"input":""}`, "unsupported algorithm md5"},
+		{lessor.Update, "sys/tools/hash", `{"format":"zz"}`, `unsupported encoding format "zz"; must be "hex" or "base64"`},
+		{lessor.Update, "sys/tools/random", `{"bytes":0}`, `"bytes" cannot be less than 1`},
+		{lessor.Update, "sys/tools/random", `{"bytes":200000}`, `"bytes" should be less than 131072`},
+		{lessor.Update, "sys/tools/random/many", ``, "error parsing url-set byte count"},
+		{lessor.Update, "sys/tools/random/bogus/12", ``, `unsupported entropy source "bogus"; must be "platform" or "seal", or "all"`},
+		{lessor.Update, "sys/tools/random", `{"format":"zz"}`, `unsupported encoding format "zz"; must be "hex" or "base64"`},
+		{lessor.Update, "sys/plugins/catalog/secret/mine", `{"sha256":"00","command":"mine"}`, "runs no external plugins"},
+		{lessor.Update, "sys/plugins/reload/backend", `{}`, "plugin or mounts must be provided"},
+		{lessor.Update, "sys/plugins/reload/backend", `{"mounts":"nothing"}`, `cannot fetch mount entry on "nothing/"`},
+		{lessor.Update, "sys/plugins/reload/backend", `{"plugin":"kv","scope":"zz"}`, "reload scope must be omitted or 'global'"},
+		{lessor.Update, "sys/config/cors", `{}`, "at least one origin or the wildcard must be provided"},
+		{lessor.Update, "sys/config/cors", `{"allowed_origins":["*","https://b"]}`, "to allow all origins the '*' must be the only value for allowed_origins"},
+		{lessor.Update, "sys/config/ui/headers/X-Vault-Foo", `{"values":["a"]}`, "X-Vault headers cannot be set"},
+		{lessor.Update, "sys/config/ui/headers/X-Foo", `{}`, "header and values must be specified"},
+		{lessor.Update, "sys/loggers", `{"level":"zz"}`, "invalid level provided: unknown log level: zz"},
+	})
+	for _, path := range []string{"sys/internal/counters/requests", "sys/plugins/catalog/database/nosuch", "sys/license/status"} {
+		g.refused(api.NotFound, g.root, lessor.Read, path, "")
+	}
+}
+
+func TestRandomBytes(t *testing.T) {
+	g := start(t)
+	seen := map[string]bool{}
+	for _, c := range []struct {
+		path, data string
+		bytes      int
+	}{
+		{"sys/tools/random", ``, 32}, {"sys/tools/random/16", ``, 16}, {"sys/tools/random/all/12", ``, 12}, {"sys/tools/random/seal", `{"bytes":"7"}`, 7},
+		{"sys/tools/random", `{"bytes":131072}`, 131072},
+	} {
+		text := g.do(g.root, lessor.Update, c.path, c.data).Data["random_bytes"].(lessor.Secret).Reveal()
+		raw, err := base64.StdEncoding.DecodeString(text)
+		if err != nil || len(raw) != c.bytes || seen[text] {
+			t.Errorf("%s %s: %d bytes, %v", c.path, c.data, len(raw), err)
+		}
+		seen[text] = true
+	}
+	if text := g.do(g.root, lessor.Update, "sys/tools/random/4", `{"format":"hex"}`).Data["random_bytes"].(lessor.Secret).Reveal(); len(text) != 8 {
+		t.Errorf("in hex: %d characters", len(text))
+	}
+}
+
+func TestConfigurationForBrowsers(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/config/cors", `{"allowed_origins":"https://a.example","allowed_headers":["X-Foo"]}`)
+	g.same("CORS", g.do(g.root, lessor.Read, "sys/config/cors", "").Data, `{"enabled":true,"allowed_origins":["https://a.example"],
+		"allowed_headers":["Content-Type","X-Requested-With","X-Vault-AWS-IAM-Server-ID","X-Vault-MFA","X-Vault-No-Request-Forwarding","X-Vault-Wrap-Format",
+		"X-Vault-Wrap-TTL","X-Vault-Policy-Override","Authorization","X-Vault-Token","X-Foo"]}`)
+	g.do(g.root, lessor.Delete, "sys/config/cors", "")
+	g.same("CORS that was taken away", g.do(g.root, lessor.Read, "sys/config/cors", "").Data, `{"enabled":false}`)
+
+	g.refused(api.NotFound, g.root, lessor.List, "sys/config/ui/headers/", "")
+	if a := g.do(g.root, lessor.Update, "sys/config/ui/headers/x-foo", `{"values":["a","b"]}`); len(a.Warnings) != 1 {
+		t.Errorf("that there is no user interface is not told: %s", body(a))
+	}
+	g.same("a header", g.do(g.root, lessor.Read, "sys/config/ui/headers/X-Foo", "").Data, `{"value":"a"}`)
+	g.same("all its values", g.do(g.root, lessor.Read, "sys/config/ui/headers/X-Foo", `{"multivalue":"true"}`).Data, `{"values":["a","b"]}`)
+	g.same("headers", g.do(g.root, lessor.List, "sys/config/ui/headers/", "").Data, `{"keys":["X-Foo"]}`)
+	g.do(g.root, lessor.Delete, "sys/config/ui/headers/X-Foo", "")
+	g.refused(api.NotFound, g.root, lessor.Read, "sys/config/ui/headers/X-Foo", "")
+}
+
+// A token in the path of a request under way is told as in its audit record.
+func TestNoTokenIsInFlight(t *testing.T) {
+	g := start(t)
+	token := g.root.Reveal()
+	for _, path := range []string{"auth/token/lookup/" + token, "nowhere/" + token} {
+		if got, err := g.core.Recorded(g.op(g.root, lessor.Read, path, "")); err != nil || strings.Contains(got, token) || !strings.Contains(got, "/hash:") {
+			t.Errorf("%s is told as %s, %v", path, got, err)
+		}
+	}
+}
