@@ -153,10 +153,22 @@ func (a *app) adviceOnRefusal(e *client.Error) string {
 		if strings.Contains(text, "revocation is in force") {
 			return "What is still to be taken back, and why: lessor lease outlived"
 		}
+		if strings.Contains(text, "is sealed") {
+			return "How far it has come: lessor status. To give a share of its key: lessor operator unseal"
+		}
 		if text == "" || strings.Contains(text, "seal") {
 			return "See whether the server is sealed or starting: lessor status"
 		}
 	case http.StatusBadRequest:
+		if strings.Contains(text, "already initialized") {
+			return "Its shares and its root token were printed then, and never will be again. New ones: lessor operator rekey, generate-root"
+		}
+		if strings.Contains(text, "path is already in use") {
+			return "Choose another with -path=PATH. What there is: lessor secrets list, lessor auth list"
+		}
+		if strings.Contains(text, "check-and-set") {
+			return "Which version is the current one: lessor kv metadata get. Give its number with -cas"
+		}
 		if strings.Contains(text, "HTTP request to an HTTPS server") {
 			return "The server speaks TLS: write its address with https:// (LESSOR_ADDR or -address)."
 		}

@@ -250,7 +250,7 @@ func (a *app) canAsk() bool { return isTerminal(a.input.stdin) && !a.flags.nonIn
 func (a *app) prompt(ctx context.Context, title string) (string, error) {
 	file, _ := a.input.stdin.(*os.File)
 	if !a.canAsk() {
-		return "", fmt.Errorf("%s: there is no terminal to ask on; give it on standard input (-, or key=-) or from a file (key=@file)", strings.ToLower(title))
+		return "", fmt.Errorf("%s: there is no terminal to ask on; give it on standard input (- or key=-) or from a file (@file or key=@file)", strings.ToLower(title))
 	}
 	a.progress.end()
 	before, err := term.GetState(int(file.Fd()))

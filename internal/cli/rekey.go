@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -64,8 +65,12 @@ while the old ones still work. KEY is asked for and not shown; - reads it from s
 				}
 				return a.printAnswer(answer, "")
 			case cancel:
-				request := client.Request{Method: "DELETE", Path: kind.path + part}
-				if nonce != "" {
+				request := client.Request{Method: http.MethodDelete, Path: kind.path + part}
+				if !verify {
+					// A server may ask for the nonce of what is given up.
+					if state, err := c.WithPreview(nil).Read(ctx, kind.path+part, nil); err == nil && nonce == "" {
+						nonce = orEmpty(state.Data["nonce"])
+					}
 					request.Body = map[string]any{"nonce": nonce}
 				}
 				if _, err := c.Do(ctx, request); err != nil {
