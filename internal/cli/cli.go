@@ -3,6 +3,9 @@
 //
 // Vault's users find their commands, flags, variables, output and exit codes here: 0 is success, 1 an error on this
 // side, 2 a refusal of the server or a server that cannot be reached.
+//
+// This package puts the commands together. What they share is in session; the commands are in secret, access, account
+// and operator.
 package cli
 
 import (
@@ -10,43 +13,39 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
-	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/cli/access"
+	"github.com/lessor-dev/lessor/internal/cli/account"
+	"github.com/lessor-dev/lessor/internal/cli/operator"
+	"github.com/lessor-dev/lessor/internal/cli/secret"
+	"github.com/lessor-dev/lessor/internal/cli/session"
 )
 
-// System is what a run of the command line may touch besides the network and the files that its arguments name.
-type System struct {
-	In       io.Reader
-	Out, Err io.Writer
-	Env      client.Lookup
-	Home     string // folder of the stored token; empty: none can be stored
-}
-
-// Commands are the commands whose bodies live elsewhere. One that is nil is not offered.
-type Commands struct {
-	Version string // of this binary
-
-	Server  *Server
-	Restore func(context.Context, RestoreOptions) error
-	Verify  func(context.Context, VerifyOptions) (Verification, error)
-	Admit   func(context.Context, AdmitOptions) (tokenFile string, err error)
-}
+// What the program hands in, and what its own commands are asked for.
+type (
+	System         = session.System
+	Commands       = operator.Commands
+	Server         = operator.Server
+	ServerOptions  = operator.ServerOptions
+	RestoreOptions = operator.RestoreOptions
+	VerifyOptions  = operator.VerifyOptions
+	AdmitOptions   = operator.AdmitOptions
+	Verification   = session.Verification
+	Broken         = session.Broken
+	ExitCode       = session.ExitCode
+)
 
 // Run parses args (without the program's name), runs the command that they name and returns the exit code. Ending
 // ctx ends the command.
-func Run(ctx context.Context, system System, commands Commands, args []string) int {
+func Run(ctx context.Context, system session.System, commands operator.Commands, args []string) int {
 	if len(args) == 1 {
 		if shell, ok := autocomplete(args[0], system.Env); ok {
 			_, _ = io.WriteString(system.Err, shell)
-			return exitLocal
+			return session.ExitLocal
 		}
 	}
 	var typed *dashes
@@ -54,119 +53,38 @@ func Run(ctx context.Context, system System, commands Commands, args []string) i
 		typed = &dashes{out: system.Out, last: args[len(args)-1]}
 		system.Out = typed
 	}
-	a := newApp(system, commands)
-	root := a.root()
-	root.SetArgs(Normalize(args))
+	a := session.New(system)
+	root := root(a, commands)
+	root.SetArgs(session.Normalize(args))
 	err := root.ExecuteContext(ctx)
-	a.progress.end()
+	a.Progress.End()
 	if typed != nil {
 		typed.flush()
 	}
 	if err == nil {
 		return 0
 	}
-	if shown, ok := errors.AsType[preview](err); ok {
-		if _, err := io.WriteString(a.out, string(shown)+"\n"); err != nil {
-			return exitLocal
+	if shown, ok := errors.AsType[session.Preview](err); ok {
+		if _, err := io.WriteString(a.Out, string(shown)+"\n"); err != nil {
+			return session.ExitLocal
 		}
 		return 0
 	}
-	if code, ok := errors.AsType[ExitCode](err); ok {
+	if code, ok := errors.AsType[session.ExitCode](err); ok {
 		return int(code)
 	}
 	if ctx.Err() != nil {
-		a.complain("Interrupted.")
-		return exitLocal
+		a.Complain("Interrupted.")
+		return session.ExitLocal
 	}
-	a.complain("%s", sentence(err))
-	if advice := a.advice(err); advice != "" {
-		a.complain("%s", advice)
+	a.Complain("%s", session.Sentence(err))
+	if advice := a.Advice(err); advice != "" {
+		a.Complain("%s", advice)
 	}
-	return codeOf(err)
+	return session.CodeOf(err)
 }
 
-// app is one run.
-type app struct {
-	commands Commands
-	env      client.Lookup
-	home     string
-	input    *input
-	out, err io.Writer
-	terminal bool // out is one
-	progress *progress
-	flags    globals
-	token    client.Token // that connect found, for advice
-
-	tokenless bool // the command gets on without a stored token, and without an error about it
-}
-
-func newApp(system System, commands Commands) *app {
-	p := newProgress(system.Err, isTerminal(system.Err))
-	return &app{
-		commands: commands, env: system.Env, home: system.Home,
-		input: &input{stdin: system.In}, out: p.writer(system.Out), err: p.writer(system.Err),
-		terminal: isTerminal(system.Out), progress: p,
-	}
-}
-
-func isTerminal(stream any) bool {
-	file, ok := stream.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd()))
-}
-
-// globals are the flags of every command that calls the server.
-type globals struct {
-	address    string
-	namespace  string
-	wrapTTL    string
-	caCert     string
-	caPath     string
-	clientCert string
-	clientKey  string
-	serverName string
-	skipVerify bool
-	headers    []string
-	format     string
-
-	agentAddress   string
-	noRedirects    bool
-	policyOverride bool
-	mfa            []string
-	unlockKey      string
-	asCurl         bool
-	asPolicy       bool
-	nonInteractive bool
-}
-
-func (g *globals) register(f *pflag.FlagSet) {
-	f.StringVar(&g.address, "address", "", "server's `URL` (LESSOR_ADDR, VAULT_ADDR; default "+client.DefaultPlainAddress+")")
-	f.StringVar(&g.namespace, "namespace", "", "`namespace` of the request (LESSOR_NAMESPACE, VAULT_NAMESPACE)")
-	f.StringVar(&g.wrapTTL, "wrap-ttl", "", "wrap the answer in a single-use token that lives for this `duration` (LESSOR_WRAP_TTL, VAULT_WRAP_TTL)")
-	f.StringVar(&g.caCert, "ca-cert", "", "PEM `file` of the authority to trust (LESSOR_CACERT, VAULT_CACERT)")
-	f.StringVar(&g.caPath, "ca-path", "", "`folder` of such files (LESSOR_CAPATH, VAULT_CAPATH)")
-	f.StringVar(&g.clientCert, "client-cert", "", "PEM `file` of the client's certificate (LESSOR_CLIENT_CERT, VAULT_CLIENT_CERT)")
-	f.StringVar(&g.clientKey, "client-key", "", "PEM `file` of its key (LESSOR_CLIENT_KEY, VAULT_CLIENT_KEY)")
-	f.StringVar(&g.serverName, "tls-server-name", "", "`name` to expect in the server's certificate (LESSOR_TLS_SERVER_NAME, VAULT_TLS_SERVER_NAME)")
-	f.BoolVar(&g.skipVerify, "tls-skip-verify", false, "accept any certificate: anyone on the way can read along (LESSOR_SKIP_VERIFY, VAULT_SKIP_VERIFY)")
-	f.StringArrayVar(&g.headers, "header", nil, "further header of the request, as `name=value`; may be repeated")
-	f.StringVar(&g.format, "format", "", formatHelp)
-	f.BoolVar(&g.asCurl, "output-curl-string", false, "make no call: print the curl command that would make it")
-	f.BoolVar(&g.asPolicy, "output-policy", false, "make no call: print the policy that it would need")
-	f.BoolVar(&g.nonInteractive, "non-interactive", false, "ask nothing on the terminal: what is missing is an error")
-	f.BoolVar(&g.noRedirects, "disable-redirects", false, "do not follow redirects (LESSOR_DISABLE_REDIRECTS, VAULT_DISABLE_REDIRECTS)")
-	f.StringArrayVar(&g.mfa, "mfa", nil, "second `factor`, as method[:passcode]; may be repeated (LESSOR_MFA, VAULT_MFA)")
-	// Vault's users may have these in their scripts; few need them here.
-	f.StringVar(&g.agentAddress, "agent-address", "", "URL of an agent to go through")
-	f.BoolVar(&g.policyOverride, "policy-override", false, "override soft-mandatory policies of Vault's")
-	f.StringVar(&g.unlockKey, "unlock-key", "", "key of a namespace's API lock of Vault's")
-	for _, name := range []string{"agent-address", "policy-override", "unlock-key"} {
-		_ = f.MarkHidden(name)
-	}
-}
-
-const formatHelp = "`form` of the output: table, json or yaml; raw for lessor read (LESSOR_FORMAT, VAULT_FORMAT; default table)"
-
-func (a *app) root() *cobra.Command {
+func root(a *session.Session, commands operator.Commands) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "lessor",
 		Short: "Lease, renew, revoke and account for secrets",
@@ -176,7 +94,7 @@ Flags may be written with one dash or two: -format=json and --format=json are th
 seen by other users of this machine come from files (key=@file) or standard input (key=-, or - in place of a token).
 
 Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot be reached.`,
-		Version:           a.commands.Version,
+		Version:           commands.Version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
@@ -185,15 +103,15 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return usage(cmd, "there is no command %q%s", args[0], suggestion(cmd, args[0]))
+			return session.Usage(cmd, "there is no command %q%s", args[0], suggestion(cmd, args[0]))
 		},
 	}
-	root.SetVersionTemplate(a.versionText() + "\n")
-	root.SetIn(a.input.stdin)
-	root.SetOut(a.out)
-	root.SetErr(a.err)
-	root.SetUsageFunc(a.usage)
-	root.SetFlagErrorFunc(flagError)
+	root.SetVersionTemplate(operator.VersionText(commands.Version) + "\n")
+	root.SetIn(a.Input.Stdin)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	root.SetUsageFunc(usageOf)
+	root.SetFlagErrorFunc(session.FlagError)
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "ns" {
 			name = "namespace"
@@ -213,21 +131,21 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 			root.AddCommand(command)
 		}
 	}
-	add("secrets", a.kv(), a.read(), a.write(), a.patch(), a.list(), a.delete(), a.unwrap(), a.secrets(), a.pathHelp())
-	add("leases", a.lease(), a.holders(), a.exposures(), a.owner(), a.revoke(), a.audit())
-	add("access", a.login(), a.tokens(), a.policy(), a.auth(), a.printing())
-	add("server", a.status(), a.operator(), a.plugin(), a.version(), a.versionHistory(), a.completion(root))
-	root.AddCommand(a.namespace())
-	if a.commands.Server != nil {
-		add("server", a.server())
+	add("secrets", secret.KV(a), secret.Read(a), secret.Write(a), secret.Patch(a), secret.List(a), secret.Delete(a), secret.Unwrap(a), secret.Secrets(a), secret.PathHelp(a))
+	add("leases", account.Lease(a), account.Holders(a), account.Exposures(a), account.Owner(a), account.Revoke(a), account.Audit(a))
+	add("access", access.Login(a), access.Tokens(a), access.Policy(a), secret.Auth(a), access.Print(a))
+	add("server", operator.Status(a), operator.Operator(a, commands), secret.Plugin(a), operator.Version(a, commands.Version), operator.VersionHistory(a), completion(a, root))
+	root.AddCommand(namespace())
+	if commands.Server != nil {
+		add("server", operator.Serve(a, commands))
 	}
 	root.SetHelpCommandGroupID("server")
 	completeGroups(root)
 	return root
 }
 
-// usage writes how a command is called: its children or its own flags, then those that all share.
-func (a *app) usage(cmd *cobra.Command) error {
+// usageOf writes how a command is called: its children or its own flags, then those that all share.
+func usageOf(cmd *cobra.Command) error {
 	var b strings.Builder
 	name, rest, _ := strings.Cut(cmd.Use, " ")
 	if cmd.HasParent() {
@@ -237,14 +155,14 @@ func (a *app) usage(cmd *cobra.Command) error {
 	case cmd.HasSubCommands():
 		fmt.Fprintf(&b, "Usage:\n  %s COMMAND\n", name)
 		children := func(title, group string) {
-			var rows []row
+			var rows []session.Row
 			for _, child := range cmd.Commands() {
 				if child.IsAvailableCommand() && child.GroupID == group {
-					rows = append(rows, row{"  " + child.Name(), child.Short})
+					rows = append(rows, session.Row{"  " + child.Name(), child.Short})
 				}
 			}
 			if len(rows) > 0 {
-				fmt.Fprintf(&b, "\n%s\n%s", title, align(rows))
+				fmt.Fprintf(&b, "\n%s\n%s", title, session.Align(rows))
 			}
 		}
 		children("Commands:", "")
@@ -254,9 +172,9 @@ func (a *app) usage(cmd *cobra.Command) error {
 		fmt.Fprintf(&b, "\nMore about a command: %s COMMAND -help\n", name)
 	default:
 		fmt.Fprintf(&b, "Usage:\n  %s\n", strings.TrimRight(name+" [flags] "+rest, " "))
-		var connection globals
+		var connection session.Globals
 		shared, own := pflag.NewFlagSet("", pflag.ContinueOnError), pflag.NewFlagSet("", pflag.ContinueOnError)
-		connection.register(shared)
+		connection.Register(shared)
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
 			if shared.Lookup(f.Name) == nil && f.Name != "help" {
 				own.AddFlag(f)
@@ -284,7 +202,7 @@ func completeGroups(command *cobra.Command) {
 				if len(args) == 0 {
 					return cmd.Help()
 				}
-				return usage(cmd, "there is no command %q%s", cmd.Name()+" "+args[0], suggestion(cmd, args[0]))
+				return session.Usage(cmd, "there is no command %q%s", cmd.Name()+" "+args[0], suggestion(cmd, args[0]))
 			}
 		}
 	}
@@ -299,135 +217,8 @@ func suggestion(cmd *cobra.Command, typed string) string {
 	return "; did you mean " + strings.Join(similar, " or ") + "?"
 }
 
-// run is the body of a command.
-type run func(cmd *cobra.Command, args []string) error
-
-// remote makes a command that calls the server: global flags, and the number of arguments checked. use names them
-// ("get PATH"); most < 0 is any number.
-func (a *app) remote(use, short, long string, least, most int, body run) *cobra.Command {
-	command := &cobra.Command{Use: use, Short: short, Long: describe(short, long), Args: arguments(least, most), RunE: body}
-	a.flags.register(command.Flags())
-	_ = command.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
-	return command
-}
-
-// group makes a command that only holds others.
-func group(use, short, long string, children ...*cobra.Command) *cobra.Command {
-	command := &cobra.Command{Use: use, Short: short, Long: describe(short, long)}
-	command.AddCommand(children...)
-	return command
-}
-
-func describe(short, long string) string {
-	if long == "" {
-		return short + "."
-	}
-	return short + ".\n\n" + strings.Trim(long, "\n")
-}
-
-func arguments(least, most int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		_, names, _ := strings.Cut(cmd.Use, " ")
-		switch {
-		case len(args) < least && names != "":
-			return usage(cmd, "it needs %s", names)
-		case most >= 0 && len(args) > most && names == "":
-			return usage(cmd, "it takes no arguments")
-		case most >= 0 && len(args) > most:
-			return usage(cmd, "too many arguments: it takes %s", names)
-		}
-		return nil
-	}
-}
-
-// connect makes the client that flags, environment and stored token ask for, and shows progress from now on.
-func (a *app) connect() (*client.Client, error) {
-	if _, err := a.format(); err != nil {
-		return nil, err
-	}
-	config, err := client.FromEnvironment(a.env)
-	if err != nil {
-		return nil, err
-	}
-	g := a.flags
-	if g.asCurl && g.asPolicy {
-		return nil, errors.New("-output-curl-string and -output-policy exclude each other")
-	}
-	for _, override := range []struct {
-		setting *string
-		flag    string
-	}{
-		{&config.Address, g.address},
-		{&config.Address, g.agentAddress},
-		{&config.Namespace, g.namespace},
-		{&config.TLS.CACert, g.caCert},
-		{&config.TLS.CAPath, g.caPath},
-		{&config.TLS.ClientCert, g.clientCert},
-		{&config.TLS.ClientKey, g.clientKey},
-		{&config.TLS.ServerName, g.serverName},
-	} {
-		if override.flag != "" {
-			*override.setting = override.flag
-		}
-	}
-	config.TLS.SkipVerify = config.TLS.SkipVerify || g.skipVerify
-	if g.wrapTTL != "" {
-		if config.WrapTTL, err = client.ParseDuration(g.wrapTTL); err != nil {
-			return nil, fmt.Errorf("-wrap-ttl: %w", err)
-		}
-	}
-	config.Header = map[string][]string{}
-	for _, text := range g.headers {
-		if err := client.ParseHeader(config.Header, text); err != nil {
-			return nil, fmt.Errorf("-header: %w", err)
-		}
-	}
-	config.NoRedirects = config.NoRedirects || g.noRedirects
-	config.PolicyOverride = g.policyOverride
-	if len(g.mfa) > 0 {
-		config.MFA = g.mfa
-	}
-	// A person tries again sooner than a program waits: without a word in the environment, once is enough.
-	if a.env.Setting("MAX_RETRIES") == "" {
-		config.MaxRetries = 0
-	}
-	switch {
-	case g.asCurl:
-		config.Preview = func(request *http.Request, body []byte) error { return asCurl(request, body, config.TLS) }
-	case g.asPolicy:
-		config.Preview = func(request *http.Request, _ []byte) error { return asPolicy(request) }
-	}
-	if config.Token.Empty() {
-		store, err := a.tokenStore()
-		if err != nil {
-			return nil, err
-		}
-		if config.Token, err = store.Load(); err != nil && !a.tokenless {
-			return nil, err
-		}
-	}
-	config.Waiting = func(n int, wait time.Duration, err error) {
-		a.progress.say(fmt.Sprintf("%s; trying again (%d of %d)", printable(err.Error()), n, config.MaxRetries))
-	}
-	a.token = config.Token
-	c, err := client.New(config)
-	if err != nil {
-		return nil, err
-	}
-	a.progress.begin("waiting for " + config.Address)
-	return c, nil
-}
-
-// complain tells the user something that is not the command's output.
-func (a *app) complain(format string, args ...any) {
-	_, _ = fmt.Fprintf(a.err, format+"\n", args...)
-}
-
-// say prints a line of the command's output, for people: nothing when the output is to be parsed.
-func (a *app) say(format string, args ...any) error {
-	if f, err := a.format(); f != formTable {
-		return err
-	}
-	_, err := fmt.Fprintf(a.out, format+"\n", args...)
-	return err
+// namespace answers Vault's commands about namespaces.
+func namespace() *cobra.Command {
+	return session.Refusal("namespace", "Refused: there is one namespace",
+		"this server has one namespace, its root; set mounts and policies for each tenant apart (lessor secrets enable -path=TENANT/...)")
 }

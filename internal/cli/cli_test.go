@@ -9,31 +9,30 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/cli/operator"
+	"github.com/lessor-dev/lessor/internal/cli/session"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 // all offers every command; bodies that live elsewhere are not run.
-func all(t *testing.T) Commands {
+func all(t *testing.T) operator.Commands {
 	unexpected := errors.New("this body is not to be run")
-	return Commands{
+	return operator.Commands{
 		Version: "1.2.3",
-		Server: &Server{
+		Server: &operator.Server{
 			Usage: "  (flags of the server's configuration)\n",
-			Run:   func(context.Context, ServerOptions) error { t.Error(unexpected); return unexpected },
+			Run:   func(context.Context, operator.ServerOptions) error { t.Error(unexpected); return unexpected },
 		},
-		Restore: func(context.Context, RestoreOptions) error { t.Error(unexpected); return unexpected },
-		Verify: func(context.Context, VerifyOptions) (Verification, error) {
+		Restore: func(context.Context, operator.RestoreOptions) error { t.Error(unexpected); return unexpected },
+		Verify: func(context.Context, operator.VerifyOptions) (session.Verification, error) {
 			t.Error(unexpected)
-			return Verification{}, unexpected
+			return session.Verification{}, unexpected
 		},
 	}
 }
@@ -45,7 +44,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		args := strings.Fields(command.CommandPath())[1:]
 		got.WriteString("$ " + strings.Join(append([]string{"lessor"}, args...), " ") + " -help\n")
 		var out, err strings.Builder
-		if code := Run(t.Context(), System{In: strings.NewReader(""), Out: &out, Err: &err, Env: noEnvironment}, all(t), append(args, "-help")); code != 0 || err.String() != "" {
+		if code := Run(t.Context(), session.System{In: strings.NewReader(""), Out: &out, Err: &err, Env: noEnvironment}, all(t), append(args, "-help")); code != 0 || err.String() != "" {
 			t.Errorf("%v: code %d, %s", args, code, &err)
 		}
 		got.WriteString(out.String() + "\n")
@@ -55,8 +54,8 @@ func TestHelpOfEveryCommand(t *testing.T) {
 			}
 		}
 	}
-	a := newApp(System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment}, all(t))
-	walk(a.root())
+	a := session.New(session.System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment})
+	walk(root(a, all(t)))
 
 	golden := filepath.Join("testdata", "help.golden")
 	if *update {
@@ -72,8 +71,6 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		t.Errorf("the help is not that of %s: look at the difference, and if it is meant, run go test ./internal/cli -run Help -update", golden)
 	}
 }
-
-func noEnvironment(string) (string, bool) { return "", false }
 
 // closedPort is an address where nobody listens.
 func closedPort(t *testing.T) string {
@@ -138,7 +135,7 @@ func TestRun(t *testing.T) {
 		"operator backup -f /dev/null":    {1, "", "not a plain file"},
 	} {
 		var out, side strings.Builder
-		code := Run(t.Context(), System{
+		code := Run(t.Context(), session.System{
 			In: strings.NewReader(""), Out: &out, Err: &side, Home: t.TempDir(),
 			Env: func(name string) (string, bool) { value, ok := environment[name]; return value, ok },
 		}, all(t), strings.Fields(line))
@@ -152,13 +149,13 @@ func TestRun(t *testing.T) {
 }
 
 func TestServerGetsItsArguments(t *testing.T) {
-	var got ServerOptions
-	commands := Commands{Version: "v", Server: &Server{Run: func(_ context.Context, o ServerOptions) error {
+	var got operator.ServerOptions
+	commands := operator.Commands{Version: "v", Server: &operator.Server{Run: func(_ context.Context, o operator.ServerOptions) error {
 		got = o
 		return o.StoreToken(client.NewToken("root"))
 	}}}
 	home := t.TempDir()
-	code := Run(t.Context(), System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment, Home: home},
+	code := Run(t.Context(), session.System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment, Home: home},
 		commands, []string{"server", "-dev", "-dev-root-token-id=root", "-config", "a.hcl"})
 	if text := strings.Join(got.Args, " "); code != 0 || text != "--dev --dev-root-token-id=root -config a.hcl" && text != "--dev --dev-root-token-id=root --config a.hcl" {
 		t.Errorf("code %d, arguments %s", code, text)
@@ -169,17 +166,17 @@ func TestServerGetsItsArguments(t *testing.T) {
 }
 
 func TestOfflineCommandsGetTheirStore(t *testing.T) {
-	var restore RestoreOptions
-	var verify VerifyOptions
-	commands := Commands{
-		Restore: func(_ context.Context, o RestoreOptions) error { restore = o; return nil },
-		Verify: func(_ context.Context, o VerifyOptions) (Verification, error) {
+	var restore operator.RestoreOptions
+	var verify operator.VerifyOptions
+	commands := operator.Commands{
+		Restore: func(_ context.Context, o operator.RestoreOptions) error { restore = o; return nil },
+		Verify: func(_ context.Context, o operator.VerifyOptions) (session.Verification, error) {
 			verify = o
-			return Verification{Broken: &Broken{Seq: 5, Reason: "altered"}}, nil
+			return session.Verification{Broken: &session.Broken{Seq: 5, Reason: "altered"}}, nil
 		},
 	}
 	var out strings.Builder
-	system := System{In: strings.NewReader(""), Out: &out, Err: io.Discard, Env: noEnvironment}
+	system := session.System{In: strings.NewReader(""), Out: &out, Err: io.Discard, Env: noEnvironment}
 	if code := Run(t.Context(), system, commands, strings.Fields("operator restore -data=/d -key-file=/k -config=1 -config=2 b.lessor")); code != 0 {
 		t.Errorf("restore: code %d", code)
 	}
@@ -191,33 +188,6 @@ func TestOfflineCommandsGetTheirStore(t *testing.T) {
 	}
 	if strings.Join(verify.Store, " ") != "-data=/d" || !strings.Contains(out.String(), `"seq": 5`) {
 		t.Errorf("verify: %v, %s", verify.Store, &out)
-	}
-}
-
-func TestAdvice(t *testing.T) {
-	refused := func(status int, path string) error { return &client.Error{Method: "GET", Path: path, Status: status} }
-	for name, try := range map[string]struct {
-		err   error
-		token string
-		want  string
-	}{
-		"no token":         {refused(403, "secret/a"), "", "lessor login"},
-		"not permitted":    {refused(403, "secret/a"), "t", "lessor token capabilities secret/a"},
-		"stale":            {refused(403, "auth/token/lookup-self"), "t", "Log in again"},
-		"preflight":        {refused(403, "sys/internal/ui/mounts/secret/a"), "t", "Nothing is mounted there"},
-		"sealed":           {refused(503, "secret/a"), "t", "lessor status"},
-		"TLS is spoken":    {&client.Error{Status: 400, Errors: []string{"Client sent an HTTP request to an HTTPS server."}}, "t", "https://"},
-		"no TLS is spoken": {&client.Unreachable{Err: errors.New("http: server gave HTTP response to HTTPS client")}, "t", "http://"},
-		"no such host":     {&client.Unreachable{Err: &net.DNSError{}}, "t", "LESSOR_ADDR"},
-	} {
-		a, _, _ := screen("")
-		a.token = client.NewToken(try.token)
-		if got := a.advice(try.err); !strings.Contains(got, try.want) {
-			t.Errorf("%s: %q does not say %q", name, got, try.want)
-		}
-		if codeOf(try.err) != exitRemote {
-			t.Errorf("%s: code %d", name, codeOf(try.err))
-		}
 	}
 }
 
@@ -235,7 +205,7 @@ func TestPolicyFormat(t *testing.T) {
 	}
 	run := func(stdin string, args ...string) (int, string) {
 		var out strings.Builder
-		code := Run(t.Context(), System{In: strings.NewReader(stdin), Out: &out, Err: &out, Env: noEnvironment}, Commands{}, append([]string{"policy", "fmt"}, args...))
+		code := Run(t.Context(), session.System{In: strings.NewReader(stdin), Out: &out, Err: &out, Env: noEnvironment}, operator.Commands{}, append([]string{"policy", "fmt"}, args...))
 		return code, out.String()
 	}
 	if code, out := run("", link); code != 0 {
@@ -257,100 +227,4 @@ func TestPolicyFormat(t *testing.T) {
 	}
 }
 
-// tape is a terminal that remembers.
-type tape struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (t *tape) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.Write(b)
-}
-
-func (t *tape) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.String()
-}
-
-func (t *tape) Reset() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text.Reset()
-}
-
-func TestProgress(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var terminal, out tape
-		p := newProgress(&terminal, true)
-		w := p.writer(&out)
-		p.begin("waiting for it")
-		time.Sleep(900 * time.Millisecond)
-		synctest.Wait()
-		if terminal.String() != "" {
-			t.Errorf("after 0.9 s: %q", &terminal)
-		}
-		time.Sleep(200 * time.Millisecond)
-		synctest.Wait()
-		if terminal.String() != "waiting for it (1 s)" {
-			t.Errorf("after 1.1 s: %q", &terminal)
-		}
-		terminal.Reset()
-		if _, err := w.Write([]byte("result\n")); err != nil || terminal.String() != "\r\x1b[K" || out.String() != "result\n" {
-			t.Errorf("after writing: %q, %q, %v", &terminal, &out, err)
-		}
-		terminal.Reset()
-		p.say("received 5 MiB")
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
-		if !strings.HasSuffix(terminal.String(), "received 5 MiB (2 s)") && !strings.HasSuffix(terminal.String(), "received 5 MiB (1 s)") {
-			t.Errorf("after 2 s more: %q", &terminal)
-		}
-		p.end()
-		terminal.Reset()
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		p.end()
-		if terminal.String() != "" {
-			t.Errorf("after the end: %q", &terminal)
-		}
-	})
-	var out strings.Builder
-	silent := newProgress(&out, false)
-	silent.begin("x")
-	silent.say("y")
-	silent.end()
-	if out.String() != "" {
-		t.Errorf("%q", &out)
-	}
-}
-
-func TestWriteFile(t *testing.T) {
-	dir := t.TempDir()
-	name := filepath.Join(dir, "backup")
-	if err := writeFile(name, 0o600, func(w io.Writer) error { _, err := io.WriteString(w, "one"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	broken := errors.New("broke off")
-	if err := writeFile(name, 0o600, func(w io.Writer) error { _, _ = io.WriteString(w, "tw"); return broken }); !errors.Is(err, broken) {
-		t.Errorf("%v", err)
-	}
-	text, _ := os.ReadFile(name)
-	entries, _ := os.ReadDir(dir)
-	if string(text) != "one" || len(entries) != 1 {
-		t.Errorf("%q, %v", text, entries)
-	}
-	if err := writeFile(dir, 0o600, func(io.Writer) error { return nil }); err == nil {
-		t.Error("a folder was replaced")
-	}
-}
-
-func TestByteSize(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 5 << 20: "5.0 MiB", 3 << 50: "3072.0 TiB"} {
-		if got := byteSize(n); got != want {
-			t.Errorf("%d: %s, want %s", n, got, want)
-		}
-	}
-}
+func noEnvironment(string) (string, bool) { return "", false }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+
+	"github.com/lessor-dev/lessor/internal/cli/session"
 )
 
 const scripts = "testdata/script"
@@ -236,5 +238,5 @@ func TestScriptsCoverEveryCommand(t *testing.T) {
 		}
 		t.Errorf("no script in %s calls %q", scripts, path)
 	}
-	walk(newApp(System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment}, all(t)).root())
+	walk(root(session.New(System{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Env: noEnvironment}), all(t)))
 }
