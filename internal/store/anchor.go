@@ -61,8 +61,8 @@ func (db *DB) verifyAnchor(s *state, c Cipher) error {
 		return fmt.Errorf("store: the anchor %s has a wrong MAC: it was altered, or belongs to another store", db.o.Anchor)
 	}
 	if s.head.Seq < m.Seq {
-		return fmt.Errorf("%w, says the anchor %s: the store ends at commit %d, but had come to commit %d; it was put back to an earlier state, or "+
-			"lost writes. Bring back its latest state, or restore a backup", ErrBehind, db.o.Anchor, s.head.Seq, m.Seq)
+		return fmt.Errorf("%w, says the anchor %s: %s ends at commit %d, but had come to commit %d; it was put back to an earlier state, or "+
+			"lost writes. Bring back its latest state, or restore a backup", ErrBehind, db.o.Anchor, db.place(), s.head.Seq, m.Seq)
 	}
 	h, err := s.header(m.Seq)
 	if err != nil {
@@ -74,6 +74,14 @@ func (db *DB) verifyAnchor(s *state, c Cipher) error {
 	}
 	db.anchored = m.Seq
 	return nil
+}
+
+// place says where the store is, if its backend knows.
+func (db *DB) place() string {
+	if b, ok := db.b.(interface{ Found() string }); ok {
+		return "the store in " + b.Found() + ","
+	}
+	return "the store"
 }
 
 // anchorEvery is how often the anchor is written at most.

@@ -85,7 +85,11 @@ func (db *DB) full() bool {
 	_, free := db.b.Usage()
 	low := free >= 0 && free < db.o.Reserve
 	if low != db.low.Swap(low) {
-		db.log.Warn("free space passed the reserve", "free", free, "reserve", db.o.Reserve, "only_revocations", low)
+		if low {
+			db.log.Error("the disk is almost full: only revocations are accepted until there is room", "free", free, "reserve", db.o.Reserve)
+		} else {
+			db.log.Warn("there is room on the disk again: everything is accepted", "free", free, "reserve", db.o.Reserve)
+		}
 	}
 	return low
 }

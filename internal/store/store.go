@@ -287,6 +287,8 @@ type Backend interface {
 	Usage() (used, free int64)
 	// Close releases everything. No Snapshot may be open.
 	Close() error
+	// A Backend may also say where its data was when it was opened, and which part of it to suspect when that is not whole:
+	//	Found() string
 }
 
 // Shared is a Backend that other nodes write to as well.

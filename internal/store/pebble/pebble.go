@@ -43,6 +43,8 @@ type Backend struct {
 	dir     string
 	writing sync.Mutex // held while a Write is open
 	ballast ballast
+	lock    *pebble.Lock
+	found   *found
 }
 
 var _ store.Backend = (*Backend)(nil)
@@ -60,9 +62,9 @@ func Open(dir string, o Options) (*Backend, error) {
 	}
 	if o.FS == nil {
 		o.FS = vfs.Default
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
+	}
+	if err := makeFolder(o.FS, dir); err != nil {
+		return nil, err
 	}
 	if o.Fatal == nil {
 		o.Fatal = func(message string) {
@@ -77,12 +79,49 @@ func Open(dir string, o Options) (*Backend, error) {
 	b.ballast = ballast{fs: o.FS, path: o.FS.PathJoin(dir, "ballast"), size: o.Ballast, log: o.Log}
 	o.FS = vfs.OnDiskFull(o.FS, b.ballast.drop)
 	var err error
-	if b.db, err = pebble.Open(dir, tuning(&o)); err != nil {
+	if b.lock, err = pebble.LockDirectory(dir, o.FS); err != nil {
 		return nil, fmt.Errorf("pebble: opening %s: %w", dir, err)
+	}
+	if err := b.open(&o); err != nil {
+		return nil, fmt.Errorf("pebble: opening %s: %w", dir, errors.Join(err, b.lock.Close()))
 	}
 	b.tend()
 	return b, nil
 }
+
+// makeFolder makes the folder, durably, unless it is there.
+func makeFolder(fs vfs.FS, dir string) error {
+	if _, err := fs.Stat(dir); err == nil {
+		return nil
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	parent, err := fs.OpenDir(fs.PathDir(dir))
+	if err != nil {
+		return err
+	}
+	return errors.Join(parent.Sync(), parent.Close())
+}
+
+// open opens what is in the folder, which is locked.
+func (b *Backend) open(o *Options) (err error) {
+	if b.found, err = look(b.fs, b.dir); err != nil {
+		return err
+	}
+	if err := b.found.keep(); err != nil {
+		return err
+	}
+	p := tuning(o)
+	p.Lock = b.lock
+	if b.db, err = pebble.Open(b.dir, p); err != nil && b.found.manifest != "" {
+		err = fmt.Errorf("%w (the folder's manifest is %s)", err, b.found.manifest)
+	}
+	return err
+}
+
+// Found says where the data was at the start, for an error that tells that it is not whole.
+func (b *Backend) Found() string { return b.found.String() }
 
 func tuning(o *Options) *pebble.Options {
 	p := &pebble.Options{
@@ -110,6 +149,7 @@ func tuning(o *Options) *pebble.Options {
 // Begin waits for the Write that is open.
 func (b *Backend) Begin() (store.Write, error) {
 	b.writing.Lock()
+	b.found.drop()
 	b.tend()
 	return &write{b: b, batch: b.db.NewBatch()}, nil
 }
@@ -127,7 +167,7 @@ func (b *Backend) Usage() (used, free int64) {
 }
 
 // Close flushes nothing: what was committed is in the log.
-func (b *Backend) Close() error { return b.db.Close() }
+func (b *Backend) Close() error { return errors.Join(b.db.Close(), b.lock.Close()) }
 
 // tendEvery is how often the ballast is looked after.
 const tendEvery = 200 * time.Millisecond

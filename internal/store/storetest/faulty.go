@@ -18,6 +18,9 @@ type Faults struct {
 	Lost    float64 // the commit is not done, and an error is told
 	Hidden  float64 // the commit is done, and an error is told
 	Lied    float64 // the commit is not done, and success is told: a disk that acknowledges what it drops
+
+	At   int  // the commit of this number, counted from 1 since Set, fails as if the power went: an error is told; 0: none
+	Done bool // and was done
 }
 
 // Faulty is a Backend whose commits fail by chance, from a seed: each of the four combinations of {done?} × {told?}.
@@ -28,6 +31,7 @@ type Faulty struct {
 	rng    *rand.Rand
 	faults Faults
 	count  [4]int
+	commit int // number of the last one since Set
 }
 
 // NewFaulty wraps b.
@@ -39,7 +43,7 @@ func NewFaulty(b store.Backend, seed uint64, f Faults) *Faulty {
 func (f *Faulty) Set(faults Faults) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.faults = faults
+	f.faults, f.commit = faults, 0
 }
 
 // String counts what went wrong so far.
@@ -82,6 +86,9 @@ func (w *faultyWrite) Commit() error {
 	f := w.f
 	f.mu.Lock()
 	lost, hidden, lied := f.draw(f.faults.Lost, 1), f.draw(f.faults.Hidden, 2), f.draw(f.faults.Lied, 3)
+	if f.commit++; f.commit == f.faults.At {
+		lost, hidden = !f.faults.Done, f.faults.Done
+	}
 	f.mu.Unlock()
 	switch {
 	case lost:
