@@ -66,9 +66,19 @@ type Storage struct {
 	ConnectionURL lessor.Secret // PostgreSQL: URL or keyword/value string; may hold a password
 }
 
-// Seal says what unseals the store.
+// Seal says what unseals the store; each of it does alone. At a start the key file is tried first, then the recovery file; with
+// neither, the store waits for the keys of a Shamir seal.
 type Seal struct {
-	KeyFile string // path; empty only with Mem: a key that is forgotten with the data
+	KeyFile  string // path; empty: none
+	Recovery Recovery
+	Shamir   bool   // the store is initialised, and may be unsealed, by people who hold a share each
+	Anchor   string // path of the file that remembers how far the store had come; empty only with Mem
+}
+
+// Recovery is a file under a passphrase.
+type Recovery struct {
+	Path           string // empty: none
+	PassphraseFile string // path; empty: the recovery file is not used by itself
 }
 
 // Audit says how long audit records are kept.
@@ -110,17 +120,37 @@ func (c *Config) complete(env environment) error {
 		}
 		c.Storage.Path = dir
 	}
-	if c.Storage.Type != Mem && c.Seal.KeyFile == "" {
-		file, err := env.keyFile()
-		if err != nil {
-			return err
-		}
-		c.Seal.KeyFile = file
+	if err := c.Seal.complete(c.Storage.Type, env); err != nil {
+		return err
 	}
 	if len(c.Listeners) == 0 {
 		c.Listeners = []Listener{{Address: defaultAddress, MinVersion: tls.VersionTLS12}}
 	}
 	return c.lockoutFrom(env)
+}
+
+// AnchorSuffix is what the anchor is called by unless the configuration says otherwise: after the key file, beside it.
+const AnchorSuffix = ".anchor"
+
+func (s *Seal) complete(t StorageType, env environment) error {
+	if t == Mem {
+		return nil
+	}
+	file := s.KeyFile
+	if file == "" {
+		usual, err := env.keyFile()
+		switch {
+		case err != nil && (!s.Shamir || s.Anchor == ""):
+			return err
+		case !s.Shamir:
+			s.KeyFile = usual
+		}
+		file = usual
+	}
+	if s.Anchor == "" {
+		s.Anchor = file + AnchorSuffix
+	}
+	return nil
 }
 
 const defaultAddress = "127.0.0.1:8200"
@@ -152,17 +182,27 @@ func (c Config) Validate() error {
 			complain(`storage "postgresql" needs a connection_url`)
 		}
 	case Mem:
-		if c.Seal.KeyFile != "" {
-			complain(`storage "mem" forgets everything, so it takes no key file: leave out seal, or use storage "pebble"`)
+		if c.Seal != (Seal{}) {
+			complain(`storage "mem" forgets everything, so it takes no key file and no other seal: leave out seal, or use storage "pebble"`)
 		}
 	default:
 		complain("unknown storage %q: use %q, %q or %q", c.Storage.Type, Pebble, PostgreSQL, Mem)
 	}
-	if c.Storage.Type != Mem && c.Seal.KeyFile == "" {
+	if c.Storage.Type != Mem && c.Seal.KeyFile == "" && !c.Seal.Shamir {
 		complain(`seal "keyfile" needs a path`)
 	}
-	if c.Storage.Type == Pebble && within(c.Seal.KeyFile, c.Storage.Path) {
-		complain("the key file %s is inside the data folder %s, where every backup of the data would hold the key: keep it elsewhere", c.Seal.KeyFile, c.Storage.Path)
+	if c.Storage.Type != Mem && c.Seal.Anchor == "" {
+		complain("the anchor needs a path")
+	}
+	for what, path := range map[string]string{
+		"key file": c.Seal.KeyFile, "recovery file": c.Seal.Recovery.Path, "recovery passphrase": c.Seal.Recovery.PassphraseFile,
+	} {
+		if c.Storage.Type == Pebble && path != "" && Within(path, c.Storage.Path) {
+			complain("the %s %s is inside the data folder %s, where every backup of the data would hold the key: keep it elsewhere", what, path, c.Storage.Path)
+		}
+	}
+	if c.Storage.Type == Pebble && c.Seal.Anchor != "" && Within(c.Seal.Anchor, c.Storage.Path) {
+		complain("the anchor %s is inside the data folder %s, and would be put back to an earlier state together with it: keep it elsewhere", c.Seal.Anchor, c.Storage.Path)
 	}
 
 	if len(c.Listeners) == 0 {
@@ -242,8 +282,8 @@ func loopback(host string) bool {
 	return addr.Unmap().IsLoopback()
 }
 
-// within says whether path lies in dir, by name.
-func within(path, dir string) bool {
+// Within says whether path lies in dir, by name.
+func Within(path, dir string) bool {
 	path, err1 := filepath.Abs(path)
 	dir, err2 := filepath.Abs(dir)
 	if err1 != nil || err2 != nil {

@@ -55,7 +55,7 @@ func TestDefaults(t *testing.T) {
 		}
 		want := Config{
 			Storage:         Storage{Type: Pebble, Path: c.data},
-			Seal:            Seal{KeyFile: c.key},
+			Seal:            Seal{KeyFile: c.key, Anchor: c.key + AnchorSuffix},
 			Listeners:       []Listener{plain("127.0.0.1:8200")},
 			Audit:           Audit{Retention: 400 * 24 * time.Hour, Patience: 30 * 24 * time.Hour},
 			DefaultLeaseTTL: 768 * time.Hour,
@@ -97,6 +97,11 @@ listener "tcp" {
   allow_plaintext_off_loopback = true
 }
 seal "keyfile" { path = "/keys/seal.key" }
+seal "recovery" {
+  path            = "/elsewhere/recovery.key"
+  passphrase_file = "/run/passphrase"
+}
+seal "shamir" { anchor = "/keys/anchor" }
 allow_audit_log_prefixing = true
 audit {
   retention         = "30d"
@@ -128,7 +133,7 @@ const fullJSON = `{
     {"tcp": {"address": "[::1]:8300", "tls_disable": 1, "x_forwarded_for_authorized_addrs": "10.1.2.3/8, ::1"}},
     {"tcp": {"address": ":8400", "tls_disable": "true", "allow_plaintext_off_loopback": true}}
   ],
-  "seal": {"keyfile": {"path": "/keys/seal.key"}},
+  "seal": {"keyfile": {"path": "/keys/seal.key"}, "recovery": {"path": "/elsewhere/recovery.key", "passphrase_file": "/run/passphrase"}, "shamir": {"anchor": "/keys/anchor"}},
   "allow_audit_log_prefixing": true,
   "audit": {"retention": "30d", "exporter_patience": "48h"},
   "telemetry": {"disable_hostname": true},
@@ -152,7 +157,9 @@ func TestEverySetting(t *testing.T) {
 			{Address: "[::1]:8300", MinVersion: tls.VersionTLS12, TrustedProxies: prefixes("10.0.0.0/8", "::1/128")},
 			{Address: ":8400", MinVersion: tls.VersionTLS12, AllowPlaintext: true},
 		},
-		Seal:            Seal{KeyFile: "/keys/seal.key"},
+		Seal: Seal{
+			KeyFile: "/keys/seal.key", Recovery: Recovery{"/elsewhere/recovery.key", "/run/passphrase"}, Shamir: true, Anchor: "/keys/anchor",
+		},
 		Audit:           Audit{Retention: 720 * time.Hour, Patience: 48 * time.Hour, AllowPrefix: true},
 		RequireOwner:    true,
 		DefaultLeaseTTL: 36 * time.Hour,
@@ -251,7 +258,14 @@ func TestRefused(t *testing.T) {
 		{"storage {}", "FILE:1: "},
 		{"seal \"awskms\" {}", `FILE:1: unknown seal "awskms"`},
 		{"seal \"keyfile\" {}", `FILE:1: seal "keyfile" needs a path`},
+		{"seal \"recovery\" {}", `FILE:1: seal "recovery" needs a path`},
+		{"seal \"shamir\" {}\nseal \"shamir\" {}", `FILE:2: seal "shamir" was set before, at FILE:1`},
+		{"seal \"keyfile\" {\n path = \"/k\"\n anchor = \"/a\"\n}\nseal \"shamir\" {\n anchor = \"/b\"\n}", "FILE:5: the anchor was set before"},
+		{"seal \"shamir\" {\n path = \"/k\"\n}", "FILE:2: Unsupported argument"},
+		{"storage \"pebble\" {\n path = \"/d\"\n}\nseal \"shamir\" {\n anchor = \"/d/a\"\n}", "the anchor /d/a is inside the data folder"},
+		{"storage \"pebble\" {\n path = \"/d\"\n}\nseal \"recovery\" {\n path = \"/d/r\"\n}", "the recovery file /d/r is inside the data folder"},
 		{"storage \"mem\" {}\nseal \"keyfile\" {\n path = \"/k\"\n}", "takes no key file"},
+		{"storage \"mem\" {}\nseal \"shamir\" {}", "no other seal"},
 		{"storage \"pebble\" {\n path = \"/d\"\n}\nseal \"keyfile\" {\n path = \"/d/x/../seal.key\"\n}", "inside the data folder"},
 		{"listener \"unix\" {}", `FILE:1: unknown listener "unix"`},
 		{"listener \"tcp\" {}", "set tls_cert_file and tls_key_file, or tls_disable = true"},
@@ -278,6 +292,22 @@ func TestRefused(t *testing.T) {
 	_, err := Parse(file(t, "c.hcl", "uii = 1\nstorage \"postgresql\" {\n connection_url = [\"hunter2\"]\n}\nlog_level = \"x\"\n"))
 	if err == nil || strings.Count(err.Error(), "\n") != 2 || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Shares take the place of the key file, or stand beside it.
+func TestShamirSeal(t *testing.T) {
+	for text, want := range map[string]Seal{
+		`seal "shamir" {}`:                                          {Shamir: true, Anchor: "/home/u/.config/lessor/seal.key.anchor"},
+		"seal \"shamir\" {\n anchor = \"/a\"\n}":                    {Shamir: true, Anchor: "/a"},
+		"seal \"shamir\" {}\nseal \"keyfile\" {\n path = \"/k\"\n}": {Shamir: true, KeyFile: "/k", Anchor: "/k.anchor"},
+		"seal \"keyfile\" {\n path = \"/k\"\n anchor = \"/b\"\n}":   {KeyFile: "/k", Anchor: "/b"},
+		"seal \"recovery\" {\n path = \"/r\"\n}":                    {KeyFile: "/home/u/.config/lessor/seal.key", Recovery: Recovery{Path: "/r"}, Anchor: "/home/u/.config/lessor/seal.key.anchor"},
+	} {
+		c, err := flags([]string{"-config", file(t, "c.hcl", text)}, user())
+		if err != nil || c.Seal != want {
+			t.Errorf("%s: got %+v, %v", text, c.Seal, err)
+		}
 	}
 }
 
@@ -410,8 +440,8 @@ func FuzzFile(f *testing.F) {
 				t.Fatalf("%q: plain HTTP on %s", text, l.Address)
 			}
 		}
-		if c.Storage.Type != Mem && c.Seal.KeyFile == "" {
-			t.Fatalf("%q: no key file", text)
+		if c.Storage.Type != Mem && (c.Seal.KeyFile == "" && !c.Seal.Shamir || c.Seal.Anchor == "") {
+			t.Fatalf("%q: no key, or no anchor", text)
 		}
 	})
 }

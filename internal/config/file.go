@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -141,15 +142,7 @@ func (d *decoder) block(b *hcl.Block) {
 			"retention":         duration(&c.Audit.Retention),
 		}, nil)
 	case "seal":
-		d.once("seal", b.DefRange)
-		if b.Labels[0] != "keyfile" {
-			d.complain(b.DefRange, "unknown seal %q: use %q", b.Labels[0], "keyfile")
-			return
-		}
-		d.body(b.Body, "seal", map[string]setting{"path": text(&c.Seal.KeyFile)}, nil)
-		if c.Seal.KeyFile == "" {
-			d.complain(b.DefRange, `seal "keyfile" needs a path`)
-		}
+		d.seal(b)
 	case "storage":
 		d.once("storage", b.DefRange)
 		d.storage(b)
@@ -162,6 +155,36 @@ func (d *decoder) block(b *hcl.Block) {
 	case "user_lockout":
 		d.lockoutBlock(b)
 	case "telemetry": // Vault's sinks; lessor's metrics need no setting
+	}
+}
+
+// seal reads one of the stanzas that unseal the store, each in its own way.
+func (d *decoder) seal(b *hcl.Block) {
+	s := &d.config.Seal
+	where := "seal " + strconv.Quote(b.Labels[0])
+	settings := map[string]setting{"anchor": text(&s.Anchor)}
+	switch b.Labels[0] {
+	case "keyfile":
+		settings["path"] = text(&s.KeyFile)
+	case "recovery":
+		settings = map[string]setting{"path": text(&s.Recovery.Path), "passphrase_file": text(&s.Recovery.PassphraseFile)}
+	case "shamir":
+		s.Shamir = true
+	default:
+		d.complain(b.DefRange, "unknown seal %q: use %q, %q or %q", b.Labels[0], "keyfile", "recovery", "shamir")
+		return
+	}
+	d.once(where, b.DefRange)
+	before := s.Anchor
+	s.Anchor = ""
+	d.body(b.Body, where, settings, nil)
+	if before != "" && s.Anchor != "" {
+		d.complain(b.DefRange, "the anchor was set before")
+	}
+	s.Anchor = cmp.Or(s.Anchor, before)
+	switch {
+	case b.Labels[0] == "keyfile" && s.KeyFile == "", b.Labels[0] == "recovery" && s.Recovery.Path == "":
+		d.complain(b.DefRange, "%s needs a path", where)
 	}
 }
 

@@ -183,6 +183,17 @@ func (c *Core) Init(ctx context.Context, rows []store.Put, id lessor.Secret, ttl
 	return secret, nil
 }
 
+// MintRoot adds a root token that ends after ttl to txn, for whoever has shown that they could unseal the store. Besides Init it is the
+// one way to a root token that asks no policy; the caller commits txn together with the audit record, which names the accessor.
+func (c *Core) MintRoot(v store.View, txn *store.Txn, ttl time.Duration) (id lessor.Secret, accessor string, err error) {
+	t, id, err := c.mint(v, &engine.Mint{Name: "root", Policies: []string{token.RootPolicy}, NoDefault: true, TTL: ttl}, c.Store.Now(), "auth/token/root")
+	if err != nil {
+		return lessor.Secret{}, "", err
+	}
+	t.Store(txn)
+	return id, t.Accessor, nil
+}
+
 // Fenced reports whether the store is a restored copy that nobody has resumed yet: it must not act on production's targets.
 func (c *Core) Fenced() bool {
 	v, err := c.Store.View()

@@ -72,7 +72,7 @@ func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) 
 	if err := db.Unseal(keys.Cipher()); err != nil {
 		t.Fatal(err)
 	}
-	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: db}
+	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: db, Keys: keys}
 	backends := map[string]engine.Backend{
 		"kv": kv.V1{}, "kv-v2": kv.V2{}, "cubbyhole": cubbyhole.Backend{}, "userpass": userpass.New(), "approle": approle.Backend{},
 		"token": tokens, "system": sys, "identity": identity.Backend{},

@@ -488,6 +488,9 @@ func note(err error) string {
 	return ""
 }
 
+// Outcome puts the store's errors into the client's words, as Handle does.
+func Outcome(err error) error { return outcome(err) }
+
 // outcome puts the store's errors into the client's words.
 func outcome(err error) error {
 	switch {

@@ -15,10 +15,11 @@ import (
 )
 
 // about is what the node tells of itself.
-func (n *Node) about(c *core.Core) system.Node {
+func (l *life) about() system.Node {
+	n := l.n
 	return system.Node{
-		Version: n.o.Version, Self: n.self, Settings: n.settings, Level: n.level, SetLevel: n.setLevel,
-		InFlight: func() map[string]any { return n.inFlight(c) },
+		Version: n.o.Version, Self: n.self, Settings: l.settings, Level: n.level, SetLevel: n.setLevel,
+		InFlight: func() map[string]any { return n.inFlight(l.core) },
 	}
 }
 
@@ -31,8 +32,8 @@ func (n *Node) self() map[string]any {
 }
 
 // settings is the configuration as Vault's clients know it. What may hold a secret is not in it.
-func (n *Node) settings() map[string]any {
-	c := n.config
+func (l *life) settings() map[string]any {
+	c := l.n.config
 	format := "standard"
 	if c.LogJSON {
 		format = "json"
@@ -42,7 +43,7 @@ func (n *Node) settings() map[string]any {
 		listeners = append(listeners, map[string]any{"type": "tcp", "config": map[string]any{"address": l.Address, "tls_disable": !l.TLS}})
 	}
 	return map[string]any{
-		"api_addr": c.APIAddr, "cluster_addr": c.ClusterAddr, "cluster_name": n.cluster.name, "default_lease_ttl": int64(c.DefaultLeaseTTL.Seconds()),
+		"api_addr": c.APIAddr, "cluster_addr": c.ClusterAddr, "cluster_name": l.cluster.name, "default_lease_ttl": int64(c.DefaultLeaseTTL.Seconds()),
 		"max_lease_ttl": int64(c.MaxLeaseTTL.Seconds()), "enable_ui": c.UI, "log_format": format, "log_level": levelName(c.LogLevel), "pid_file": c.PIDFile,
 		"listeners": listeners, "storage": map[string]any{"type": string(c.Storage.Type)}, "raw_storage_endpoint": false, "introspection_endpoint": false,
 		"disable_cache": false, "plugin_directory": "", "require_owner": c.RequireOwner,

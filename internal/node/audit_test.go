@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lessor-dev/lessor/internal/config"
 )
 
 // entries reads the lines of a device's file.
@@ -89,7 +91,7 @@ func TestAuditDevices(t *testing.T) {
 		{400, "PUT", "sys/audit/file", `{"type":"file","options":{"file_path":"/tmp/x"}}`, "path already in use"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + file + `"}}`, "file_path already in use"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + p.data() + `/x"}}`, "lessor's own"},
-		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + p.key() + anchorSuffix + `"}}`, "lessor's own"},
+		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + p.key() + config.AnchorSuffix + `"}}`, "lessor's own"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + r.TokenFile + `"}}`, "lessor's own"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"/tmp/x","prefix":"x"}}`, "audit prefixing is not enabled in configuration"},
 		{400, "PUT", "sys/audit/other", `{"type":"socket","options":{"address":"` + p.dir + `/none","socket_type":"unix"}}`, "was not enabled"},

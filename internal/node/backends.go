@@ -21,6 +21,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
@@ -31,7 +32,8 @@ type backends struct {
 	tokens *authtoken.Backend
 }
 
-func (n *Node) backends() backends {
+// mountable makes them.
+func (l *life) mountable() backends {
 	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}}
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
@@ -42,15 +44,16 @@ func (n *Node) backends() backends {
 }
 
 // connect gives the backends what they need of the core, once there is one.
-func (b backends) connect(n *Node, c *core.Core) {
+func (b backends) connect(l *life) {
+	n, c := l.n, l.core
 	b.tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(c, n.exporters, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(c, l.exporters, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	*b.system = system.Backend{
-		Store: n.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: n.info,
-		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: n.about(c),
+		Store: l.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: l.info, Keys: l.keys, Seal: l,
+		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: l.about(),
 		Lockout:     n.config.Lockout,
-		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: n.exporters,
+		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters,
 		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 	}
 }
@@ -71,8 +74,8 @@ func expose(from prometheus.Gatherer, w io.Writer) error {
 }
 
 // close drops what issuers keep open: connections to targets.
-func (b backends) close(n *Node) error {
-	view, err := n.db.View()
+func (b backends) close(db *store.DB) error {
+	view, err := db.View()
 	if err != nil {
 		return nil // the store stopped serving; the process ends soon
 	}
@@ -90,22 +93,22 @@ func (b backends) close(n *Node) error {
 }
 
 // info is the answer of sys/lessor/info.
-func (n *Node) info() map[string]any {
-	head := n.db.Head()
+func (l *life) info() map[string]any {
+	n, head := l.n, l.db.Head()
 	info := map[string]any{
-		"version": n.o.Version, "go_version": runtime.Version(), "cluster_id": n.cluster.id, "cluster_name": n.cluster.name,
-		"storage": string(n.config.Storage.Type), "seal": sealType, "incarnation": head.Incarnation, "sequence": head.Seq,
-		"fenced": n.core.Fenced(), "started": n.started, "clock_alarm": nil,
+		"version": n.o.Version, "go_version": runtime.Version(), "cluster_id": l.cluster.id, "cluster_name": l.cluster.name,
+		"storage": string(n.config.Storage.Type), "seal": n.sealType(n.locks(n.state.Load())), "incarnation": head.Incarnation, "sequence": head.Seq,
+		"fenced": l.core.Fenced(), "started": n.started, "clock_alarm": nil,
 	}
-	if err := n.db.ClockAlarm(); err != nil {
+	if err := l.db.ClockAlarm(); err != nil {
 		info["clock_alarm"] = err.Error()
 	}
 	return info
 }
 
 // mountDevSecrets mounts KV version 2 at secret/, where everybody who tries a development server looks for it.
-func (n *Node) mountDevSecrets(ctx context.Context) error {
-	_, err := n.core.Handle(ctx, &lessor.Op{
+func (n *Node) mountDevSecrets(ctx context.Context, c *core.Core) error {
+	_, err := c.Handle(ctx, &lessor.Op{
 		ID: "dev", Verb: lessor.Update, Namespace: lessor.RootNamespace, Path: "sys/mounts/secret", Token: n.Root, Time: n.db.Now(),
 		Data: map[string]any{"type": "kv", "options": map[string]any{"version": "2"}, "description": "key/value secret storage"},
 	})

@@ -16,6 +16,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/server"
 )
 
@@ -45,14 +46,14 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
-	recovery, err := p.recovery()
-	if err != nil {
-		return err
-	}
 	level := &slog.LevelVar{}
 	level.Set(c.LogLevel)
 	log := newLog(stderr, c.LogJSON, level)
 	harden(log)
+	recovery, err := p.recovery(c)
+	if err != nil {
+		return err
+	}
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -133,9 +134,12 @@ func (p Program) offline(args []string) (config.Config, Options, error) {
 	if err != nil {
 		return c, Options{}, err
 	}
-	recovery, err := p.recovery()
 	log := newLog(os.Stderr, false, slog.LevelWarn)
 	harden(log)
+	recovery, err := p.recovery(c)
+	if err == nil {
+		recovery.UnsealKeys, err = p.unsealKeys()
+	}
 	return c, Options{Version: p.Version, Log: log, Recovery: recovery}, err
 }
 
@@ -169,35 +173,66 @@ func (n *Node) wait(ctx context.Context, hangup <-chan os.Signal) error {
 	}
 }
 
-// maxPassphrase bounds the file that holds the recovery passphrase.
-const maxPassphrase = 4096
+// Bounds of files that hold secrets, in bytes.
+const (
+	maxPassphrase = 4096
+	maxUnsealKeys = 64 << 10
+)
 
-// recovery reads where the recovery file is, and its passphrase, from the environment: LESSOR_RECOVERY_FILE and
-// LESSOR_RECOVERY_PASSPHRASE_FILE, which names a file so that the passphrase is in no process list.
-func (p Program) recovery() (r Recovery, err error) {
-	env := p.Env
-	if env == nil {
-		env = os.LookupEnv
+func (p Program) env(name string) string {
+	lookup := p.Env
+	if lookup == nil {
+		lookup = os.LookupEnv
 	}
-	r.File, _ = env("LESSOR_RECOVERY_FILE")
-	path, _ := env("LESSOR_RECOVERY_PASSPHRASE_FILE")
+	value, _ := lookup(name)
+	return value
+}
+
+// recovery reads where the recovery file is, and its passphrase: from the environment, LESSOR_RECOVERY_FILE and
+// LESSOR_RECOVERY_PASSPHRASE_FILE, or from the configuration. Both name a file, so that the passphrase is in no process list.
+func (p Program) recovery(c config.Config) (r Recovery, err error) {
+	r.File = p.env("LESSOR_RECOVERY_FILE")
+	what, path := "LESSOR_RECOVERY_PASSPHRASE_FILE", p.env("LESSOR_RECOVERY_PASSPHRASE_FILE")
+	if path == "" {
+		what, path = `seal "recovery"`, c.Seal.Recovery.PassphraseFile
+	}
 	if path == "" {
 		return r, nil
 	}
+	text, err := readSecret("the recovery passphrase", what, path, maxPassphrase)
+	r.Passphrase = lessor.NewSecret(strings.TrimRight(text, "\r\n"))
+	if err == nil && r.Passphrase.Empty() {
+		err = fmt.Errorf("the recovery passphrase in %s is empty", path)
+	}
+	return r, err
+}
+
+// unsealKeys reads keys for work without a server, one a line, from the file that LESSOR_UNSEAL_KEYS_FILE names.
+func (p Program) unsealKeys() (keys []lessor.Secret, err error) {
+	const name = "LESSOR_UNSEAL_KEYS_FILE"
+	path := p.env(name)
+	if path == "" {
+		return nil, nil
+	}
+	text, err := readSecret("the unseal keys", name, path, maxUnsealKeys)
+	for line := range strings.FieldsSeq(text) {
+		keys = append(keys, lessor.NewSecret(line))
+	}
+	return keys, err
+}
+
+// readSecret reads a file of at most so many bytes.
+func readSecret(what, named, path string, most int64) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return r, fmt.Errorf("the recovery passphrase (LESSOR_RECOVERY_PASSPHRASE_FILE): %w", err)
+		return "", fmt.Errorf("%s (%s): %w", what, named, err)
 	}
 	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
-	if err != nil || len(text) > maxPassphrase {
-		return r, errors.Join(err, fmt.Errorf("the recovery passphrase in %s cannot be read, or is longer than %d bytes", path, maxPassphrase))
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil || int64(len(text)) > most {
+		return "", errors.Join(err, fmt.Errorf("%s in %s cannot be read, or is longer than %d bytes", what, path, most))
 	}
-	r.Passphrase = lessor.NewSecret(strings.TrimRight(string(text), "\r\n"))
-	if r.Passphrase.Empty() {
-		return r, fmt.Errorf("the recovery passphrase in %s is empty", path)
-	}
-	return r, nil
+	return string(text), nil
 }
 
 func newLog(w io.Writer, asJSON bool, level slog.Leveler) *slog.Logger {
@@ -229,10 +264,13 @@ func (n *Node) banner() string {
 	}
 	line("Api Address", n.reachable())
 	line("Storage", where(string(n.config.Storage.Type), n.config.Storage.Path))
-	if n.config.Seal.KeyFile == "" {
+	switch s := n.config.Seal; {
+	case n.config.Storage.Type == config.Mem:
 		line("Seal", "none: the key is in memory, too")
-	} else {
-		line("Seal", where(sealType, n.config.Seal.KeyFile))
+	case n.manual():
+		line("Seal", seal.ShamirName)
+	default:
+		line("Seal", where(seal.KeyFileName, s.KeyFile))
 	}
 	line("Log Level", strings.ToLower(n.config.LogLevel.String()))
 	line("Version", fmt.Sprintf("lessor %s, for Vault's clients %s", n.o.Version, n.config.ReportedVersion))
@@ -241,6 +279,12 @@ func (n *Node) banner() string {
 	}
 	if n.TokenFile != "" {
 		line("Bootstrap Token File", n.TokenFile)
+	}
+	switch s := n.Status(); {
+	case !s.Initialized:
+		line("Sealed", "yes: the store is new and waits to be initialised (lessor operator init)")
+	case s.Sealed:
+		line("Sealed", "yes: it waits to be unsealed (lessor operator unseal)")
 	}
 	b.WriteString("\n==> lessor server started! Its log goes to standard error.\n")
 	if !n.config.Dev.Enabled {

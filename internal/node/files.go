@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"github.com/lessor-dev/lessor/internal/config"
 )
 
 // exists reports whether there is something at path; an unreadable folder counts, so that nothing is made over it.
@@ -81,9 +84,16 @@ func syncFolder(dir string) error {
 // private are the files and folders of lessor's own, in which nothing that somebody names by API may be written.
 func (n *Node) private() []string {
 	all := []string{n.config.Storage.Path, n.config.PIDFile}
+	if anchor := n.config.Seal.Anchor; anchor != "" {
+		key := strings.TrimSuffix(anchor, config.AnchorSuffix)
+		all = append(all, anchor, anchor+".old", key, key+newSuffix, n.recoveryFile(), n.recoveryFile()+newSuffix,
+			filepath.Join(filepath.Dir(anchor), "bootstrap-token"), key+".bootstrap-token")
+	}
 	if key := n.config.Seal.KeyFile; key != "" {
-		all = append(all, key, key+newSuffix, key+anchorSuffix, key+anchorSuffix+".old", n.recoveryFile(),
-			filepath.Join(filepath.Dir(key), "bootstrap-token"), key+".bootstrap-token")
+		all = append(all, key, key+newSuffix)
+	}
+	if file := n.config.Seal.Recovery.PassphraseFile; file != "" {
+		all = append(all, file)
 	}
 	for _, l := range n.config.Listeners {
 		all = append(all, l.CertFile, l.KeyFile)

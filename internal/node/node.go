@@ -2,7 +2,11 @@
 // and what it lies in, the key that unseals it, the gate, the engines and logins behind it, the listeners before it.
 //
 // Start is the order of events: bind the listeners (a port that is taken costs nothing), open the store, unseal it (or make
-// it: see unseal.go), wire the gate, serve. Stop is the reverse. Command is what "lessor server" does around them.
+// it: see unseal.go) if that can be done without people, serve. Stop is the reverse. Command is what "lessor server" does around them.
+//
+// A node has two parts. Listeners and the open store last as long as it does; they answer health and seal status, and take
+// what unseals the store. The rest (keys, gate, engines, background work: see life.go) exists only while the store is unsealed, may be taken down
+// (sys/seal) and put up again. What is done to the seal by people who show keys instead of a token is in rites.go and after.
 package node
 
 import (
@@ -18,16 +22,17 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/config"
-	"github.com/lessor-dev/lessor/internal/core"
-	"github.com/lessor-dev/lessor/internal/exporter"
+	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/server"
 	"github.com/lessor-dev/lessor/internal/store"
-	"github.com/lessor-dev/lessor/internal/system"
+	"github.com/lessor-dev/lessor/internal/store/mem"
 )
 
 // DrainTime is how long requests under way may take to finish once Stop was called.
@@ -46,8 +51,9 @@ type Options struct {
 // Recovery names the file that unseals the store besides the key file. It is made at the first start if there is a passphrase.
 // When the key file is lost, the store is unsealed with it, and gets a new key file.
 type Recovery struct {
-	File       string // empty: recovery.key beside the key file
+	File       string // empty: the configuration's, or recovery.key beside the key file
 	Passphrase lessor.Secret
+	UnsealKeys []lessor.Secret // for work without a server: shares, or a key file's key
 }
 
 // Node is a running server. Its methods are safe for concurrent use.
@@ -62,17 +68,27 @@ type Node struct {
 	o         Options
 	log       *slog.Logger
 	listeners []*listener
-	db        *store.DB
-	keys      *seal.Keyring
-	core      *core.Core
-	exporters *exporter.Exporters
-	cluster   cluster
+	rites     map[string]*engine.Route
 	started   time.Time
-	first     []store.Put    // of a new store: the keys' rows
-	running   sync.WaitGroup // background work
-	once      sync.Once
-	stopped   error
-	release   []func() error // what was acquired, in order
+	disk      mem.Disk // of a store in memory
+
+	state   atomic.Pointer[state]
+	broken  atomic.Pointer[error] // why the node cannot go on
+	resting sync.WaitGroup        // being sealed
+
+	turn      sync.Mutex // held by whoever unseals, seals, or shows keys; guards what follows
+	db        *store.DB  // open, whether sealed or not
+	keys      *seal.Keyring
+	unsealing unsealing
+	rekeying  *rekeying
+	rooting   *rooting
+	unheard   []audit.Record // what happened while sealed, for the trail
+	warned    bool           // of keys that could be swapped out
+
+	running sync.WaitGroup // listeners
+	once    sync.Once
+	stopped error
+	release []func() error // what was acquired, in order
 }
 
 // listener is one address that is served.
@@ -91,7 +107,7 @@ func Start(ctx context.Context, c config.Config, o Options) (*Node, error) {
 		return nil, err
 	}
 	n := newNode(c, o)
-	for _, step := range []func(context.Context) error{n.listen, n.open, n.start, n.serve} {
+	for _, step := range []func(context.Context) error{n.listen, n.open, n.serve} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.free())
 		}
@@ -110,7 +126,9 @@ func newNode(c config.Config, o Options) *Node {
 	if o.Random == nil {
 		o.Random = rand.Reader
 	}
-	return &Node{config: c, o: o, log: o.Log, started: o.Clock.Now()}
+	n := &Node{config: c, o: o, log: o.Log, started: o.Clock.Now()}
+	n.rites = n.openRites()
+	return n
 }
 
 // listen binds every address.
@@ -162,49 +180,11 @@ func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error
 	return server.LoadCertificate(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
 }
 
-// start wires the gate to the unsealed store and begins the background work.
-func (n *Node) start(ctx context.Context) error {
-	backends := n.backends()
-	c, err := core.New(core.Options{
-		Store: n.db, Keys: n.keys, Random: n.o.Random, Log: n.log, Backends: backends.all,
-		RequireOwner: n.config.RequireOwner, Lockout: n.config.Lockout, DefaultTTL: n.config.DefaultLeaseTTL, MaxTTL: n.config.MaxLeaseTTL,
-		ExportWait: n.config.Audit.Patience,
-	})
-	if err != nil {
-		return err
-	}
-	n.core = c
-	n.exporters = exporter.New(exporter.Options{Store: n.db, Keys: n.keys, Log: n.log, Private: n.private()})
-	backends.connect(n, c)
-	if err := n.initialize(ctx); err != nil {
-		return err
-	}
-	if n.cluster, err = n.identify(); err != nil {
-		return err
-	}
-	if err := c.Installed(ctx, n.o.Version); err != nil {
-		return err
-	}
-	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	n.running.Go(func() { c.Run(background) })
-	n.running.Go(func() { n.exporters.Run(background) })
-	n.running.Go(func() { n.rotateKeys(background) })
-	n.release = append(n.release, func() error {
-		cancel()
-		n.running.Wait()
-		return backends.close(n)
-	})
-	if n.config.Dev.Enabled {
-		return n.mountDevSecrets(ctx)
-	}
-	return nil
-}
-
 // serve begins to answer.
 func (n *Node) serve(context.Context) error {
 	for _, l := range n.listeners {
 		l.handler = server.New(server.Options{
-			Gate: gate{n.core, n}, Clock: n.db, Random: n.o.Random, Log: n.log, Proxies: l.config.TrustedProxies,
+			Gate: n, Clock: n, Random: n.o.Random, Log: n.log, Proxies: l.config.TrustedProxies,
 		})
 		l.http = server.NewHTTP(l.handler, n.log)
 		if l.certificate != nil {
@@ -237,6 +217,9 @@ func (n *Node) Stop(ctx context.Context) error {
 			all.Go(func() { l.stop(ctx, n.log) })
 		}
 		all.Wait()
+		n.resting.Wait()
+		n.turn.Lock()
+		defer n.turn.Unlock()
 		if n.stopped = n.free(); n.stopped == nil {
 			n.log.Info("stopped")
 		}
@@ -269,7 +252,10 @@ func (n *Node) free() error {
 
 // Reload reads the certificates again, and opens the files of audit devices anew. A certificate whose files are bad stays as it was.
 func (n *Node) Reload() error {
-	n.exporters.Reload()
+	if l := n.enter(); l != nil {
+		l.exporters.Reload()
+		l.leave()
+	}
 	var err error
 	for _, l := range n.listeners {
 		if l.certificate == nil {
@@ -285,7 +271,12 @@ func (n *Node) Reload() error {
 }
 
 // Fault is why the store stopped serving; nil if it did not. Only another start ends it.
-func (n *Node) Fault() error { return n.db.Fault() }
+func (n *Node) Fault() error {
+	if err := n.broken.Load(); err != nil {
+		return *err
+	}
+	return n.state.Load().db.Fault()
+}
 
 // Address is the URL of the first listener.
 func (n *Node) Address() string { return n.listeners[0].url() }
@@ -314,34 +305,4 @@ func (n *Node) reachable() string {
 		scheme = "https://"
 	}
 	return scheme + netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addr.Port()).String()
-}
-
-// gate is the core as the server sees it.
-type gate struct {
-	*core.Core
-	n *Node
-}
-
-// CORS is which web pages of other origins may read answers; none if that cannot be read.
-func (g gate) CORS() server.CORS {
-	v, err := g.n.db.View()
-	if err != nil {
-		return server.CORS{}
-	}
-	defer v.Close()
-	c, err := system.LoadCORS(v)
-	if err != nil {
-		g.n.log.Error("the configuration of CORS cannot be read: no origin is admitted", "error", err)
-	}
-	return server.CORS{Origins: c.Origins, Headers: c.Headers}
-}
-
-// Status is what anybody may know.
-func (g gate) Status() server.Status {
-	return server.Status{
-		Initialized: true, Sealed: g.n.db.Fault() != nil, Fenced: g.Fenced(),
-		ClusterID: g.n.cluster.id, ClusterName: g.n.cluster.name,
-		Reported: g.n.config.ReportedVersion, Version: g.n.o.Version,
-		Storage: string(g.n.config.Storage.Type), Seal: sealType,
-	}
 }

@@ -32,6 +32,8 @@ type place struct {
 	dir string
 	log *logged
 	o   Options
+
+	conf string // configuration file that says what unseals; empty: a key file does
 }
 
 func newPlace(t *testing.T) *place {
@@ -64,6 +66,9 @@ func (p *place) key() string  { return filepath.Join(p.dir, "keys", "seal.key") 
 
 // args are the flags of a server on the place.
 func (p *place) args(more ...string) []string {
+	if p.conf != "" {
+		return append([]string{"-config", p.conf, "-data", p.data(), "-listen", "127.0.0.1:0"}, more...)
+	}
 	return append([]string{"-data", p.data(), "-key-file", p.key(), "-listen", "127.0.0.1:0"}, more...)
 }
 
@@ -538,17 +543,17 @@ func TestVerifyBringsTheAnchorUpToDate(t *testing.T) {
 	p := newPlace(t)
 	r := p.start()
 	r.stop()
-	anchor, err := os.ReadFile(p.key() + anchorSuffix)
+	anchor, err := os.ReadFile(p.key() + config.AnchorSuffix)
 	p.do(err)
 	again := p.start()
 	again.token = r.token
 	again.fill()
 	again.stop()
-	p.do(os.WriteFile(p.key()+anchorSuffix, anchor, 0o600))
+	p.do(os.WriteFile(p.key()+config.AnchorSuffix, anchor, 0o600))
 	if found, err := Verify(t.Context(), p.config(), p.o, nil); err != nil || found.Broken != nil {
 		t.Fatalf("a sound store: %+v %v", found, err)
 	}
-	if now, err := os.ReadFile(p.key() + anchorSuffix); err != nil || bytes.Equal(now, anchor) {
+	if now, err := os.ReadFile(p.key() + config.AnchorSuffix); err != nil || bytes.Equal(now, anchor) {
 		t.Errorf("the anchor is where it was (%v)", err)
 	}
 }
@@ -611,8 +616,8 @@ func TestKeysRotate(t *testing.T) {
 	p := newPlace(t)
 	r := p.start()
 	r.fill()
-	p.do(r.rotate(t.Context()))
-	if term, _ := r.keys.Term(); term != 2 {
+	p.do(r.state.Load().life.rotate(t.Context()))
+	if term := r.keys.Term().ID; term != 2 {
 		t.Errorf("the keys are in term %d", term)
 	}
 	r.must(200, "POST", "secret/data/later", `{"data":{"x":"y"}}`)
@@ -759,12 +764,12 @@ func TestPassphraseComesFromAFile(t *testing.T) {
 			return v, ok
 		}}
 	}
-	r, err := program("some words\n").recovery()
+	r, err := program("some words\n").recovery(config.Config{})
 	if err != nil || r.Passphrase.Reveal() != "some words" || r.File != "/else/where" {
 		t.Errorf("got %+v %v", r, err)
 	}
 	for _, bad := range []string{"", "\n", strings.Repeat("x", maxPassphrase+1)} {
-		if _, err := program(bad).recovery(); err == nil {
+		if _, err := program(bad).recovery(config.Config{}); err == nil {
 			t.Errorf("a passphrase of %d bytes was taken", len(bad))
 		}
 	}

@@ -35,12 +35,20 @@ func Restore(ctx context.Context, c config.Config, o Options, backup io.Reader) 
 	if c.Storage.Type == config.Mem {
 		return Restored{}, errors.Join(errors.New(`storage "mem" forgets everything: there is nothing to restore into`), b.Close())
 	}
-	kek, mend, err := n.kek()
-	if err != nil {
+	keys := n.candidates()
+	if err := unusable(keys); err != nil {
 		return Restored{}, errors.Join(err, b.Close())
 	}
-	_ = mend // a lost key file is replaced by the first start
-	unseal := func(v store.View) (store.Cipher, error) {
+	unseal := func(v store.View) (store.Cipher, error) { // a lost key file is replaced by the first start
+		locks, err := seal.ReadLocks(v)
+		if err != nil {
+			return nil, err
+		}
+		kek, _, err := n.find(locks, keys)
+		if err != nil {
+			return nil, err
+		}
+		defer kek.Forget()
 		if n.keys, err = seal.Unseal(v, kek); err != nil {
 			return nil, err
 		}
@@ -54,6 +62,23 @@ func Restore(ctx context.Context, c config.Config, o Options, backup io.Reader) 
 		return Restored{}, err
 	}
 	return Restored{head, n.TokenFile}, nil
+}
+
+var errNoKeys = errors.New("people hold the keys to this store: put enough of them, one a line, into a file that LESSOR_UNSEAL_KEYS_FILE names")
+
+// unusable is why none of the candidates can unseal anything; nil if one may.
+func unusable(all []candidate) error {
+	var errs []error
+	for _, c := range all {
+		if c.err == nil {
+			return nil
+		}
+		errs = append(errs, c.err)
+	}
+	if errs == nil {
+		return errNoKeys
+	}
+	return errors.Join(errs...)
 }
 
 // Admit gives the store of c a new bootstrap root token, with no server running, for whoever has the store and its key, and no
@@ -72,6 +97,9 @@ func Admit(ctx context.Context, c config.Config, o Options) (tokenFile string, e
 	}
 	if err := n.unseal(); err != nil {
 		return "", err
+	}
+	if n.keys == nil {
+		return "", errNoKeys
 	}
 	_, err = n.db.Update(ctx, func(v store.View, txn *store.Txn) error {
 		return n.admit(v, txn, n.db.Now(), "create", "auth/token/root")
@@ -159,16 +187,23 @@ func Verify(ctx context.Context, c config.Config, o Options, progress func(done,
 }
 
 func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, total uint64)) (v Verified, err error) {
-	kek, _, err := n.kek()
-	if err != nil {
-		return v, err
-	}
 	view, err := n.db.View()
 	if err != nil {
 		return v, err
 	}
-	n.keys, err = seal.Unseal(view, kek)
-	view.Close()
+	defer view.Close()
+	locks, err := seal.ReadLocks(view)
+	if err != nil {
+		return v, err
+	}
+	kek, _, err := n.find(locks, n.candidates())
+	if err == nil && kek == nil {
+		err = errNoKeys
+	}
+	if err == nil {
+		defer kek.Forget()
+		n.keys, err = seal.Unseal(view, kek)
+	}
 	if errors.Is(err, seal.ErrDamaged) {
 		return Verified{Broken: err}, nil
 	}
@@ -192,6 +227,7 @@ func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, 
 func (n *Node) close() error {
 	if n.keys != nil {
 		defer n.keys.Forget()
+		n.keys = nil
 	}
 	return n.db.Close()
 }

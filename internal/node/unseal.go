@@ -2,8 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/config"
+	"github.com/lessor-dev/lessor/internal/core"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -25,50 +24,102 @@ import (
 )
 
 const (
-	sealType     = "keyfile"
 	bootstrapTTL = 24 * time.Hour
-	anchorSuffix = ".anchor" // of the file beside the key file that remembers how far the store had come
 	newSuffix    = ".new"    // of a key file whose store has no commit yet, see open
 	reserve      = 128 << 20 // free bytes that are kept for revocations
 )
 
-// open opens the store and unseals it. A store that has nothing in it is given keys; initialize then makes its first commit.
+// open opens the store and unseals it, if that can be done without people. A store that has nothing in it is given keys;
+// initialize then makes its first commit. With a seal that needs people it waits for sys/init, or for sys/unseal.
 //
 // A new key is called "….new" until that commit is durable: so the key file's name means that there is a store, and a
 // first start that died midway is simply begun again.
 func (n *Node) open(ctx context.Context) error {
 	keyFile := n.config.Seal.KeyFile
-	if n.config.Storage.Type == config.Pebble && exists(keyFile) {
+	if n.config.Storage.Type == config.Pebble && (exists(keyFile) || n.manual() && exists(n.config.Seal.Anchor)) {
 		if empty, err := emptyFolder(n.config.Storage.Path); err != nil {
 			return err
 		} else if empty {
-			return refuseOrphanKey(keyFile, n.config.Storage)
+			return n.refuseOrphan()
 		}
 	}
-	b, err := openBackend(ctx, n.config, n.o, nil)
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	if err := n.openStore(ctx); err != nil {
+		return err
+	}
+	n.release = append(n.release, n.shut)
+	if err := n.look(); err != nil {
+		return err
+	}
+	switch {
+	case n.db.Head().Seq > 0:
+		if err := n.unseal(); err != nil || n.keys == nil {
+			return err
+		}
+		return n.awaken(ctx, nil, nil)
+	case exists(keyFile), n.manual() && exists(n.config.Seal.Anchor):
+		return n.refuseOrphan()
+	case n.manual():
+		n.log.Warn("the store is not initialised: it waits for sys/init")
+		return nil
+	}
+	first, err := n.makeKeys()
 	if err != nil {
 		return err
 	}
-	if n.db, err = store.Open(b, n.storeOptions()); err != nil {
+	return n.awaken(ctx, first, nil)
+}
+
+// openStore opens the store, sealed.
+func (n *Node) openStore(ctx context.Context) error {
+	b, err := n.openBackend(ctx)
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(b, n.storeOptions())
+	if err != nil {
 		return errors.Join(fmt.Errorf("refusing to start: %w", err), b.Close())
 	}
-	n.release = append(n.release, n.close)
-	if n.db.Head().Seq > 0 {
-		return n.unseal()
+	n.db = db
+	return nil
+}
+
+func (n *Node) openBackend(ctx context.Context) (store.Backend, error) {
+	if n.config.Storage.Type == config.Mem {
+		return n.disk.Open(), nil // what is in memory outlasts being sealed
 	}
-	if exists(keyFile) {
-		return refuseOrphanKey(keyFile, n.config.Storage)
+	return openBackend(ctx, n.config, n.o, nil)
+}
+
+// shut ends what open began.
+func (n *Node) shut() error {
+	var err error
+	if l := n.state.Load().life; l != nil {
+		n.state.Store(&state{db: l.db})
+		err = l.end()
 	}
-	return n.makeKeys()
+	return errors.Join(err, n.close())
+}
+
+func (n *Node) refuseOrphan() error {
+	if exists(n.config.Seal.KeyFile) {
+		return refuseOrphanKey(n.config.Seal.KeyFile, n.config.Storage)
+	}
+	return fmt.Errorf("refusing to start: the anchor %s belongs to a store that is not here: the data (%s) is empty. "+
+		"Check where the data is, or restore it from a backup; only if that store is not needed any more, move the anchor away", n.config.Seal.Anchor, dataOf(n.config.Storage))
+}
+
+func dataOf(s config.Storage) string {
+	if s.Type == config.PostgreSQL {
+		return "the database"
+	}
+	return s.Path
 }
 
 func refuseOrphanKey(keyFile string, s config.Storage) error {
-	data := s.Path
-	if s.Type == config.PostgreSQL {
-		data = "the database"
-	}
 	return fmt.Errorf("refusing to start: key file %s belongs to a store that is not here: the data (%s) is empty. "+
-		"Check where the data is, or restore it from a backup; only if that store is not needed any more, move the key file away", keyFile, data)
+		"Check where the data is, or restore it from a backup; only if that store is not needed any more, move the key file away", keyFile, dataOf(s))
 }
 
 func (n *Node) storeOptions() store.Options {
@@ -77,7 +128,7 @@ func (n *Node) storeOptions() store.Options {
 		o.Node = host
 	}
 	if n.config.Storage.Type != config.Mem {
-		o.Anchor = store.FileAnchor(n.config.Seal.KeyFile + anchorSuffix)
+		o.Anchor = store.FileAnchor(n.config.Seal.Anchor)
 		o.Reserve = reserve
 	}
 	return o
@@ -114,110 +165,171 @@ func openFolder(path string, o Options, damaged func(string)) (store.Backend, er
 	return nil, fmt.Errorf("refusing to start: %w. If it is damaged, restore a backup into an empty folder (lessor operator restore)", err)
 }
 
-// unseal gives the store its keys.
-func (n *Node) unseal() error {
-	kek, mend, err := n.kek()
-	if err != nil {
-		return err
+// candidate is something in the configuration that may unseal the store.
+type candidate struct {
+	what string
+	kek  seal.Forgetter // nil: err says why not
+	err  error
+	mend func() error // what to do once the store is unsealed by it; nil: nothing
+
+	instead bool // mend replaces the key file, if the store had one
+}
+
+// candidates opens what the configuration has for unsealing, in the order in which it is tried.
+func (n *Node) candidates() (all []candidate) {
+	file := n.config.Seal.KeyFile
+	if file != "" {
+		c := candidate{what: "key file " + file}
+		kek, err := seal.OpenKeyFile(file)
+		if errors.Is(err, seal.ErrMissing) && exists(file+newSuffix) {
+			kek, err = seal.OpenKeyFile(file + newSuffix)
+			c.mend = func() error { return promote(file) }
+		}
+		if c.err = err; err == nil {
+			c.kek = kek
+		}
+		all = append(all, c)
 	}
+	if path := n.recoveryFile(); !n.o.Recovery.Passphrase.Empty() {
+		c := candidate{what: "recovery file " + path}
+		kek, err := seal.OpenRecovery(path, n.o.Recovery.Passphrase)
+		switch {
+		case errors.Is(err, seal.ErrMissing) && exists(path+newSuffix):
+			kek, err = seal.OpenRecovery(path+newSuffix, n.o.Recovery.Passphrase)
+			c.mend = func() error { return promote(path) }
+		case file != "" && !exists(file) && !exists(file+newSuffix):
+			c.mend, c.instead = n.replaceKeyFile, true
+		}
+		if c.err = err; err == nil {
+			c.kek = kek
+		}
+		all = append(all, c)
+	}
+	if keys := n.o.Recovery.UnsealKeys; len(keys) > 0 {
+		all = append(all, candidate{what: "unseal keys"})
+	}
+	return all
+}
+
+// find is what unseals the store, of what the configuration has: the first that works. All that does not is told: in the log, if
+// something else does. mend is what to do then.
+func (n *Node) find(locks seal.Locks, all []candidate) (kek seal.Forgetter, mend func() error, err error) {
+	var errs []error
+	for _, c := range all {
+		if c.err == nil && c.kek == nil {
+			c.kek, c.err = n.assemble(locks)
+		}
+		if c.err == nil {
+			if c.err = locks.Try(c.kek); c.err != nil {
+				c.err = fmt.Errorf("refusing to start: %w", c.err)
+			}
+		}
+		switch {
+		case c.err != nil:
+			errs = append(errs, c.err)
+			continue
+		case kek != nil:
+			c.kek.Forget()
+			continue
+		}
+		kek = c.kek
+		if _, had := locks.Find(seal.KeyFileName); had || !c.instead {
+			mend = c.mend
+		}
+		n.log.Info("unsealing", "by", c.what)
+	}
+	if kek == nil {
+		return nil, nil, errors.Join(errs...)
+	}
+	for _, err := range errs {
+		n.log.Warn("this would not have unsealed the store, and must be put right before it has to", "error", err)
+	}
+	return kek, mend, nil
+}
+
+// assemble is the KEK of the unseal keys that were given for work without a server.
+func (n *Node) assemble(locks seal.Locks) (seal.Forgetter, error) {
+	var q seal.Quorum
+	defer q.Clear()
+	for _, key := range n.o.Recovery.UnsealKeys {
+		if kek, _, err := q.Add(locks, key); kek != nil || err != nil {
+			return kek, err
+		}
+	}
+	threshold, _ := required(locks)
+	return nil, fmt.Errorf("%w: %d of the %d unseal keys that are needed were given", seal.ErrMissing, q.Progress(), threshold)
+}
+
+// unseal gives the store its keys, if the configuration has some. Where it says that people have them, too, the store
+// stays sealed otherwise.
+func (n *Node) unseal() error {
 	view, err := n.db.View()
 	if err != nil {
 		return err
 	}
-	n.keys, err = seal.Unseal(view, kek)
+	locks, err := seal.ReadLocks(view)
+	view.Close()
+	if err != nil {
+		return fmt.Errorf("refusing to start: %w", err)
+	}
+	kek, mend, err := n.find(locks, n.candidates())
+	switch _, shares := locks.Find(seal.ShamirName); {
+	case errors.Is(err, seal.ErrNewer):
+		return err
+	case kek == nil && n.config.Seal.Shamir:
+		n.log.Warn("the store is sealed: it waits for sys/unseal", "error", err)
+		return nil
+	case err != nil && shares:
+		return fmt.Errorf("%w\nPeople hold shares of another key to this store: with seal \"shamir\" {} in the configuration, a start waits for them", err)
+	case err != nil:
+		return err
+	}
+	defer kek.Forget()
+	if err := n.unlock(kek); err != nil {
+		return err
+	}
+	if n.config.Seal.Shamir {
+		if _, made := locks.Find(seal.ShamirName); !made {
+			n.log.Warn("no unseal keys were made for the Shamir seal yet: ask for them at sys/lessor/seal/shamir")
+		}
+	}
+	if mend == nil {
+		return nil
+	}
+	return mend()
+}
+
+// unlock unseals the store.
+func (n *Node) unlock(kek seal.KEK) error {
+	view, err := n.db.View()
+	if err != nil {
+		return err
+	}
+	keys, err := seal.Unseal(view, kek)
 	view.Close()
 	if err != nil {
 		return err
 	}
-	if anchor := n.config.Seal.KeyFile + anchorSuffix; n.config.Storage.Type != config.Mem && !exists(anchor) {
-		n.log.Warn("the anchor is missing: this once, nothing tells whether the store was put back to an earlier state", "path", anchor)
+	err = n.anchorReady(true)
+	if err == nil {
+		err = n.db.Unseal(keys.Cipher())
 	}
-	if err := n.db.Unseal(n.keys.Cipher()); err != nil {
+	if err != nil {
+		keys.Forget()
 		return fmt.Errorf("refusing to start: %w", err)
 	}
-	n.keys.Follow(n.readKeyring)
-	return mend()
+	n.keys = keys
+	keys.Follow(readKeyring(n.db))
+	n.checkLoose()
+	return nil
 }
 
-// kek opens the key file or, if that is lost and there is a passphrase, the recovery file. mend, once the store is unsealed,
-// puts a key file where it belongs.
-func (n *Node) kek() (kek seal.KEK, mend func() error, err error) {
-	file := n.config.Seal.KeyFile
-	mend = func() error { return nil }
-	kek, err = seal.OpenKeyFile(file)
-	if !errors.Is(err, seal.ErrMissing) {
-		return kek, mend, err
+// checkLoose warns once of keys that could be swapped out.
+func (n *Node) checkLoose() {
+	if err := n.keys.Loose(); err != nil && !n.warned {
+		n.warned = true
+		n.log.Warn("the keys could be swapped out to disk, or dumped: allow the process to lock memory (RLIMIT_MEMLOCK), or turn swap off", "error", err)
 	}
-	switch {
-	case exists(file + newSuffix):
-		kek, err = seal.OpenKeyFile(file + newSuffix)
-		mend = func() error { return promote(file) }
-	case !n.o.Recovery.Passphrase.Empty():
-		n.log.Warn("the key file is missing: unsealing with the recovery file", "key_file", file, "recovery_file", n.recoveryFile())
-		kek, err = seal.OpenRecovery(n.recoveryFile(), n.o.Recovery.Passphrase)
-		mend = n.replaceKeyFile
-	}
-	return kek, mend, err
-}
-
-// keyringRow is where the store keeps the keyring, wrapped.
-var keyringRow = store.Key{Table: store.Meta, Name: "keyring"}
-
-// readKeyring reads it, for a Keyring that meets a row of a later term.
-func (n *Node) readKeyring() ([]byte, error) {
-	view, err := n.db.View()
-	if err != nil {
-		return nil, err
-	}
-	defer view.Close()
-	row, err := view.Get(keyringRow)
-	return row.Value, err
-}
-
-// rotateEvery is how often it is asked whether the keys are due.
-const rotateEvery = time.Hour
-
-// rotateKeys begins a new term of keys whenever one is due, until ctx ends.
-func (n *Node) rotateKeys(ctx context.Context) {
-	tick := time.NewTicker(rotateEvery)
-	defer tick.Stop()
-	for {
-		if n.keys.Due(n.db.Now(), n.db.Head().Seq) {
-			if err := n.rotate(ctx); err != nil && ctx.Err() == nil {
-				n.log.Error("rotating the keys failed; it is tried again", "error", err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// rotate begins a new term of keys; rows of earlier terms stay readable.
-func (n *Node) rotate(ctx context.Context) error {
-	var put store.Put
-	_, err := n.db.Update(ctx, func(v store.View, txn *store.Txn) error {
-		row, err := v.Get(keyringRow) // and so a check of the commit: two nodes may rotate at once
-		if err != nil {
-			return err
-		}
-		if err := n.keys.Adopt(row.Value); err != nil {
-			return err
-		}
-		now := n.db.Now()
-		if put, err = n.keys.Rotate(n.o.Random, now, v.Position()); err != nil {
-			return err
-		}
-		txn.Puts = append(txn.Puts, put)
-		txn.Audit = append(txn.Audit, bootstrapRecord(now, "rotate", "sys/rotate"))
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return n.keys.Adopt(put.Value)
 }
 
 // bootstrapRecord is the audit record of what a node does to its own seal.
@@ -232,7 +344,10 @@ func (n *Node) recoveryFile() string {
 	if n.o.Recovery.File != "" {
 		return n.o.Recovery.File
 	}
-	return filepath.Join(filepath.Dir(n.config.Seal.KeyFile), "recovery.key")
+	if n.config.Seal.Recovery.Path != "" {
+		return n.config.Seal.Recovery.Path
+	}
+	return filepath.Join(filepath.Dir(n.config.Seal.Anchor), "recovery.key")
 }
 
 // replaceKeyFile makes a new key file for a store whose old one is lost; the old one no longer unseals it.
@@ -241,6 +356,7 @@ func (n *Node) replaceKeyFile() error {
 	if err != nil {
 		return err
 	}
+	defer kek.Forget()
 	put, err := n.keys.WrapRoot(kek)
 	if err != nil {
 		return err
@@ -255,10 +371,7 @@ func (n *Node) replaceKeyFile() error {
 }
 
 // initialize makes the first commit of a new store: its keys, the builtin mounts, and a root token.
-func (n *Node) initialize(ctx context.Context) error {
-	if n.db.Head().Seq > 0 {
-		return nil
-	}
+func (n *Node) initialize(ctx context.Context, c *core.Core, first []store.Put) error {
 	id, ttl := n.config.Dev.RootToken, time.Duration(0)
 	if !n.config.Dev.Enabled {
 		ttl = bootstrapTTL
@@ -274,11 +387,11 @@ func (n *Node) initialize(ctx context.Context) error {
 			return err
 		}
 	}
-	rows, err := n.cluster.rows(n.config.ClusterName, n.o.Random)
+	rows, err := cluster{}.rows(n.config.ClusterName, n.o.Random)
 	if err != nil {
 		return err
 	}
-	if _, err := n.core.Init(ctx, append(n.first, rows...), id, ttl); err != nil {
+	if _, err := c.Init(ctx, append(first, rows...), id, ttl); err != nil {
 		return err
 	}
 	n.Root = id
@@ -290,11 +403,11 @@ func (n *Node) initialize(ctx context.Context) error {
 
 // writeToken leaves the bootstrap token in a file beside the key file.
 func (n *Node) writeToken(id lessor.Secret) error {
-	dir, name := filepath.Dir(n.config.Seal.KeyFile), "bootstrap-token"
-	if key := filepath.Base(n.config.Seal.KeyFile); key != "seal.key" { // several servers may keep their keys in one folder
+	dir, name := filepath.Dir(n.config.Seal.Anchor), "bootstrap-token"
+	if key := strings.TrimSuffix(filepath.Base(n.config.Seal.Anchor), config.AnchorSuffix); key != "seal.key" { // several servers may keep their keys in one folder
 		name = key + "." + name
 	}
-	if n.config.Seal.KeyFile == "" { // the store is in memory: so is, nearly, its token
+	if n.config.Storage.Type == config.Mem { // the store is in memory: so is, nearly, its token
 		temporary, err := os.MkdirTemp("", "lessor-")
 		if err != nil {
 			return err
@@ -309,37 +422,53 @@ func (n *Node) writeToken(id lessor.Secret) error {
 	return nil
 }
 
-// makeKeys gives a new store its keys. Its first commit must be theirs (n.first).
-func (n *Node) makeKeys() error {
+// makeKeys gives a new store its keys. Its first commit must be their rows.
+func (n *Node) makeKeys() ([]store.Put, error) {
 	keks, err := n.keks()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if n.keys, n.first, err = seal.Init(n.o.Random, n.db.Now(), keks...); err != nil {
-		return err
+	first, err := n.initKeys(keks)
+	if err != nil {
+		return nil, err
 	}
 	// An anchor without its key and its data remembers a store that was given up.
-	if anchor := n.config.Seal.KeyFile + anchorSuffix; n.config.Storage.Type != config.Mem && exists(anchor) {
+	if anchor := n.config.Seal.Anchor; exists(anchor) {
 		n.log.Warn("an anchor of an earlier store was set aside", "path", anchor+".old")
 		if err := os.Rename(anchor, anchor+".old"); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return n.db.Unseal(n.keys.Cipher())
+	return first, n.db.Unseal(n.keys.Cipher())
+}
+
+// initKeys makes the keys of a new store, under keks.
+func (n *Node) initKeys(keks []seal.Forgetter) ([]store.Put, error) {
+	plain := make([]seal.KEK, len(keks))
+	for i, k := range keks {
+		defer k.Forget()
+		plain[i] = k
+	}
+	keys, first, err := seal.Init(n.o.Random, n.db.Now(), plain...)
+	if err != nil {
+		return nil, err
+	}
+	n.keys = keys
+	n.checkLoose()
+	return first, nil
 }
 
 // keks makes what unseals a new store, or takes what a first start that did not finish has made.
-func (n *Node) keks() ([]seal.KEK, error) {
-	file := n.config.Seal.KeyFile
-	if file == "" {
-		pad, err := newPad(n.o.Random)
+func (n *Node) keks() ([]seal.Forgetter, error) {
+	if n.config.Storage.Type == config.Mem {
+		key, err := seal.NewKey(seal.MemoryName, n.o.Random)
 		if err != nil {
 			return nil, err
 		}
-		n.UnsealKey = lessor.NewSecret(base64.StdEncoding.EncodeToString(pad[:]))
-		return []seal.KEK{pad}, nil
+		n.UnsealKey = key.Text()
+		return []seal.Forgetter{key}, nil
 	}
-	pending := file + newSuffix
+	pending := n.config.Seal.KeyFile + newSuffix
 	obtain := func() (*seal.KeyFile, error) { return seal.CreateKeyFile(pending, n.o.Random) }
 	if exists(pending) {
 		obtain = func() (*seal.KeyFile, error) { return seal.OpenKeyFile(pending) }
@@ -348,48 +477,27 @@ func (n *Node) keks() ([]seal.KEK, error) {
 	if err != nil {
 		return nil, err
 	}
-	keks := []seal.KEK{key}
-	if passphrase := n.o.Recovery.Passphrase; !passphrase.Empty() {
-		path := n.recoveryFile()
-		obtain := func() (*seal.Recovery, error) { return seal.CreateRecovery(path, passphrase, n.o.Random) }
-		if exists(path) {
-			obtain = func() (*seal.Recovery, error) { return seal.OpenRecovery(path, passphrase) }
-		}
-		recovery, err := obtain()
-		if err != nil {
-			return nil, err
-		}
-		n.Recovered = path
-		keks = append(keks, recovery)
-	}
-	return keks, nil
+	return n.withRecovery(key)
 }
 
-// pad is the key of a store in memory: a one-time pad for its root key, which it wraps once.
-type pad [32]byte
-
-func newPad(random io.Reader) (*pad, error) {
-	p := new(pad)
-	_, err := io.ReadFull(random, p[:])
-	return p, err
-}
-
-func (p *pad) Name() string { return "memory" }
-
-// Wrap is the bitwise sum of root and pad.
-func (p *pad) Wrap(root []byte) ([]byte, error) {
-	if len(root) != len(p) {
-		return nil, fmt.Errorf("node: a root key has %d bytes, not %d", len(p), len(root))
+// withRecovery adds the recovery file, if the configuration has one, to what unseals a new store.
+func (n *Node) withRecovery(first seal.Forgetter) ([]seal.Forgetter, error) {
+	passphrase := n.o.Recovery.Passphrase
+	if passphrase.Empty() {
+		return []seal.Forgetter{first}, nil
 	}
-	sum := make([]byte, len(p))
-	for i := range sum {
-		sum[i] = root[i] ^ p[i]
+	path := n.recoveryFile()
+	obtain := func() (*seal.Recovery, error) { return seal.CreateRecovery(path, passphrase, n.o.Random) }
+	if exists(path) {
+		obtain = func() (*seal.Recovery, error) { return seal.OpenRecovery(path, passphrase) }
 	}
-	return sum, nil
+	recovery, err := obtain()
+	if err != nil {
+		return nil, err
+	}
+	n.Recovered = path
+	return []seal.Forgetter{first, recovery}, nil
 }
-
-// Unwrap is the same sum.
-func (p *pad) Unwrap(wrapped []byte) ([]byte, error) { return p.Wrap(wrapped) }
 
 // cluster is the store's own identity, the same on each of its nodes.
 type cluster struct{ id, name string }
@@ -405,17 +513,16 @@ func (cluster) rows(name string, random io.Reader) ([]store.Put, error) {
 	if _, err := io.ReadFull(random, id[:]); err != nil {
 		return nil, err
 	}
-	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
-	text := fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	text := uuid(id)
 	if name == "" {
-		name = "lessor-cluster-" + hex.EncodeToString(id[:4])
+		name = "lessor-cluster-" + text[:8]
 	}
 	return []store.Put{{Key: clusterID, Value: []byte(text)}, {Key: clusterName, Value: []byte(name)}}, nil
 }
 
 // identify reads the store's identity. A name in the configuration wins.
-func (n *Node) identify() (c cluster, err error) {
-	view, err := n.db.View()
+func (l *life) identify() (c cluster, err error) {
+	view, err := l.db.View()
 	if err != nil {
 		return c, err
 	}
@@ -426,8 +533,8 @@ func (n *Node) identify() (c cluster, err error) {
 	}
 	name, err := view.Get(clusterName)
 	c = cluster{id: string(id.Value), name: string(name.Value)}
-	if n.config.ClusterName != "" {
-		c.name = n.config.ClusterName
+	if l.n.config.ClusterName != "" {
+		c.name = l.n.config.ClusterName
 	}
 	return c, err
 }

@@ -371,3 +371,23 @@ func syncDir(dir string) error {
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
+
+// MemoryName is the name in the store of the KEK of a store that ends with its process.
+const MemoryName = "memory"
+
+// Key is a KEK that is kept nowhere but in memory.
+type Key struct{ keyKEK }
+
+// NewKey makes a Key from random, named name.
+func NewKey(name string, random io.Reader) (*Key, error) {
+	k := &Key{keyKEK{name: name, where: "the unseal key"}}
+	if _, err := io.ReadFull(random, k.key[:]); err != nil {
+		return nil, fmt.Errorf("seal: no randomness: %w", err)
+	}
+	return k, nil
+}
+
+// Text is the key in base64, as a Quorum takes it.
+func (k *keyKEK) Text() lessor.Secret {
+	return lessor.NewSecret(base64.StdEncoding.EncodeToString(k.key[:]))
+}

@@ -59,7 +59,8 @@ const slots = 64 * 32
 // ring is what Forget lets go.
 type ring struct {
 	mu      sync.Mutex // guards the keys
-	keys    []byte     // root key, then the keyring: the only place of key bytes; nil when forgotten
+	keys    []byte     // root key, then the keyring: the only place of key bytes, of allocate; nil when forgotten
+	loose   error      // why the keys are not in locked memory; nil: they are
 	current atomic.Uint32
 	derived [slots]atomic.Pointer[derived]
 	hashes  [purposes]sync.Pool // of *prf
@@ -81,12 +82,27 @@ type term struct {
 }
 
 func newRing(root, encoded []byte) *ring {
-	r := &ring{keys: append(slices.Clip(slices.Clone(root)), encoded...)}
+	r := &ring{}
+	r.keep(root, encoded)
 	r.current.Store(lastTerm(encoded).id)
 	for p := range r.hashes {
 		r.hashes[p].New = func() any { return r.newPRF(purpose(p)) }
 	}
 	return r
+}
+
+// keep takes the keys over, into memory that is not swapped out, and lets go those that it had.
+func (r *ring) keep(root, encoded []byte) {
+	keys, err := allocate(len(root) + len(encoded))
+	copy(keys[copy(keys, root):], encoded)
+	release(r.keys)
+	r.keys, r.loose = keys, err
+}
+
+// Loose is why the keys could be swapped out or dumped, an operating system's error; nil: they cannot.
+func (k *Keyring) Loose() (err error) {
+	_ = k.locked(func(r *ring) error { err = r.loose; return nil })
+	return err
 }
 
 func (r *ring) root() []byte    { return r.keys[:keySize] }
@@ -167,7 +183,7 @@ func (k *Keyring) Forget() {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.keys)
+	release(r.keys)
 	r.keys = nil
 }
 

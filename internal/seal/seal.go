@@ -1,8 +1,8 @@
 // Package seal keeps what the store must not know. It encrypts each row to its place, authenticates the chain, and
 // hashes what is only ever compared; it opens a secret for a policy.Grant and for nothing else.
 //
-// The keys form three layers. A KEK (a key file, a recovery file; each alone suffices) wraps the root key; the root key
-// wraps the keyring; the keyring holds one key for each purpose and, for rows, one key for each term. Only the last
+// The keys form three layers. A KEK (a key file, a recovery file, a key in shares; each alone suffices) wraps the root key;
+// the root key wraps the keyring; the keyring holds one key for each purpose and, for rows, one key for each term. Only the last
 // layer ever meets data.
 //
 // Everything is sealed by XAES-256-GCM (c2sp.org/XAES-256-GCM): the first half of a 24-byte nonce derives the key, the
@@ -38,6 +38,8 @@ var (
 	ErrNewer         = errors.New("written by a newer lessor")
 	ErrMissing       = errors.New("key missing")
 	ErrWrongKey      = errors.New("wrong key")
+	ErrNoKey         = errors.New("this is no key")
+	ErrForeign       = errors.New("this unseal key does not belong to this store")
 	ErrDamaged       = errors.New("damaged, or altered by someone")
 	ErrForgotten     = errors.New("seal: the keys were forgotten")
 )

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -334,11 +335,14 @@ func TestRotate(t *testing.T) {
 	key := store.Key{Table: store.Engine, Name: store.MountKey(1, uuid(1), "x")}
 	old := c.Seal(nil, key, 5, []byte("old"))
 
-	if k.Due(epoch.Add(89*24*time.Hour), 1<<32-1) {
+	if k.Due(DefaultRotation, epoch.Add(89*24*time.Hour), MaxCommits-1) {
 		t.Error("due too early")
 	}
-	if !k.Due(epoch.Add(90*24*time.Hour), 5) || !k.Due(epoch, 1<<32) {
+	if !k.Due(DefaultRotation, epoch.Add(90*24*time.Hour), 5) || !k.Due(DefaultRotation, epoch, MaxCommits) {
 		t.Error("not due")
+	}
+	if k.Due(Rotation{Disabled: true, Commits: 1}, epoch.Add(time.Hour), 5) || k.Due(Rotation{Commits: 10}, epoch.Add(9000*time.Hour), 5) {
+		t.Error("due against what was said")
 	}
 	later := epoch.Add(90 * 24 * time.Hour)
 	put, err := k.Rotate(chance(20), later, 1000)
@@ -351,10 +355,10 @@ func TestRotate(t *testing.T) {
 	if err := k.Adopt(put.Value); err != nil {
 		t.Fatal(err)
 	}
-	if id, born := k.Term(); id != 2 || !born.Equal(later) {
-		t.Errorf("term %d born %s", id, born)
+	if now := k.Term(); now.ID != 2 || !now.Born.Equal(later) || now.Since != 1000 {
+		t.Errorf("term %+v", now)
 	}
-	if k.Due(later, 1<<32+999) || !k.Due(later, 1<<32+1000) {
+	if k.Due(DefaultRotation, later, MaxCommits+999) || !k.Due(DefaultRotation, later, MaxCommits+1000) {
 		t.Error("due at the wrong position")
 	}
 	sealed := c.Seal(nil, key, 7, []byte("new"))
@@ -444,9 +448,13 @@ func TestForget(t *testing.T) {
 	bytesOfKeys := k.ring.Load().keys
 	k.Forget()
 	k.Forget()
-	if !bytes.Equal(bytesOfKeys, make([]byte, len(bytesOfKeys))) {
-		t.Error("keys are still in memory")
-	}
+	func() { // zeroed, or not even mapped any more
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() { _ = recover() }()
+		if !bytes.Equal(bytesOfKeys, make([]byte, len(bytesOfKeys))) {
+			t.Error("keys are still in memory")
+		}
+	}()
 	if _, err := c.Open(nil, key, 1, sealed); !errors.Is(err, ErrForgotten) {
 		t.Errorf("Open: %v", err)
 	}

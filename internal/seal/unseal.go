@@ -2,6 +2,8 @@ package seal
 
 import (
 	"bytes"
+	"crypto/subtle"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"slices"
@@ -65,46 +67,120 @@ func Init(random io.Reader, now time.Time, keks ...KEK) (*Keyring, []store.Put, 
 	return k, puts, nil
 }
 
+// KeyringKey is the row that keeps the keyring, wrapped.
+var KeyringKey = metaKey(keyringRow)
+
 func metaKey(name string) store.Key { return store.Key{Table: store.Meta, Name: name} }
+
+// Locks are what a store says of itself while it is sealed: whether it was ever initialised, and what unseals it.
+type Locks struct {
+	rows     map[string][]byte
+	versions map[string]uint64
+}
+
+// ReadLocks reads store.Meta, which a View of a sealed store shows.
+func ReadLocks(view store.View) (Locks, error) {
+	l := Locks{map[string][]byte{}, map[string]uint64{}}
+	for row, err := range view.Scan(store.Meta, "", "") {
+		if err != nil {
+			return Locks{}, err
+		}
+		l.rows[row.Name], l.versions[row.Name] = row.Value, row.Version
+	}
+	return l, nil
+}
+
+// NewLocks are those that rows would make which are not in the store yet.
+func NewLocks(rows ...store.Put) Locks {
+	l := Locks{rows: map[string][]byte{}}
+	for _, p := range rows {
+		l.rows[p.Name] = p.Value
+	}
+	return l
+}
+
+// Lock is one KEK as the store knows it.
+type Lock struct {
+	Name              string
+	ID                string // of its key, in hex; empty if the row does not tell
+	Threshold, Shares int    // how many keys of how many unseal; 1 of 1 but for a Shamir
+	Version           uint64 // commit that made it
+}
+
+// List is what unseals the store, by name. A row that makes no sense is listed without an ID.
+func (l Locks) List() []Lock {
+	var all []Lock
+	for row, value := range l.rows {
+		name, ok := strings.CutPrefix(row, kekRows)
+		if !ok {
+			continue
+		}
+		lock := Lock{Name: name, Threshold: 1, Shares: 1, Version: l.versions[row]}
+		if len(value) > idSize {
+			lock.ID = hex.EncodeToString(value[1 : 1+idSize])
+		}
+		if t, err := parseTerms(value); name == ShamirName && err == nil {
+			lock.Threshold, lock.Shares = t.threshold, t.shares
+		}
+		all = append(all, lock)
+	}
+	slices.SortFunc(all, func(a, b Lock) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Find is the Lock of a name.
+func (l Locks) Find(name string) (Lock, bool) {
+	all := l.List()
+	i := slices.IndexFunc(all, func(k Lock) bool { return k.Name == name })
+	if i < 0 {
+		return Lock{}, false
+	}
+	return all[i], true
+}
+
+// Initialised reports whether there is anything to unseal.
+func (l Locks) Initialised() bool { return len(l.rows) > 0 }
+
+// KEKKey is the key of the row by which the KEK of that name unseals the store.
+func KEKKey(name string) store.Key { return metaKey(kekRows + name) }
+
+// whole is the KEK of a whole key, if the store knows one with that key.
+func (l Locks) whole(key []byte) (Forgetter, error) {
+	id := keyID(key)
+	for row, value := range l.rows {
+		name, ok := strings.CutPrefix(row, kekRows)
+		if ok && name != ShamirName && len(value) > idSize && value[0] == kekFormat && bytes.Equal(value[1:1+idSize], id[:]) {
+			return &keyKEK{name, "the key that was given", [keySize]byte(key)}, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: the store is unsealed by: %s", ErrForeign, kekNames(l.rows))
+}
+
+// Forgetter is a KEK that has its key in memory.
+type Forgetter interface {
+	KEK
+	// Forget zeroes the key; the KEK wraps and unwraps no more.
+	Forget()
+}
 
 // Unseal opens the keyring of a store with one of its KEKs. It reads store.Meta only, which a View of a sealed store shows.
 // The error is one of ErrUninitialised, ErrNewer, ErrMissing (the store knows no such KEK), ErrWrongKey or ErrDamaged, or the
 // KEK's or the store's own.
 func Unseal(view store.View, kek KEK) (*Keyring, error) {
-	meta := map[string][]byte{}
-	for row, err := range view.Scan(store.Meta, "", "") {
-		if err != nil {
-			return nil, fmt.Errorf("refusing to start: %w", err)
-		}
-		meta[row.Name] = row.Value
+	l, err := ReadLocks(view)
+	if err != nil {
+		return nil, fmt.Errorf("refusing to start: %w", err)
 	}
-	return unseal(meta, kek)
+	return unseal(l.rows, kek)
 }
 
 func unseal(meta map[string][]byte, kek KEK) (*Keyring, error) {
-	wrapped, ok := meta[keyringRow]
-	if !ok && len(meta) == 0 {
-		return nil, fmt.Errorf("refusing to start: %w", ErrUninitialised)
-	}
-	if err := checkSchema(meta[schemaRow]); err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("refusing to start: the store has data but no keyring (%w): restore it from a backup", ErrDamaged)
-	}
-	wrappedRoot, ok := meta[kekRows+kek.Name()]
-	if !ok {
-		return nil, fmt.Errorf("refusing to start: %w: the store cannot be unsealed by %q, but by: %s", ErrMissing, kek.Name(), kekNames(meta))
-	}
-	root, err := kek.Unwrap(wrappedRoot)
+	root, err := unwrapRoot(meta, kek)
 	if err != nil {
 		return nil, fmt.Errorf("refusing to start: %w", err)
 	}
 	defer clear(root)
-	if len(root) != keySize {
-		return nil, fmt.Errorf("refusing to start: the root key under %q is %w: use another key, or restore the store from a backup", kek.Name(), ErrDamaged)
-	}
-	encoded, err := openRing(root, wrapped)
+	encoded, err := openRing(root, meta[keyringRow])
 	if err != nil {
 		return nil, fmt.Errorf("refusing to start: %w", err)
 	}
@@ -114,13 +190,59 @@ func unseal(meta map[string][]byte, kek KEK) (*Keyring, error) {
 	return k, nil
 }
 
+// unwrapRoot is the root key, by one of the KEKs.
+func unwrapRoot(meta map[string][]byte, kek KEK) ([]byte, error) {
+	if len(meta) == 0 {
+		return nil, ErrUninitialised
+	}
+	if err := checkSchema(meta[schemaRow]); err != nil {
+		return nil, err
+	}
+	if meta[keyringRow] == nil {
+		return nil, fmt.Errorf("the store has data but no keyring (%w): restore it from a backup", ErrDamaged)
+	}
+	wrapped, ok := meta[kekRows+kek.Name()]
+	if !ok {
+		return nil, fmt.Errorf("%w: the store cannot be unsealed by %q, but by: %s", ErrMissing, kek.Name(), kekNames(meta))
+	}
+	root, err := kek.Unwrap(wrapped)
+	if err == nil && len(root) != keySize {
+		clear(root)
+		return nil, fmt.Errorf("the root key under %q is %w: use another key, or restore the store from a backup", kek.Name(), ErrDamaged)
+	}
+	return root, err
+}
+
+// Try says whether kek unseals the store: nil, or the error of Unseal.
+func (l Locks) Try(kek KEK) error {
+	root, err := unwrapRoot(l.rows, kek)
+	clear(root)
+	return err
+}
+
+// Prove says whether kek unseals the store that the Keyring is of: nil, or the error of Unseal. So people show, of a store
+// that is unsealed, that they could have done it.
+func (k *Keyring) Prove(l Locks, kek KEK) error {
+	root, err := unwrapRoot(l.rows, kek)
+	if err != nil {
+		return err
+	}
+	defer clear(root)
+	return k.locked(func(r *ring) error {
+		if subtle.ConstantTimeCompare(root, r.root()) != 1 {
+			return fmt.Errorf("the root key under %q is %w", kek.Name(), ErrDamaged)
+		}
+		return nil
+	})
+}
+
 func checkSchema(row []byte) error {
 	schema, err := strconv.ParseUint(string(row), 10, 32)
 	switch {
 	case err != nil:
-		return fmt.Errorf("refusing to start: the store's schema version is %w: restore it from a backup", ErrDamaged)
+		return fmt.Errorf("the store's schema version is %w: restore it from a backup", ErrDamaged)
 	case schema > Schema:
-		return fmt.Errorf("refusing to start: the store was %w (schema %d, this one knows %d): upgrade lessor", ErrNewer, schema, Schema)
+		return fmt.Errorf("the store was %w (schema %d, this one knows %d): upgrade lessor", ErrNewer, schema, Schema)
 	}
 	return nil
 }
@@ -167,31 +289,43 @@ func (k *Keyring) WrapRoot(kek KEK) (store.Put, error) {
 	return store.Put{Key: metaKey(kekRows + kek.Name()), Value: wrapped}, nil
 }
 
-// Terms end after that much time or that many commits, whichever comes first.
+// Rotation says when terms end by themselves.
+type Rotation struct {
+	Disabled bool
+	Interval time.Duration // 0: not by time
+	Commits  uint64
+}
+
+// DefaultRotation is that of a store for which nobody said otherwise.
+var DefaultRotation = Rotation{Interval: 90 * 24 * time.Hour, Commits: MaxCommits}
+
+// MinCommits and MaxCommits bound Rotation.Commits, as Vault bounds its max_operations.
 const (
-	termAge     = 90 * 24 * time.Hour
-	termCommits = 1 << 32
+	MinCommits = 1_000_000
+	MaxCommits = 3_865_470_566
 )
 
 // Due says whether it is time to Rotate, with the store at position.
-func (k *Keyring) Due(now time.Time, position uint64) bool {
-	var due bool
-	_ = k.locked(func(r *ring) error {
-		t := lastTerm(r.encoded())
-		due = now.Sub(t.born) >= termAge || position >= t.since+termCommits
-		return nil
-	})
-	return due
+func (k *Keyring) Due(rotation Rotation, now time.Time, position uint64) bool {
+	t := k.Term()
+	return !rotation.Disabled && (rotation.Interval > 0 && now.Sub(t.Born) >= rotation.Interval || position >= t.Since+rotation.Commits)
 }
 
-// Term is the number of the current term, from 1, and when it began.
-func (k *Keyring) Term() (id uint32, born time.Time) {
+// Term is the time in which one key seals rows.
+type Term struct {
+	ID    uint32 // from 1
+	Born  time.Time
+	Since uint64 // position of the store when it began
+}
+
+// Term is the current one; the zero Term after Forget.
+func (k *Keyring) Term() (t Term) {
 	_ = k.locked(func(r *ring) error {
-		t := lastTerm(r.encoded())
-		id, born = t.id, t.born
+		last := lastTerm(r.encoded())
+		t = Term{last.id, last.born, last.since}
 		return nil
 	})
-	return id, born
+	return t
 }
 
 // Rotate begins a new term: the put adds its key to the keyring's row, beside all earlier ones. The new key is used only
@@ -226,9 +360,7 @@ func (k *Keyring) Adopt(row []byte) error {
 		if !bytes.HasPrefix(encoded, r.encoded()) {
 			return fmt.Errorf("the store's keyring lacks keys that it had: it was set back to an older state, or altered")
 		}
-		keys := append(slices.Clip(slices.Clone(r.root())), encoded...)
-		clear(r.keys)
-		r.keys = keys
+		r.keep(r.root(), encoded)
 		r.current.Store(lastTerm(encoded).id)
 		return nil
 	})

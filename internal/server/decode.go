@@ -59,6 +59,9 @@ func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string
 		return nil, false, &api.Error{Kind: api.Unsupported, Text: "method not allowed"}
 	}
 	body := op.Verb == lessor.Update || op.Verb == lessor.Patch
+	if op.Verb == lessor.Delete && r.ContentLength > 0 && strings.HasPrefix(path, "sys/rekey") {
+		body = true // clients that cancel a rekey send its nonce so
+	}
 	if !body {
 		if help, err = readQuery(op, r.URL.RawQuery); err != nil {
 			return nil, false, err

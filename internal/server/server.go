@@ -2,7 +2,8 @@
 // and writes what the Gate answers; it decides nothing and keeps no state but whether it is draining.
 //
 // The walk of one request: Handler.ServeHTTP → decode (path, headers, body) → Gate.Handle → answer. Only the four
-// questions that have no secret in their answer (sys/health, sys/seal-status, sys/leader, sys/init) are answered here.
+// questions that have no secret in their answer (sys/health, sys/seal-status, sys/leader, sys/init) are answered here. What
+// changes the seal without a token (sys/unseal, sys/rekey, …) is the Gate's like all else.
 package server
 
 import (
@@ -45,7 +46,11 @@ type Status struct {
 	Reported    string // the version that Vault's clients compare with, "1.20.0"
 	Version     string // lessor's own
 	Storage     string // "pebble", "mem", "postgresql"
-	Seal        string // "keyfile", …
+	Seal        string // "keyfile", "shamir"
+	Threshold   int    // keys that unseal
+	Shares      int    // keys that were made
+	Progress    int    // different keys given so far to a node that is sealed
+	Nonce       string // of that attempt
 }
 
 // Options are what a Handler works with. Gate is required.
@@ -126,7 +131,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if draining {
 		header["Connection"] = closing
 	}
-	if answer := public(path); answer != nil {
+	if answer := public(r.Method, path); answer != nil {
 		answer(h, w, r)
 		return
 	}
@@ -156,6 +161,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, op, err)
 	case answer.Raw != nil:
 		h.stream(w, r, op, answer)
+	case op.Path == "sys/unseal":
+		h.sendStatus(w)
 	default:
 		write(w, answer, id)
 	}

@@ -93,6 +93,7 @@ func TestDecode(t *testing.T) {
 		{"not list by query", "GET", "/v1/secret/metadata?list=false", "", nil, op{lessor.Read, "secret/metadata", nil}},
 		{"slash at the end of a read", "GET", "/v1/secret/data/app/", "", nil, op{lessor.Read, "secret/data/app", nil}},
 		{"query", "GET", "/v1/secret/data/app?version=2&x=1&x=2", "", nil, op{lessor.Read, "secret/data/app", map[string]any{"version": "2", "x": []any{"1", "2"}}}},
+		{"delete with a body", "DELETE", "/v1/sys/rekey/init", `{"nonce":"x"}`, nil, op{lessor.Delete, "sys/rekey/init", map[string]any{"nonce": "x"}}},
 		{"delete with query", "DELETE", "/v1/a/b?list=true", "", nil, op{lessor.Delete, "a/b", map[string]any{"list": "true"}}},
 		{"post", "POST", "/v1/a/b", `{"n":1}`, nil, op{lessor.Update, "a/b", map[string]any{"n": n("1")}}},
 		{"put", "PUT", "/v1/a/b", `{"n":1}`, nil, op{lessor.Update, "a/b", map[string]any{"n": n("1")}}},
@@ -411,8 +412,12 @@ func TestPublic(t *testing.T) {
 			t.Errorf("DELETE %s: %d", c.path, w.Code)
 		}
 	}
-	if w := ask(h, "PUT", "/v1/sys/init", "{}"); w.Code != 400 || w.Body.String() != `{"errors":["Vault is already initialized"]}` {
+	if w := ask(answering(nil, &api.Error{Kind: api.Invalid, Text: "Vault is already initialized"}, nil), "PUT", "/v1/sys/init", "{}"); w.Code != 400 ||
+		w.Body.String() != `{"errors":["Vault is already initialized"]}` {
 		t.Errorf("PUT sys/init: %d %s", w.Code, w.Body)
+	}
+	if w := ask(answering(&lessor.Answer{Bare: true}, nil, nil), "PUT", "/v1/sys/unseal", `{"key":"x"}`); w.Code != 200 || !strings.HasPrefix(w.Body.String(), `{"type":"keyfile",`) {
+		t.Errorf("PUT sys/unseal: %d %s", w.Code, w.Body)
 	}
 
 	sealed, fresh := running, running

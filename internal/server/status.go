@@ -9,8 +9,8 @@ import (
 	"github.com/lessor-dev/lessor/api"
 )
 
-// public returns what answers a path to anybody, unaudited, in Vault's shapes; nil if the path goes through the Gate.
-func public(path string) func(*Handler, http.ResponseWriter, *http.Request) {
+// public returns what answers a path to anybody, unaudited, in Vault's shapes; nil if the request goes through the Gate.
+func public(method, path string) func(*Handler, http.ResponseWriter, *http.Request) {
 	switch path {
 	case "sys/health":
 		return (*Handler).health
@@ -19,7 +19,9 @@ func public(path string) func(*Handler, http.ResponseWriter, *http.Request) {
 	case "sys/leader":
 		return (*Handler).leader
 	case "sys/init":
-		return (*Handler).initialized
+		if method != http.MethodPut && method != http.MethodPost {
+			return (*Handler).initialized
+		}
 	}
 	return nil
 }
@@ -115,9 +117,15 @@ func (h *Handler) sealStatus(w http.ResponseWriter, r *http.Request) {
 	if !asks(w, r) {
 		return
 	}
+	h.sendStatus(w)
+}
+
+// sendStatus answers sys/seal-status, and sys/unseal when it went well.
+func (h *Handler) sendStatus(w http.ResponseWriter) {
 	s := h.gate.Status()
 	sendJSON(w, http.StatusOK, sealAnswer{
 		Type: s.Seal, Initialized: s.Initialized, Sealed: s.Sealed, Version: s.Reported,
+		Threshold: s.Threshold, Shares: s.Shares, Progress: s.Progress, Nonce: s.Nonce,
 		ClusterName: s.ClusterName, ClusterID: s.ClusterID, StorageType: s.Storage, LessorVersion: s.Version,
 	})
 }
@@ -144,16 +152,12 @@ func (h *Handler) leader(w http.ResponseWriter, r *http.Request) {
 	sendJSON(w, http.StatusOK, leaderAnswer{})
 }
 
-// initialized answers whether the store is; lessor initialises itself, so there is nothing to write.
+// initialized answers whether the store is.
 func (h *Handler) initialized(w http.ResponseWriter, r *http.Request) {
-	s := h.gate.Status()
-	if s.Initialized && (r.Method == http.MethodPut || r.Method == http.MethodPost) {
-		h.refuse(w, &api.Error{Kind: api.Invalid, Text: "Vault is already initialized"})
-		return
-	}
 	if !asks(w, r) {
 		return
 	}
+	s := h.gate.Status()
 	sendJSON(w, http.StatusOK, struct {
 		Initialized bool `json:"initialized"`
 	}{s.Initialized})

@@ -104,6 +104,27 @@ func open(b Backend, o Options, restoring bool) (*DB, error) {
 	return db, nil
 }
 
+// Refresh looks again at what others may have written to the backend while the store is sealed. Once it is unsealed, it does nothing.
+func (db *DB) Refresh() error {
+	db.unsealing.Lock()
+	defer db.unsealing.Unlock()
+	s, err := db.latest()
+	if err != nil {
+		return err
+	}
+	open := s.cipher != nil
+	s.release()
+	if open {
+		return nil
+	}
+	if s, err = db.load(); err != nil {
+		return err
+	}
+	db.clock.resume(s.head.Time)
+	db.replace(s)
+	return nil
+}
+
 // load reads the latest state of the backend.
 func (db *DB) load() (*state, error) {
 	snap, err := db.b.Snapshot()
@@ -499,6 +520,17 @@ func (db *DB) Outcome(batch string) (Receipt, bool, error) {
 		return Receipt{}, false, err
 	}
 	return Receipt{h.Seq, h.Time}, true, nil
+}
+
+// Committed is the time of a commit.
+func (db *DB) Committed(seq uint64) (time.Time, error) {
+	s, err := db.latest()
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer s.release()
+	h, err := s.header(seq)
+	return h.Time, err
 }
 
 // header reads the header of one commit.

@@ -17,6 +17,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/lockout"
 	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -34,6 +35,8 @@ type Backend struct {
 	Exporters    *exporter.Exporters                          // nil: devices are configuration only
 	Metrics      func(ctx context.Context, w io.Writer) error // Prometheus's text format
 	Info         func() map[string]any                        // answer of sys/lessor/info
+	Keys         *seal.Keyring
+	Seal         Seal
 }
 
 type ops = map[lessor.Verb]engine.Handler
@@ -45,7 +48,7 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
-		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.ownRoutes(),
+		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.ownRoutes(),
 		b.lockedUserRoutes(),
 	} {
 		routes = append(routes, part...)
