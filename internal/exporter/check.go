@@ -121,7 +121,11 @@ func (c *checker) line(line []byte) error {
 	if int(at.index) >= len(commit.Records) {
 		return mismatched("commit %d has no record %d", at.sequence, at.index)
 	}
-	if !same(e, c.w.entry(commit, &commit.Records[at.index])) {
+	told, err := c.w.parse(c.w.append(nil, commit, &commit.Records[at.index]))
+	if err != nil {
+		return err
+	}
+	if !same(e, told) {
 		return mismatched("it is not what record %d of commit %d says", at.index, at.sequence)
 	}
 	return nil

@@ -100,42 +100,42 @@ func Find(v store.View, path string) (*Device, error) {
 }
 
 // Enable adds to txn a new device, told from commit from on. It refuses, with an error of kind Invalid, options that make no sense and
-// a path or file that another device has. unknown are options that mean nothing here.
-func Enable(v store.View, txn *store.Txn, d *Device, random io.Reader) (unknown []string, err error) {
+// a path or file that another device has.
+func Enable(v store.View, txn *store.Txn, d *Device, random io.Reader) error {
 	if d.Path = strings.Trim(d.Path, "/") + "/"; d.Path == "/" {
-		return nil, wrong("backend path must be specified")
+		return wrong("backend path must be specified")
 	}
 	if len(d.Path) > engine.LongestPath {
-		return nil, wrong("the path of an audit device has at most %d bytes", engine.LongestPath)
+		return wrong("the path of an audit device has at most %d bytes", engine.LongestPath)
 	}
 	s, err := parse(d.Type, d.Options)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	all, err := Load(v)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, other := range all {
 		if strings.HasPrefix(other.Path, d.Path) || strings.HasPrefix(d.Path, other.Path) {
-			return nil, wrong("path already in use")
+			return wrong("path already in use")
 		}
 		if theirs, err := parse(other.Type, other.Options); err == nil && s.real() && theirs.file == s.file {
-			return nil, wrong("file_path already in use")
+			return wrong("file_path already in use")
 		}
 	}
 	var id [4]byte
 	if _, err := io.ReadFull(random, id[:]); err != nil {
-		return nil, err
+		return err
 	}
 	d.UUID = hex.EncodeToString(id[:])
 	b, err := encoding.Marshal(d)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Config, Position: v.Position()}) // nobody took the path, or one around it
 	txn.Put(store.Config, d.key().Name, b)
-	return s.unknown, nil
+	return nil
 }
 
 // Disable removes a device and its cursor.
@@ -146,6 +146,11 @@ func Disable(txn *store.Txn, d *Device) {
 
 func wrong(format string, args ...any) error {
 	return api.Errorf(api.Invalid, format+": invalid configuration", args...)
+}
+
+// unusable is the error of options that no device can be made of, as Vault words it.
+func unusable(format string, args ...any) error {
+	return api.Errorf(api.Invalid, "unable to create new audit backend: "+format, args...)
 }
 
 // settings are a device's options, parsed.
@@ -184,8 +189,6 @@ func parse(kind string, options map[string]string) (*settings, error) {
 	s := &settings{accessors: true, mode: 0o600, network: "tcp", writeTimeout: 2 * time.Second, facility: slices.Index(facilities, "AUTH"), tag: "vault"}
 	switch kind {
 	case File, Socket, Syslog:
-	case "":
-		return nil, wrong("missing type: an audit device is of type %s, %s or %s", File, Socket, Syslog)
 	default:
 		return nil, wrong("unknown backend type: %q", kind)
 	}
@@ -196,9 +199,9 @@ func parse(kind string, options map[string]string) (*settings, error) {
 	}
 	switch {
 	case kind == File && s.file == "":
-		return nil, wrong("%q is required", "file_path")
+		return nil, unusable("%q is required: invalid configuration", "file_path")
 	case kind == Socket && s.address == "":
-		return nil, wrong("%q is required", "address")
+		return nil, unusable("%q is required: invalid configuration", "address")
 	}
 	return s, nil
 }
@@ -208,26 +211,26 @@ func (s *settings) set(kind, name, value string) (err error) {
 	yes := func() bool {
 		b, bad := strconv.ParseBool(value)
 		if bad != nil {
-			err = wrong("unable to parse %q", name)
+			err = unusable("unable to parse %q: invalid configuration", name)
 		}
 		return b
 	}
 	switch name {
 	case "format":
 		if value != "json" {
-			return wrong("unsupported %q: lines are json here", name)
+			return unusable("unsupported %q: lines are json here: invalid configuration", name)
 		}
 		return nil
 	case "log_raw":
 		if yes() {
-			return wrong("%q is not supported: no value is in lessor's audit trail, so none can be shown", name)
+			return unusable("%q is not supported: no value is in lessor's audit trail, so none can be shown: invalid configuration", name)
 		}
 		return err
 	case "filter", "exclude", "fallback":
-		return wrong("%q is not supported: every device is told every record, whole", name)
+		return unusable("%q is not supported: every device is told every record, whole: invalid configuration", name)
 	case "prefix":
 		if s.prefix = value; len(value) > 64 || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' }) {
-			return wrong("%q has at most 64 printable ASCII characters", name)
+			return unusable("%q has at most 64 printable ASCII characters: invalid configuration", name)
 		}
 		return nil
 	case "hmac_accessor":
@@ -242,7 +245,7 @@ func (s *settings) set(kind, name, value string) (err error) {
 	case "from":
 		if s.since = value; value != "now" && value != "beginning" && value != "" {
 			if _, bad := time.Parse(time.RFC3339Nano, value); bad != nil {
-				return wrong("%q is now, beginning, or a time of the form 2006-01-02T15:04:05Z", name)
+				return unusable("%q is now, beginning, or a time of the form 2006-01-02T15:04:05Z: invalid configuration", name)
 			}
 		}
 		return nil
@@ -258,23 +261,23 @@ func (s *settings) set(kind, name, value string) (err error) {
 		switch s.network = value; value {
 		case "tcp", "udp", "unix":
 		default:
-			return wrong("%q is tcp, udp or unix", name)
+			return unusable("%q is tcp, udp or unix: invalid configuration", name)
 		}
 	case "socket write_timeout":
 		d, ok := engine.ParseDuration(value)
 		if !ok || d < 10*time.Millisecond || d > time.Hour {
-			return wrong("%q is a duration such as 2s", name)
+			return unusable("%q is a duration such as 2s: invalid configuration", name)
 		}
 		s.writeTimeout = d
 	case "syslog socket_path":
 		s.address = value
 	case "syslog facility":
 		if s.facility = slices.Index(facilities, strings.ToUpper(strings.TrimSpace(value))); s.facility < 0 {
-			return wrong("%q is a facility of syslog, such as AUTH or LOCAL7", name)
+			return unusable("%q is a facility of syslog, such as AUTH or LOCAL7: invalid configuration", name)
 		}
 	case "syslog tag":
 		if s.tag = value; value == "" || len(value) > 32 || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("[]:", r) }) {
-			return wrong("%q has 1 to 32 printable ASCII characters without blanks, brackets and colons", name)
+			return unusable("%q has 1 to 32 printable ASCII characters without blanks, brackets and colons: invalid configuration", name)
 		}
 	default:
 		s.unknown = append(s.unknown, name)
@@ -285,17 +288,17 @@ func (s *settings) set(kind, name, value string) (err error) {
 func (s *settings) setFile(value string) (err error) {
 	switch {
 	case value == "":
-		return wrong("file path is required")
+		return unusable("file path is required: invalid configuration")
 	case strings.EqualFold(value, stdout):
 		s.file = stdout
 	case strings.EqualFold(value, discard), value == os.DevNull:
 		s.file = discard
 	default:
 		if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' }) {
-			return wrong("the file's name has a control character")
+			return unusable("the file's name has a control character: invalid configuration")
 		}
 		if s.file, err = filepath.Abs(value); err != nil {
-			return wrong("the file's name cannot be resolved")
+			return unusable("the file's name cannot be resolved: invalid configuration")
 		}
 	}
 	return nil
@@ -308,15 +311,24 @@ func (s *settings) setMode(value string) error {
 	m, err := strconv.ParseUint(value, 8, 32)
 	switch {
 	case err != nil || m > 0o777:
-		return wrong("invalid mode: %s", value)
+		return unusable("invalid mode: %s", value)
 	case m&0o111 != 0:
-		return wrong("file mode may not be executable: %s", value)
+		return unusable("file mode may not be executable: %s", value)
 	case m == 0:
 		s.keepMode = true
 	default:
 		s.mode = os.FileMode(m)
 	}
 	return nil
+}
+
+// Ignored names the device's options that mean nothing here.
+func (d *Device) Ignored() []string {
+	s, err := parse(d.Type, d.Options)
+	if err != nil {
+		return nil
+	}
+	return s.unknown
 }
 
 // Untested reports whether the device is enabled without trying it.

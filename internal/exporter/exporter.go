@@ -224,7 +224,7 @@ func (x *Exporters) Enabled(ctx context.Context, d *Device) error {
 	if undo := x.withdraw(context.WithoutCancel(ctx), d); undo != nil {
 		return undo
 	}
-	return api.Errorf(api.Invalid, "the audit device was not enabled: %v; skip_test=true enables one that cannot be reached yet", err)
+	return api.Errorf(api.Invalid, "audit backend failed test message: %v; skip_test=true enables one that cannot be reached yet", err)
 }
 
 // withdraw disables a device that could not be opened.

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -121,8 +122,7 @@ func (w *world) enable(path, kind string, options map[string]string) (*Device, e
 	d := &Device{Path: path, Type: kind, Options: options}
 	_, err := w.db.Update(w.Context(), func(v store.View, txn *store.Txn) error {
 		d.From = v.Position() + 1
-		_, err := Enable(v, txn, d, rand.Reader)
-		return err
+		return Enable(v, txn, d, rand.Reader)
 	})
 	if err != nil {
 		return nil, err
@@ -305,7 +305,7 @@ func TestFromTheBeginning(t *testing.T) {
 	w.act(2000)
 	path := t.TempDir() + "/audit.log"
 	d := &Device{Path: "f", Type: File, Options: map[string]string{"file_path": path}, From: 1}
-	_, err := w.db.Update(t.Context(), func(v store.View, txn *store.Txn) error { _, err := Enable(v, txn, d, rand.Reader); return err })
+	_, err := w.db.Update(t.Context(), func(v store.View, txn *store.Txn) error { return Enable(v, txn, d, rand.Reader) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -744,7 +744,7 @@ func TestEnable(t *testing.T) {
 		want       string
 	}{
 		{"", File, nil, "backend path must be specified"},
-		{"x", "", nil, "missing type"},
+		{"x", "", nil, `unknown backend type: ""`},
 		{"x", "carrier pigeon", nil, `unknown backend type: "carrier pigeon"`},
 		{"x", File, nil, `"file_path" is required`},
 		{"x", File, map[string]string{"file_path": dir + "/x", "mode": "0700"}, "may not be executable"},
@@ -759,9 +759,9 @@ func TestEnable(t *testing.T) {
 		{"file/sub", File, map[string]string{"file_path": dir + "/x"}, "path already in use"},
 		{"x", Socket, nil, `"address" is required`},
 		{"x", Socket, map[string]string{"address": "a:1", "socket_type": "sctp"}, "socket_type"},
-		{"x", Socket, map[string]string{"address": dir + "/nobody", "socket_type": "unix"}, "was not enabled"},
+		{"x", Socket, map[string]string{"address": dir + "/nobody", "socket_type": "unix"}, "failed test message"},
 		{"x", Syslog, map[string]string{"facility": "MOON"}, "facility"},
-		{"x", Syslog, map[string]string{"socket_path": dir + "/nobody"}, "was not enabled"},
+		{"x", Syslog, map[string]string{"socket_path": dir + "/nobody"}, "failed test message"},
 	} {
 		if _, err := w.enable(c.path, c.kind, c.options); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q %s %v: %v, want %q", c.path, c.kind, c.options, err, c.want)
@@ -774,7 +774,7 @@ func TestEnable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	if _, err := Enable(v, txn, d, rand.Reader); err != nil || !d.Untested() {
+	if err := Enable(v, txn, d, rand.Reader); err != nil || !d.Untested() {
 		t.Errorf("skip_test: %v", err)
 	}
 }
@@ -827,6 +827,105 @@ func TestLineGivesAShellNothing(t *testing.T) {
 		t.Errorf("path: %s", e.Request.Path)
 	}
 }
+
+// TestLine: a line tells everything that a record has, in fields that are read back.
+func TestLine(t *testing.T) {
+	n := 0
+	var fill func(v reflect.Value)
+	fill = func(v reflect.Value) {
+		n++
+		switch v.Kind() {
+		case reflect.Struct:
+			if v.Type() == reflect.TypeFor[time.Time]() {
+				v.Set(reflect.ValueOf(time.Unix(int64(n), 5000)))
+				return
+			}
+			for i := range v.NumField() {
+				fill(v.Field(i))
+			}
+		case reflect.Slice:
+			v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+			for i := range v.Len() {
+				fill(v.Index(i))
+			}
+		case reflect.String:
+			v.SetString(fmt.Sprintf("text %d \"$(<\n\x00é\u2028", n))
+		case reflect.Bool:
+			v.SetBool(true)
+		case reflect.Uint8, reflect.Uint32, reflect.Uint64:
+			v.SetUint(uint64(n % 256))
+		}
+	}
+	w := begin(t)
+	d := &Device{UUID: "0a1b2c3d", Path: "d/", Type: File, Options: map[string]string{"file_path": "discard", "prefix": "p$"}}
+	set, err := parse(d.Type, d.Options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wr := &writer{device: d, set: set, keys: w.keys}
+	var at audit.At
+	fill(reflect.ValueOf(&at).Elem())
+	c := &store.Commit{Header: audit.Header{Incarnation: 7, Count: 9}, Hash: audit.Hash{1, 2, 3}}
+	text := wr.append([]byte("before\n"), c, &at)
+	line, ok := bytes.CutPrefix(text, []byte("before\np$"))
+	if !ok || !json.Valid(line) || line[len(line)-1] != '\n' || bytes.Count(line, []byte("\n")) != 1 || bytes.Contains(line, []byte("$")) {
+		t.Fatalf("no line: %q", text)
+	}
+	reader := json.NewDecoder(bytes.NewReader(line))
+	reader.DisallowUnknownFields()
+	var e entry
+	if err := reader.Decode(&e); err != nil {
+		t.Fatal(err)
+	}
+	var set0 func(name string, v reflect.Value)
+	set0 = func(name string, v reflect.Value) {
+		switch v.Kind() {
+		case reflect.Struct:
+			for i := range v.NumField() {
+				set0(name+"."+v.Type().Field(i).Name, v.Field(i))
+			}
+		case reflect.Pointer:
+			if v.IsNil() {
+				t.Errorf("%s is not told", name)
+				return
+			}
+			set0(name, v.Elem())
+		default:
+			if v.IsZero() && !strings.Contains(name, ".Mount") && name != ".Lessor.Cut" {
+				t.Errorf("%s is not told", name)
+			}
+		}
+	}
+	set0("", reflect.ValueOf(e))
+	if e.Lessor.Note != at.Note || e.Request.Path != at.Path || e.Lessor.Index != at.Index || len(e.Request.Headers) != 2 || len(e.Lessor.Secrets) != 2 {
+		t.Errorf("told: %+v\nrecord: %+v", e, at)
+	}
+	if short := wr.shorten(text[len("before\n"):]); !bytes.HasPrefix(short, []byte("p$")) || len(short) > 2048 {
+		t.Errorf("short: %s", short)
+	}
+}
+
+func BenchmarkLine(b *testing.B) {
+	set, err := parse(File, map[string]string{"file_path": "discard"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := &writer{device: &Device{UUID: "0a1b2c3d", Path: "d/"}, set: set, keys: fixed{}}
+	at := &audit.At{Seq: 12345, Record: audit.Record{
+		Request: "78539e12-a8f5-4f81-ab71-5b610814a41f", Operation: "update", Path: "secret/data/app", Phase: audit.Done, Granted: true, Entity: "entity",
+		Name: "approle-billing", Accessor: "accessor", Policy: "billing", Rule: `path "secret/data/*"`, Client: "10.0.0.1",
+	}}
+	c := &store.Commit{Header: audit.Header{Incarnation: 1, Count: 9}}
+	b.ReportAllocs()
+	var buf []byte
+	for b.Loop() {
+		buf = w.append(buf[:0], c, at)
+	}
+}
+
+type fixed struct{}
+
+func (fixed) Fingerprint(string, string, []byte) []byte { return make([]byte, 16) }
 
 func TestKinds(t *testing.T) {
 	for err, want := range map[error]string{

@@ -259,7 +259,7 @@ func (t *telling) add(c *store.Commit, i int) {
 		return
 	}
 	from := len(t.buf)
-	t.buf = t.w.append(t.buf, t.w.entry(c, r))
+	t.buf = t.w.append(t.buf, c, r)
 	t.lines++
 	if torn := t.have.torn; torn != nil {
 		t.have.torn = nil

@@ -4,15 +4,17 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// entry is a record as a line tells it: what Vault's audit entries have, as far as lessor has the fact, and in "lessor" the rest.
+// entry is a record as a line tells it, read back: what Vault's audit entries have, as far as lessor has the fact, and in "lessor" the rest.
 // There is one entry for an act, of type "response"; an act on a target has a "request" before it is touched, and a
 // "response" once it answered.
 type entry struct {
@@ -158,60 +160,218 @@ func (w *writer) accessor(s string) string {
 	return h
 }
 
-// entry makes the entry of a record of a commit.
-func (w *writer) entry(c *store.Commit, r *audit.At) *entry {
-	e := &entry{
-		Time: r.Time.UTC().Format(time.RFC3339Nano), Type: "response",
-		Request: request{
-			ID: r.Request, Operation: r.Operation, Path: r.Path, Namespace: namespace{"root"}, Accessor: w.accessor(r.Accessor), RemoteAddress: r.Client,
-		},
-		Error: failure(r.ErrorKind),
-		Lessor: extra{
-			Device: w.device.UUID, Incarnation: c.Incarnation, Sequence: r.Seq, Index: r.Index, Count: c.Count, Header: hex.EncodeToString(c.Hash[:]),
-			Committed: r.Commit.UTC().Format(time.RFC3339Nano), Node: r.Node, Phase: string(r.Phase), Allowed: r.Granted, Rule: r.Rule, Policy: r.Policy,
-			PolicyVersion: r.PolicyVersion, ErrorKind: r.ErrorKind, Alias: r.Alias, Role: r.Role, Groups: r.Groups, Instance: r.Instance, System: r.System,
-			Cause: r.Cause, Approvals: r.Approvals, Lease: r.Lease, Owner: r.Owner, Note: r.Note, Acts: r.Count, Tombstone: r.Tombstone,
-		},
+// append appends the line of a record of a commit. It writes what entry reads.
+func (w *writer) append(b []byte, c *store.Commit, r *audit.At) []byte {
+	start := len(b)
+	b = append(b, w.set.prefix...)
+	l := line{append(b, '{')}
+	begun := r.Phase == audit.Begun
+	kind := "response"
+	if begun {
+		kind = "request"
 	}
-	for _, s := range r.Secrets {
-		e.Lessor.Secrets = append(e.Lessor.Secrets, shown{s.Path, s.Version, hex.EncodeToString(s.Fingerprint), s.How})
-	}
-	for _, h := range r.Headers {
-		if e.Request.Headers == nil {
-			e.Request.Headers = map[string][]string{}
+	l.moment("time", r.Time)
+	l.text("type", kind)
+	accessor := w.accessor(r.Accessor)
+	if r.Accessor != "" || r.Name != "" || r.Entity != "" {
+		l.open("auth")
+		l.text("accessor", accessor)
+		l.text("display_name", r.Name)
+		l.text("entity_id", r.Entity)
+		l.open("policy_results")
+		l.truth("allowed", r.Granted)
+		if r.Granted && r.Policy != "" {
+			l.name("granting_policies")
+			l.b = append(l.b, "[{"...)
+			l.text("name", r.Policy)
+			l.text("namespace_id", rootNamespace)
+			l.text("type", "acl")
+			l.b = append(l.b, "}]"...)
 		}
+		l.close()
+		l.close()
+	}
+	var at *mount.Entry
+	if w.mounts != nil {
+		if at, _ = w.mounts.Route(r.Path); at != nil && at.Created.After(r.Time) {
+			at = nil
+		}
+	}
+	l.open("request")
+	l.text("id", r.Request)
+	l.name("operation")
+	l.b = lessor.AppendString(l.b, r.Operation)
+	l.text("path", r.Path)
+	l.open("namespace")
+	l.text("id", rootNamespace)
+	l.close()
+	l.mount(at)
+	l.text("client_token_accessor", accessor)
+	l.text("remote_address", r.Client)
+	w.headers(&l, r.Headers)
+	l.close()
+	if !begun {
+		l.open("response")
+		l.mount(at)
+		if r.Lease != "" {
+			l.open("secret")
+			l.text("lease_id", r.Lease)
+			l.close()
+		}
+		l.close()
+	}
+	l.text("error", failure(r.ErrorKind))
+	w.own(&l, c, r)
+	l.b = append(l.b, "}\n"...)
+	return harmless(l.b, start+len(w.set.prefix))
+}
+
+// rootNamespace is the id of the root namespace, as Vault has it.
+const rootNamespace = "root"
+
+// headers adds the request's headers.
+func (w *writer) headers(l *line, all []audit.Heading) {
+	if len(all) == 0 {
+		return
+	}
+	l.open("headers")
+	for _, h := range all {
 		value := h.Value
 		if h.Digest != nil {
 			value = w.device.rehash(w.keys, h.Digest)
 		}
-		e.Request.Headers[h.Name] = []string{value}
-	}
-	if r.Accessor != "" || r.Name != "" || r.Entity != "" {
-		e.Auth = &auth{Accessor: e.Request.Accessor, DisplayName: r.Name, EntityID: r.Entity, Results: &results{Allowed: r.Granted}}
-		if r.Granted && r.Policy != "" {
-			e.Auth.Results.Granting = []granting{{r.Policy, "root", "acl"}}
+		if l.b[len(l.b)-1] != '{' {
+			l.b = append(l.b, ',')
 		}
+		l.b = append(lessor.AppendString(l.b, h.Name), ":["...) // the one name that a client chose
+		l.b = append(lessor.AppendString(l.b, value), ']')
 	}
-	w.place(e, r)
-	return e
+	l.close()
 }
 
-// place adds what was mounted at the entry's path, and tells a request from a response.
-func (w *writer) place(e *entry, r *audit.At) {
-	q := &e.Request
-	if w.mounts != nil {
-		if m, _ := w.mounts.Route(r.Path); m != nil && !m.Created.After(r.Time) {
-			q.MountPoint, q.MountType, q.MountAccessor, q.MountClass = m.Path, m.Type, m.Accessor, string(m.Class)
+// own adds what only lessor tells.
+func (w *writer) own(l *line, c *store.Commit, r *audit.At) {
+	l.open("lessor")
+	l.text("device", w.device.UUID)
+	l.number("incarnation", c.Incarnation)
+	l.number("sequence", r.Seq)
+	l.number("index", uint64(r.Index))
+	l.number("count", uint64(c.Count))
+	l.hex("header", c.Hash[:])
+	l.moment("committed", r.Commit)
+	l.text("node", r.Node)
+	l.text("phase", string(r.Phase))
+	l.truth("allowed", r.Granted)
+	l.text("rule", r.Rule)
+	l.text("policy", r.Policy)
+	l.count("policy_version", r.PolicyVersion)
+	l.text("error_kind", r.ErrorKind)
+	l.text("alias", r.Alias)
+	l.text("role", r.Role)
+	l.texts("groups", r.Groups)
+	l.text("instance", r.Instance)
+	l.text("system", r.System)
+	l.text("cause", r.Cause)
+	l.texts("approvals", r.Approvals)
+	l.text("lease_id", r.Lease)
+	l.text("owner", r.Owner)
+	l.text("note", r.Note)
+	l.count("acts", r.Count)
+	l.text("tombstone", r.Tombstone)
+	if len(r.Secrets) > 0 {
+		l.name("secrets")
+		l.b = append(l.b, '[')
+		for i, s := range r.Secrets {
+			if i > 0 {
+				l.b = append(l.b, ',')
+			}
+			l.b = append(l.b, '{')
+			l.text("path", s.Path)
+			l.count("version", s.Version)
+			l.hex("fingerprint", s.Fingerprint)
+			l.text("how", s.How)
+			l.b = append(l.b, '}')
 		}
+		l.b = append(l.b, ']')
 	}
-	if r.Phase == audit.Begun {
-		e.Type = "request"
+	l.close()
+}
+
+// line is a JSON object under construction. What is empty is left out, but for truths and numbers; encoding/json would take four times as
+// long, and the committer shares the machine.
+type line struct{ b []byte }
+
+func (l *line) name(name string) {
+	if l.b[len(l.b)-1] != '{' {
+		l.b = append(l.b, ',')
+	}
+	l.b = append(append(append(l.b, '"'), name...), "\":"...)
+}
+
+func (l *line) open(name string) { l.name(name); l.b = append(l.b, '{') }
+func (l *line) close()           { l.b = append(l.b, '}') }
+
+func (l *line) text(name, s string) {
+	if s != "" {
+		l.name(name)
+		l.b = lessor.AppendString(l.b, s)
+	}
+}
+
+func (l *line) texts(name string, all []string) {
+	if len(all) == 0 {
 		return
 	}
-	e.Response = &response{MountPoint: q.MountPoint, MountType: q.MountType, MountAccessor: q.MountAccessor, MountClass: q.MountClass}
-	if r.Lease != "" {
-		e.Response.Secret = &leased{r.Lease}
+	l.name(name)
+	l.b = append(l.b, '[')
+	for i, s := range all {
+		if i > 0 {
+			l.b = append(l.b, ',')
+		}
+		l.b = lessor.AppendString(l.b, s)
 	}
+	l.b = append(l.b, ']')
+}
+
+func (l *line) number(name string, n uint64) { l.name(name); l.b = strconv.AppendUint(l.b, n, 10) }
+func (l *line) truth(name string, t bool)    { l.name(name); l.b = strconv.AppendBool(l.b, t) }
+
+func (l *line) count(name string, n uint64) {
+	if n != 0 {
+		l.number(name, n)
+	}
+}
+
+func (l *line) hex(name string, b []byte) {
+	if len(b) > 0 {
+		l.name(name)
+		l.b = append(hex.AppendEncode(append(l.b, '"'), b), '"')
+	}
+}
+
+func (l *line) moment(name string, t time.Time) {
+	l.name(name)
+	l.b = append(t.UTC().AppendFormat(append(l.b, '"'), time.RFC3339Nano), '"')
+}
+
+func (l *line) mount(m *mount.Entry) {
+	if m != nil {
+		l.text("mount_point", m.Path)
+		l.text("mount_type", m.Type)
+		l.text("mount_accessor", m.Accessor)
+		l.text("mount_class", string(m.Class))
+	}
+}
+
+// harmless escapes, in the JSON from an offset on, what a shell would act upon; it stands in strings only. A line that lands where a shell reads
+// it must not make the shell do anything.
+func harmless(b []byte, from int) []byte {
+	j := b[from:]
+	if !bytes.ContainsAny(j, "$`") {
+		return b
+	}
+	j = bytes.ReplaceAll(bytes.ReplaceAll(j, []byte("$"), []byte(`\u0024`)), []byte("`"), []byte(`\u0060`))
+	return append(b[:from], j...)
 }
 
 // failure is the text for a kind of error.
@@ -221,20 +381,6 @@ func failure(kind string) string {
 		return "permission denied"
 	}
 	return strings.ReplaceAll(kind, "_", " ")
-}
-
-// append appends the entry's line.
-func (w *writer) append(b []byte, e *entry) []byte {
-	j, err := json.Marshal(e)
-	if err != nil {
-		panic("exporter: an entry cannot be said in JSON: " + err.Error()) // there is no such entry
-	}
-	b = append(b, w.set.prefix...)
-	if bytes.ContainsAny(j, "$`") {
-		// Within JSON both stand in strings only. A line that lands where a shell reads it must not make the shell do anything.
-		j = bytes.ReplaceAll(bytes.ReplaceAll(j, []byte("$"), []byte(`\u0024`)), []byte("`"), []byte(`\u0060`))
-	}
-	return append(append(b, j...), '\n')
 }
 
 // shorten is a line, without its end, in at most some 2 KiB, for where it does not fit as it is.
@@ -261,10 +407,14 @@ func (w *writer) shorten(line []byte) []byte {
 		e.Auth.Results = nil
 		cut(&e.Auth.DisplayName)
 	}
-	return bytes.TrimSuffix(w.append(nil, e), []byte("\n"))
+	j, err := json.Marshal(e)
+	if err != nil {
+		return nil
+	}
+	return harmless(append([]byte(w.set.prefix), j...), len(w.set.prefix))
 }
 
-// parse reads a line that append wrote.
+// parse reads a line that append or shorten wrote.
 func (w *writer) parse(line []byte) (*entry, error) {
 	e := &entry{}
 	err := json.Unmarshal(bytes.TrimPrefix(bytes.TrimRight(line, "\r\n"), []byte(w.set.prefix)), e)

@@ -93,6 +93,9 @@ func appendArray[T any](b []byte, a []T) []byte {
 	return append(b, ']')
 }
 
+// AppendString appends s as a JSON string.
+func AppendString(b []byte, s string) []byte { return appendString(b, s) }
+
 const hexDigits = "0123456789abcdef"
 
 // appendString writes s as RFC 8259 asks for; invalid UTF-8 becomes U+FFFD, as encoding/json does.

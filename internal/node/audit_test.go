@@ -88,13 +88,13 @@ func TestAuditDevices(t *testing.T) {
 		method, path, body string
 		want               string
 	}{
-		{400, "PUT", "sys/audit/file", `{"type":"file","options":{"file_path":"/tmp/x"}}`, "path already in use"},
+		{400, "PUT", "sys/audit/file", `{"type":"file","options":{"file_path":"/tmp/x"}}`, "path already in use: invalid configuration"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + file + `"}}`, "file_path already in use"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + p.data() + `/x"}}`, "lessor's own"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + p.key() + config.AnchorSuffix + `"}}`, "lessor's own"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"` + r.TokenFile + `"}}`, "lessor's own"},
 		{400, "PUT", "sys/audit/other", `{"type":"file","options":{"file_path":"/tmp/x","prefix":"x"}}`, "audit prefixing is not enabled in configuration"},
-		{400, "PUT", "sys/audit/other", `{"type":"socket","options":{"address":"` + p.dir + `/none","socket_type":"unix"}}`, "was not enabled"},
+		{400, "PUT", "sys/audit/other", `{"type":"socket","options":{"address":"` + p.dir + `/none","socket_type":"unix"}}`, "audit backend failed test message"},
 		{400, "PUT", "sys/audit-hash/none", `{"input":"x"}`, `unknown audit backend \"none/\"`},
 		{400, "PUT", "sys/audit-hash/file", `{}`, `the \"input\" parameter is empty`},
 		{204, "DELETE", "sys/audit/none", "", ""},

@@ -77,56 +77,32 @@ func (s *state) headers(seq uint64, n int) (hs []audit.Header, err error) {
 	return hs, nil
 }
 
+// tailChunk is how many records Tail reads from one View, or a few more.
+const tailChunk = 256
+
 // Tail yields the audit records of all commits from sequence from on, in order, and waits for more until ctx ends; what was
 // pruned is passed over. It ends as Watch does.
 func (db *DB) Tail(ctx context.Context, from uint64) iter.Seq2[audit.At, error] {
 	return func(yield func(audit.At, error) bool) {
-		for h, err := range db.Watch(ctx, from) {
-			var records []audit.At
-			if err == nil && h.Count > 0 {
-				records, err = db.recordsOf(&h)
+		seq := max(from, 1)
+		for {
+			err := db.Await(ctx, seq)
+			var commits []Commit
+			if err == nil {
+				commits, err = db.Commits(seq, tailChunk)
 			}
 			if err != nil {
 				yield(audit.At{}, err)
 				return
 			}
-			for _, r := range records {
-				if !yield(r, nil) {
-					return
+			for i := range commits {
+				for _, r := range commits[i].Records {
+					if !yield(r, nil) {
+						return
+					}
 				}
+				seq = commits[i].Seq + 1
 			}
 		}
 	}
-}
-
-// recordsOf reads the records of one commit; none if they were pruned.
-func (db *DB) recordsOf(h *audit.Header) ([]audit.At, error) {
-	s, err := db.latest()
-	if err != nil {
-		return nil, err
-	}
-	defer s.release()
-	if s.cipher == nil {
-		return nil, ErrSealed
-	}
-	records := make([]audit.At, 0, h.Count)
-	prefix := dayKey(day(h.Time)) + Uint64Key(h.Seq)
-	for e, err := range s.snap.Scan(Range{Records, prefix, PrefixEnd(prefix)}, false) {
-		if err != nil {
-			return nil, err
-		}
-		row, err := s.row(e.Key, e.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		at, err := decodeAt(row)
-		if err != nil {
-			return nil, err
-		}
-		records = append(records, at)
-	}
-	if len(records) != int(h.Count) && len(records) > 0 {
-		return nil, &Damage{Key{Records, prefix}, "records of this commit are missing"}
-	}
-	return records, nil
 }

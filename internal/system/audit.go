@@ -59,7 +59,7 @@ func (b *Backend) deviceStatus(d *exporter.Device) map[string]any {
 	s := b.Exporters.Status(d)
 	return map[string]any{
 		"device": d.UUID, "from_sequence": d.From, "state": s.State, "sequence": s.Seq, "lag_commits": s.Behind, "lag_records": s.Lag, "records": s.Told,
-		"pruned_records": s.Lost, "error_kind": s.Kind, "error": s.Error, "failing_since": stamp(s.Failing),
+		"pruned_records": s.Lost, "error_kind": s.Kind, "error": s.Error, "failing_since": stamp(s.Failing), "ignored_options": d.Ignored(),
 	}
 }
 
@@ -83,12 +83,8 @@ func (b *Backend) enableDevice(_ context.Context, r *engine.Request) (*engine.Re
 		return nil, api.Errorf(api.Invalid, "audit prefixing is not enabled in configuration, audit prefixing may not be configured for file sinks")
 	}
 	reply := &engine.Reply{}
-	unknown, err := exporter.Enable(r.View, &reply.Txn, d, r.Random)
-	if err != nil {
+	if err := exporter.Enable(r.View, &reply.Txn, d, r.Random); err != nil {
 		return nil, err
-	}
-	if len(unknown) > 0 {
-		reply.Warnings = append(reply.Warnings, engine.Ignored(unknown))
 	}
 	reply.Note = "to " + d.Where()
 	if b.Exporters == nil {

@@ -75,6 +75,7 @@ func TestUses(t *testing.T) {
 	t.Run("wrapping", testWrapping)
 	t.Run("token watcher", testTokenWatcher)
 	t.Run("database", testDatabase)
+	t.Run("audit devices", testAudit)
 	t.Run("errors", testErrors)
 }
 
@@ -434,6 +435,34 @@ func testDatabase(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Error("revoke-prefix left the role")
+}
+
+func testAudit(t *testing.T) {
+	c := connect(t)
+	file := t.TempDir() + "/audit.log"
+	check(t, c.Sys().EnableAuditWithOptions("to-file", &api.EnableAuditOptions{Type: "file", Description: "d", Options: map[string]string{"file_path": file}}))
+	all := must[map[string]*api.Audit](t)(c.Sys().ListAudit())
+	if a := all["to-file/"]; len(all) != 1 || a == nil || a.Type != "file" || a.Path != "to-file/" || a.Description != "d" || a.Options["file_path"] != file || a.Local {
+		t.Errorf("list: %+v", all)
+	}
+	if err := c.Sys().EnableAuditWithOptions("to-file", &api.EnableAuditOptions{Type: "file", Options: map[string]string{"file_path": file + "2"}}); status(err) != http.StatusBadRequest ||
+		!strings.Contains(err.Error(), "path already in use") {
+		t.Errorf("enabled twice: %v", err)
+	}
+	self := must[*api.Secret](t)(c.Auth().Token().LookupSelf())
+	hash := must[string](t)(c.Sys().AuditHash("to-file", self.Data["accessor"].(string)))
+	if !strings.HasPrefix(hash, "hmac-sha256:") {
+		t.Errorf("hash: %s", hash)
+	}
+	check(t, c.Sys().DisableAudit("to-file"))
+	text := string(must[[]byte](t)(os.ReadFile(file)))
+	if n := strings.Count(text, hash); n == 0 || strings.Contains(text, server.Root) || !strings.Contains(text, `"path":"auth/token/lookup-self"`) {
+		t.Errorf("the accessor's hash is %d times in: %s", n, text)
+	}
+	if all := must[map[string]*api.Audit](t)(c.Sys().ListAudit()); len(all) != 0 {
+		t.Errorf("disabled: %+v", all)
+	}
+	check(t, c.Sys().DisableAudit("to-file"))
 }
 
 func testErrors(t *testing.T) {
