@@ -19,7 +19,8 @@ quickstart: servers build ## the main job, narrated; KEEP=1 leaves it running
 servers: ## installs PostgreSQL on Debian where it is missing; elsewhere says what to install
 	@scripts/servers
 
-test: servers build ## everything: vet, unit and system tests, real clients
+test: servers build ## everything: vet, unit and system tests, real clients (which take Node.js)
+	@scripts/servers tests
 	scripts/check
 	$(GO) test ./...
 	cd test/clients && $(GO) test ./...
