@@ -35,6 +35,10 @@ func TestFromEnvironment(t *testing.T) {
 		"skip verify":  {map[string]string{"LESSOR_SKIP_VERIFY": "1"}, func(c Config) bool { return c.TLS.SkipVerify }},
 		"no skip":      {map[string]string{"VAULT_SKIP_VERIFY": "true", "LESSOR_SKIP_VERIFY": "false"}, func(c Config) bool { return !c.TLS.SkipVerify }},
 		"times":        {map[string]string{"VAULT_CLIENT_TIMEOUT": "5", "VAULT_WRAP_TTL": "2m"}, func(c Config) bool { return c.Timeout == 5*time.Second && c.WrapTTL == 2*time.Minute }},
+		"agent":        {map[string]string{"VAULT_ADDR": "https://v", "VAULT_AGENT_ADDR": "http://a"}, func(c Config) bool { return c.Address == "http://a" }},
+		"factors":      {map[string]string{"VAULT_MFA": "a:1,b"}, func(c Config) bool { return len(c.MFA) == 2 && c.MFA[1] == "b" }},
+		"proxy":        {map[string]string{"VAULT_HTTP_PROXY": "http://p"}, func(c Config) bool { return c.Proxy == "http://p" }},
+		"no redirects": {map[string]string{"VAULT_DISABLE_REDIRECTS": "true"}, func(c Config) bool { return c.NoRedirects }},
 		"retries":      {map[string]string{"VAULT_MAX_RETRIES": "0"}, func(c Config) bool { return c.MaxRetries == 0 }},
 		"who and what": {map[string]string{"VAULT_NAMESPACE": "n", "LESSOR_INSTANCE": "i", "VAULT_TLS_SERVER_NAME": "s"}, func(c Config) bool { return c.Namespace == "n" && c.Instance == "i" && c.TLS.ServerName == "s" }},
 	} {
@@ -44,7 +48,7 @@ func TestFromEnvironment(t *testing.T) {
 		}
 	}
 	for name, value := range map[string]string{
-		"VAULT_SKIP_VERIFY": "perhaps", "LESSOR_MAX_RETRIES": "-1", "VAULT_MAX_RETRIES": "x", "VAULT_CLIENT_TIMEOUT": "soon", "VAULT_WRAP_TTL": "-5s",
+		"VAULT_SKIP_VERIFY": "perhaps", "LESSOR_DISABLE_REDIRECTS": "2", "LESSOR_MAX_RETRIES": "-1", "VAULT_MAX_RETRIES": "x", "VAULT_CLIENT_TIMEOUT": "soon", "VAULT_WRAP_TTL": "-5s",
 	} {
 		_, err := FromEnvironment(variables(map[string]string{name: value}))
 		if err == nil || err.Error()[:len(name)] != name {

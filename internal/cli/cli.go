@@ -103,7 +103,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return session.Usage(cmd, "there is no command %q%s", args[0], suggestion(cmd, args[0]))
+			return session.Unknown(cmd, "there is no command %q%s", args[0], suggestion(cmd, args[0]))
 		},
 	}
 	root.SetVersionTemplate(operator.VersionText(commands.Version) + "\n")
@@ -135,7 +135,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 	add("leases", account.Lease(a), account.Holders(a), account.Exposures(a), account.Owner(a), account.Revoke(a), account.Audit(a))
 	add("access", access.Login(a), access.Tokens(a), access.Policy(a), secret.Auth(a), access.Print(a))
 	add("server", operator.Status(a), operator.Operator(a, commands), secret.Plugin(a), operator.Version(a, commands.Version), operator.VersionHistory(a), completion(a, root))
-	root.AddCommand(namespace())
+	root.AddCommand(elsewhere()...)
 	if commands.Server != nil {
 		add("server", operator.Serve(a, commands))
 	}
@@ -202,7 +202,7 @@ func completeGroups(command *cobra.Command) {
 				if len(args) == 0 {
 					return cmd.Help()
 				}
-				return session.Usage(cmd, "there is no command %q%s", cmd.Name()+" "+args[0], suggestion(cmd, args[0]))
+				return session.Unknown(cmd, "there is no command %q%s", cmd.Name()+" "+args[0], suggestion(cmd, args[0]))
 			}
 		}
 	}
@@ -217,8 +217,21 @@ func suggestion(cmd *cobra.Command, typed string) string {
 	return "; did you mean " + strings.Join(similar, " or ") + "?"
 }
 
-// namespace answers Vault's commands about namespaces.
-func namespace() *cobra.Command {
-	return session.Refusal("namespace", "Refused: there is one namespace",
-		"this server has one namespace, its root; set mounts and policies for each tenant apart (lessor secrets enable -path=TENANT/...)")
+// elsewhere are commands of Vault's that lessor does not have, and what to do instead.
+func elsewhere() (commands []*cobra.Command) {
+	for _, c := range [][2]string{
+		{"agent", "lessor has no agent: let the program ask the server itself, or run consul-template beside it"},
+		{"debug", "the server's log, its metrics (sys/metrics) and lessor status tell what it does"},
+		{"events", "what happens is shown as it happens by: lessor audit tail"},
+		{"monitor", "read the server's log; what was done through it is shown by: lessor audit tail"},
+		{"namespace", "this server has one namespace, its root; keep tenants apart by mounts and policies (lessor secrets enable -path=TENANT/...)"},
+		{"pki", "there is no such engine; what there is: lessor plugin list"},
+		{"proxy", "lessor has no proxy: let the program ask the server itself"},
+		{"ssh", "there is no such engine; what there is: lessor plugin list"},
+		{"transform", "there is no such engine; what there is: lessor plugin list"},
+		{"transit", "there is no such engine; what there is: lessor plugin list"},
+	} {
+		commands = append(commands, session.Refusal(c[0], c[1]))
+	}
+	return commands
 }

@@ -4,6 +4,7 @@ package access
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -204,6 +205,9 @@ func loginByMethod(a *session.Session, cmd *cobra.Command, c *client.Client, met
 	if path == "" {
 		path = method
 	}
+	if a.CanAsk() && a.ForPeople() && typed(args, "password", "secret_id") {
+		a.Complain("What is typed here can be seen by others and stays in your shell's history: leave it out to be asked for it, or give key=- or key=@file.")
+	}
 	target := "auth/" + session.CleanPath(path) + "/login"
 	switch method {
 	case "userpass", "ldap", "radius", "okta":
@@ -228,4 +232,12 @@ func loginByMethod(a *session.Session, cmd *cobra.Command, c *client.Client, met
 		}
 	}
 	return c.Write(cmd.Context(), target, data)
+}
+
+// typed reports whether one of keys has its value in args themselves.
+func typed(args []string, keys ...string) bool {
+	return slices.ContainsFunc(args, func(arg string) bool {
+		key, value, _ := strings.Cut(arg, "=")
+		return slices.Contains(keys, key) && value != "-" && !strings.HasPrefix(value, "@")
+	})
 }

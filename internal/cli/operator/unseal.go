@@ -410,7 +410,8 @@ const seals = "sys/lessor/seal"
 
 // operatorMigrateSeal changes what unseals the server, while it runs.
 func operatorMigrateSeal(a *session.Session) *cobra.Command {
-	show := a.Remote("list", "List what can unseal the server", "", 0, 0, func(cmd *cobra.Command, _ []string) error {
+	show := a.Remote("list", "List what can unseal the server", `
+Each alone can. What is configured is what the server uses at its next start.`, 0, 0, func(cmd *cobra.Command, _ []string) error {
 		c, err := a.Connect()
 		if err != nil {
 			return err
@@ -419,7 +420,36 @@ func operatorMigrateSeal(a *session.Session) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.PrintAnswer(answer, "")
+		if answer.WrapInfo != nil {
+			return a.PrintAnswer(answer, "")
+		}
+		var found struct {
+			Locks []struct {
+				Name       string    `json:"name"`
+				ID         string    `json:"id"`
+				Added      time.Time `json:"added"`
+				Shares     int       `json:"shares"`
+				Threshold  int       `json:"threshold"`
+				Configured bool      `json:"configured"`
+			} `json:"locks"`
+		}
+		if err := answer.Decode(&found); err != nil {
+			return err
+		}
+		a.Warn(answer)
+		return a.Print(answer.Data["locks"], func() error {
+			var rows []session.Row
+			for _, l := range found.Locks {
+				shares := "-"
+				if l.Shares > 0 {
+					shares = fmt.Sprintf("%d of %d", l.Threshold, l.Shares)
+				}
+				rows = append(rows, session.Row{
+					session.PrintableLine(l.Name), session.PrintableLine(session.Dash(l.ID)), shares, session.Moment(l.Added), fmt.Sprint(l.Configured),
+				})
+			}
+			return a.Table(session.Row{"Kind", "Key", "Shares", "Added", "Configured"}, rows)
+		})
 	})
 	kinds := cobra.FixedCompletions([]string{"keyfile", "recovery", "shamir"}, cobra.ShellCompDirectiveNoFileComp)
 	var keys pgpKeys

@@ -12,11 +12,13 @@ import (
 
 const catalog = "sys/plugins/catalog"
 
+const builtIn = "lessor loads no foreign code: its engines, auth methods and databases are built in (lessor plugin list)"
+
 // Plugin is the group plugin.
 func Plugin(a *session.Session) *cobra.Command {
 	return session.Group("plugin", "List what the server has built in: engines, auth methods, databases", `
 lessor loads no foreign code: what is there is part of the program.`,
-		pluginList(a), pluginInfo(a), pluginReload(a), builtIn("register"), builtIn("deregister"))
+		pluginList(a), pluginInfo(a), pluginReload(a), session.Refusal("register", builtIn), session.Refusal("deregister", builtIn), session.Refusal("runtime", builtIn))
 }
 
 func pluginList(a *session.Session) *cobra.Command {
@@ -162,9 +164,4 @@ func pluginReload(a *session.Session) *cobra.Command {
 	f.StringVar(&kind, "type", "", "`type` of -plugin: auth, secret or database")
 	f.StringVar(&scope, "scope", "", "`global`: on all servers")
 	return command
-}
-
-// builtIn answers commands of Vault's that would load or forget foreign code.
-func builtIn(verb string) *cobra.Command {
-	return session.Refusal(verb, "Refused: lessor loads no foreign code", "lessor loads no foreign code: its engines, auth methods and databases are built in (lessor plugin list)")
 }

@@ -17,9 +17,12 @@ import (
 	"github.com/lessor-dev/lessor/client"
 )
 
+// Codes that the program ends with; 0 is success.
 const (
 	ExitLocal  = 1 // something is wrong on this side
 	ExitRemote = 2 // the server refused, or cannot be reached
+
+	exitUnknown = 127 // there is no such command, as shells say it
 )
 
 // ExitCode is an error that ends the program with this code and without a word: the command has said all.
@@ -32,6 +35,7 @@ type usageError struct {
 	command string
 	text    string
 	data    bool // what was typed may have been meant as data
+	unknown bool // there is no such command
 }
 
 func (e *usageError) Error() string { return e.command + ": " + e.text }
@@ -41,6 +45,11 @@ func Usage(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{command: cmd.CommandPath(), text: fmt.Sprintf(format, args...)}
 }
 
+// Unknown is the error of a command that does not exist. Its exit code is a shell's.
+func Unknown(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{command: cmd.CommandPath(), text: fmt.Sprintf(format, args...), unknown: true}
+}
+
 // FlagError is a flag that cannot be read. Flags may stand behind arguments, too: data that looks like one needs a word.
 func FlagError(cmd *cobra.Command, err error) error {
 	return &usageError{command: cmd.CommandPath(), text: err.Error(), data: strings.Contains(cmd.Use, "key=value") && strings.HasPrefix(err.Error(), "unknown")}
@@ -48,6 +57,9 @@ func FlagError(cmd *cobra.Command, err error) error {
 
 // CodeOf is the exit code that err ends the program with.
 func CodeOf(err error) int {
+	if typed, ok := errors.AsType[*usageError](err); ok && typed.unknown {
+		return exitUnknown
+	}
 	if _, ok := errors.AsType[*client.Error](err); ok {
 		return ExitRemote
 	}

@@ -245,10 +245,10 @@ func (a *Session) Say(format string, args ...any) error {
 	return err
 }
 
-// Refusal is a command of Vault's that lessor does not have, and says why.
-func Refusal(use, short, why string) *cobra.Command {
+// Refusal is a command of Vault's that lessor does not have, and says what to do instead. It is not listed.
+func Refusal(name, instead string) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Long: short + ".", DisableFlagParsing: true, Hidden: true,
-		RunE: func(*cobra.Command, []string) error { return errors.New(why) },
+		Use: name, Short: "Not here: " + instead, DisableFlagParsing: true, Hidden: true,
+		RunE: func(*cobra.Command, []string) error { return errors.New(instead) },
 	}
 }
