@@ -291,7 +291,7 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 		Status: r.Status, Data: r.Data,
 		Flat: r.Flat, Bare: r.Bare, Verbatim: r.Wrapped,
 	}
-	if !w.route.Open {
+	if !w.route.Open && r.Status != 404 {
 		a.Mount = w.mount.Type
 	}
 	if r.Raw != nil {

@@ -125,3 +125,65 @@ func TestNoTokenIsInFlight(t *testing.T) {
 		}
 	}
 }
+
+func TestPoliciesAsVaultTellsThem(t *testing.T) {
+	g := start(t)
+	if a := g.do(g.root, lessor.Update, "sys/policies/acl/Loud", `{"policy":"path \"x\" { capabilities = [\"read\"] }"}`); len(a.Warnings) != 1 || a.Warnings[0] != "policy name was converted to loud" {
+		t.Errorf("warnings: %q", a.Warnings)
+	}
+	if a := g.do(g.root, lessor.Update, "sys/policy/old", `{"rules":"path \"x\" { capabilities = [\"read\"] }"}`); len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "'rules' is deprecated") {
+		t.Errorf("warnings: %q", a.Warnings)
+	}
+	g.same("the list for older clients", g.do(g.root, lessor.Read, "sys/policy", "").Data, `{"keys":["default","loud","old","root"],"policies":["default","loud","old","root"]}`)
+	g.refused(api.Unsupported, g.root, lessor.Read, "sys/policies/acl", "")
+	const charset = `rule \"charset\" { charset=\"abcdef\" min-chars=1 }`
+	g.do(g.root, lessor.Update, "sys/policies/password/pw", `{"policy":"length=20\n`+charset+`","entropy_source":"platform"}`)
+	if p := g.do(g.root, lessor.Read, "sys/policies/password/pw/generate", "").Data["password"].(lessor.Secret).Reveal(); len(p) != 20 || strings.Trim(p, "abcdef") != "" {
+		t.Errorf("a password of %d characters does not fit its policy", len(p))
+	}
+	g.same("a password policy", g.do(g.root, lessor.Read, "sys/policies/password/pw", "").Data, `{"policy":"length=20\n`+charset+`"}`)
+	encoded := base64.StdEncoding.EncodeToString([]byte(`{"length": 8, "rule": {"charset": [{"charset": "ab"}]}}`))
+	g.do(g.root, lessor.Update, "sys/policies/password/json", `{"policy":"`+encoded+`"}`)
+	g.same("password policies", g.do(g.root, lessor.List, "sys/policies/password/", "").Data, `{"keys":["json","pw"]}`)
+	g.refusals([]tried{
+		{lessor.Update, "sys/policies/acl/bad", `{"policy":"zzz {"}`, "failed to parse policy: "},
+		{lessor.Update, "sys/policies/acl/bad", `{}`, "'policy' parameter not supplied or empty"},
+		{lessor.Delete, "sys/policies/acl/default", ``, "cannot delete default policy"},
+		{lessor.Delete, "sys/policies/acl/root", ``, `cannot delete "root" policy`},
+		{lessor.Update, "sys/policies/acl/root", `{"policy":"x"}`, `cannot update "root" policy`},
+		{lessor.Update, "sys/policies/password/bad", `{}`, "missing policy"},
+		{lessor.Update, "sys/policies/password/bad", `{"policy":"length=2\n` + charset + `"}`, "passwords must be between 4 and 100 characters"},
+		{lessor.Update, "sys/policies/password/bad", `{"policy":"length=200\n` + charset + `"}`, "passwords must be between 4 and 100 characters"},
+		{lessor.Update, "sys/policies/password/bad", `{"policy":"zz"}`, "invalid password policy: "},
+		{lessor.Update, "sys/policies/password/bad", `{"policy":"length=20"}`, "invalid password policy: "},
+		{lessor.Update, "sys/policies/password/bad", `{"policy":"length=20\n` + charset + `","entropy_source":"dice"}`, "unsupported entropy source dice"},
+	})
+	for _, path := range []string{"sys/policies/password/none", "sys/policies/password/none/generate"} {
+		if text := g.refused(api.NotFound, g.root, lessor.Read, path, ""); text != "policy does not exist" {
+			t.Errorf("%s: %s", path, text)
+		}
+	}
+}
+
+func TestIrrevocableLeases(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	g.same("none", g.do(g.root, lessor.Read, "sys/leases", `{"type":"irrevocable"}`).Data, `{"lease_count":0,"leases":[]}`)
+	g.refused(api.NotFound, g.root, lessor.Read, "sys/leases", "")
+	g.refused(api.NotFound, g.root, lessor.Read, "sys/leases/count", "")
+	id := g.do(g.root, lessor.Read, "target/creds/app", "").Lease.ID
+	g.target.set(true, false)
+	g.refused(api.Upstream, g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+id+`"}`)
+	accessor := g.do(g.root, lessor.Read, "sys/mounts/target", "").Data["accessor"].(string)
+	g.same("one", g.do(g.root, lessor.Read, "sys/leases", `{"type":"irrevocable","limit":"none"}`).Data,
+		`{"lease_count":1,"leases":[{"lease_id":"`+id+`","mount_id":"`+accessor+`","error":"the target does not answer"}]}`)
+	g.same("counted", g.do(g.root, lessor.Read, "sys/leases/count", `{"type":"irrevocable"}`).Data, `{"lease_count":1,"counts":{"`+accessor+`":1}}`)
+	g.refusals([]tried{{lessor.Read, "sys/leases", `{"type":"irrevocable","limit":"few"}`, "limit must be 'none' or a positive integer"}})
+	for path, status := range map[string]int{"sys/leases/revoke-prefix/nosuch": 0, "sys/leases/revoke-force/nosuch": 0} {
+		if a := g.do(g.root, lessor.Update, path, ""); !a.Empty() || a.Status != status {
+			t.Errorf("%s: %d %s", path, a.Status, body(a))
+		}
+	}
+	g.do(g.root, lessor.Update, "sys/leases/revoke-force/target", "")
+	g.target.set(false, false)
+}

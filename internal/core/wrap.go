@@ -54,7 +54,7 @@ func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
 	}
 	wrapping.Put(txn, SystemMount, t.Hash, kept)
 	rec.Note = "wrapped"
-	*a = lessor.Answer{Mount: a.Mount, Warnings: a.Warnings, Flat: a.Flat, Wrap: &lessor.Wrap{
+	*a = lessor.Answer{Warnings: a.Warnings, Flat: a.Flat, Wrap: &lessor.Wrap{
 		Token: secret, Accessor: accessor, TTL: ttl, Created: now.Round(time.Nanosecond), Path: path, WrappedAccessor: kept.Accessor,
 	}}
 	return nil

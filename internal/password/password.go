@@ -58,10 +58,13 @@ type Rule struct {
 // Default is the policy where none is named: 26 letters and digits, 154 bits.
 var Default = must(New(26, Rule{Charset: runes('a', 'z'), Min: 1}, Rule{Charset: runes('A', 'Z'), Min: 1}, Rule{Charset: runes('0', '9'), Min: 1}))
 
+// ErrLength is the error of a policy whose passwords would be too short, or too long.
+var ErrLength = errors.New("length must be")
+
 // New makes a policy. Errors say what is wrong with it, in words for whoever wrote it.
 func New(length int, rules ...Rule) (*Policy, error) {
 	if length < MinLength || length > MaxLength {
-		return nil, fmt.Errorf("length must be from %d to %d characters, not %d", MinLength, MaxLength, length)
+		return nil, fmt.Errorf("%w from %d to %d characters, not %d", ErrLength, MinLength, MaxLength, length)
 	}
 	if len(rules) == 0 {
 		return nil, errors.New(`at least one rule "charset" is needed`)
@@ -112,6 +115,11 @@ func Parse(source string) (*Policy, error) {
 		f, bad = hcljson.Parse([]byte(source), "policy")
 	} else {
 		f, bad = hclsyntax.ParseConfig([]byte(source), "policy", hcl.InitialPos)
+		if bad.HasErrors() {
+			if older, worse := hclsyntax.ParseConfig(spread(source), "policy", hcl.InitialPos); !worse.HasErrors() {
+				f, bad = older, nil
+			}
+		}
 	}
 	if bad.HasErrors() {
 		return nil, explain(bad)
@@ -157,6 +165,37 @@ func Parse(source string) (*Policy, error) {
 		rules = append(rules, r)
 	}
 	return New(length, rules...)
+}
+
+// spread puts each attribute on a line of its own: HCL's first version, in which Vault's policies are written, does not ask for it.
+func spread(source string) []byte {
+	var out []byte
+	quoted, value := false, false // within a string; behind a "="
+	for i := 0; i < len(source); i++ {
+		c := source[i]
+		switch {
+		case quoted && c == '\\' && i+1 < len(source):
+			out = append(out, c)
+			i++
+			c = source[i]
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '=':
+			value = true
+		case c == '{':
+			out, value = append(out, c), false
+			c = '\n'
+		case c == '}':
+			out = append(out, '\n')
+		case c == '\n':
+			value = false
+		case value && (c >= 'a' && c <= 'z' || c == '_') && i > 0 && (source[i-1] == ' ' || source[i-1] == '\t'):
+			out, value = append(out, '\n'), false
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 // Generate draws a password, taking its randomness from r only. It fails when r does.

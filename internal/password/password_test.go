@@ -30,6 +30,7 @@ func TestParse(t *testing.T) {
 			rule "charset" {
 			  charset = "!@#$%^&*"
 			}`, length: 20, rules: []Rule{{[]rune("abc"), 1}, {[]rune("!#$%&*@^"), 0}}},
+		"on one line":       {source: `length=20 rule "charset" { charset="a=\"{b" min-chars=1 } rule "charset" { charset = "01" }`, length: 20, rules: []Rule{{[]rune("\"=ab{"), 1}, {[]rune("01"), 0}}},
 		"json":              {source: `{"length": 8, "rule": {"charset": [{"charset": "ba", "min-chars": 2}, {"charset":"0"}]}}`, length: 8, rules: []Rule{{[]rune("ab"), 2}, {[]rune("0"), 0}}},
 		"repeated runes":    {source: "length = 5\nrule \"charset\" {\n charset = \"aabb\"\n}", length: 5, rules: []Rule{{[]rune("ab"), 0}}},
 		"escaped dollar":    {source: "length = 5\nrule \"charset\" {\n charset = \"$${a\"\n}", length: 5, rules: []Rule{{[]rune("$a{"), 0}}},

@@ -304,7 +304,7 @@ func (h *Handler) readData(w http.ResponseWriter, r *http.Request, verb lessor.V
 	kind, _, _ := strings.Cut(first(r.Header, "Content-Type"), ";")
 	kind = strings.TrimSpace(kind)
 	if verb == lessor.Patch && !strings.EqualFold(kind, "application/merge-patch+json") {
-		return nil, &api.Error{Kind: api.MediaType, Text: "PATCH needs the content type application/merge-patch+json"}
+		return nil, &api.Error{Kind: api.MediaType, Text: "PATCH requires Content-Type of application/merge-patch+json"}
 	}
 	if r.ContentLength == 0 {
 		return nil, nil

@@ -3,6 +3,7 @@ package system
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lessor-dev/lessor/api"
@@ -22,6 +23,10 @@ func (b *Backend) leaseRoutes() []engine.Route {
 	sync := engine.Field{Name: "sync", Type: engine.Bool, Help: "wait until the target has confirmed; the default"}
 	increment := engine.Field{Name: "increment", Type: engine.Duration, Help: "time from now that is asked for"}
 	with := func(more ...engine.Field) []engine.Field { return append(slices.Clone(id), more...) }
+	kept := []engine.Field{
+		{Name: "type", Type: engine.String, Help: "irrevocable"}, {Name: "include_child_namespaces", Type: engine.Bool, Help: "accepted: there are none"},
+		{Name: "limit", Type: engine.String, Help: "leases at most; none: all"},
+	}
 	// Older clients know the same by shorter paths.
 	older := []engine.Route{
 		{Pattern: "renew", Help: "the same as leases/renew", Fields: with(increment), Ops: update(b.renewLease)},
@@ -32,6 +37,8 @@ func (b *Backend) leaseRoutes() []engine.Route {
 		{Pattern: "revoke-force/{prefix...}", Help: "the same as leases/revoke-force", Sudo: true, Ops: update(b.revokeForce)},
 	}
 	return append(older, []engine.Route{
+		{Pattern: "leases", Help: "credentials that their targets refuse to revoke", Sudo: true, Fields: kept, Ops: read(b.irrevocable)},
+		{Pattern: "leases/count", Help: "how many credentials targets refuse to revoke", Fields: kept, Ops: read(b.countIrrevocable)},
 		{Pattern: "leases/lookup", Help: "look a lease up", Fields: id, Ops: update(b.lookupLease)},
 		{Pattern: "leases/lookup/{prefix...}", Help: "list leases under a prefix", Sudo: true, Ops: ops{lessor.List: b.listLeases}},
 		{Pattern: "leases/renew", Help: "renew a lease", Fields: with(increment), Ops: update(b.renewLease)},
@@ -178,11 +185,91 @@ func exposed(l *lease.Lease) []audit.Shown {
 }
 
 func (b *Backend) revokePrefix(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	return b.prefix(r, r.Param("prefix"), false, asked(r))
+	return b.anyPrefix(r, false, asked(r))
 }
 
 func (b *Backend) revokeForce(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	return b.prefix(r, r.Param("prefix"), true, true)
+	return b.anyPrefix(r, true, true)
+}
+
+// anyPrefix is prefix, but for what no mount serves there is nothing to revoke.
+func (b *Backend) anyPrefix(r *engine.Request, forced, wait bool) (*engine.Reply, error) {
+	if m, _ := mountOf(r, r.Param("prefix")+"/"); m == nil {
+		reply := &engine.Reply{}
+		if !wait {
+			reply.Status = 202
+		}
+		return reply, nil
+	}
+	return b.prefix(r, r.Param("prefix"), forced, wait)
+}
+
+// mostIrrevocable is how many are told if nothing else is asked for.
+const mostIrrevocable = 10_000
+
+// refusedBy yields the leases whose revocation their target refused at least once, with their mounts.
+func refusedBy(r *engine.Request, yield func(l *lease.Lease, m *mount.Entry)) error {
+	found, err := lease.Outlived(r.View, r.Now, lease.OutlivedGrace, mostLeases)
+	if err != nil {
+		return err
+	}
+	mounts := map[string]*mount.Entry{}
+	for _, m := range r.System.Mounts() {
+		mounts[m.UUID] = m
+	}
+	for _, l := range found {
+		if m := mounts[l.Mount]; m != nil && l.LastError != "" {
+			yield(l, m)
+		}
+	}
+	return nil
+}
+
+func (b *Backend) irrevocable(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	if !strings.EqualFold(r.Str("type"), "irrevocable") {
+		return nil, empty()
+	}
+	limit := mostIrrevocable
+	switch text := r.Str("limit"); {
+	case text == "":
+	case strings.EqualFold(text, "none"):
+		limit = mostLeases
+	default:
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return nil, api.Errorf(api.Invalid, "limit must be 'none' or a positive integer")
+		}
+		limit = min(n, mostLeases)
+	}
+	leases, count := []any{}, 0
+	err := refusedBy(r, func(l *lease.Lease, m *mount.Entry) {
+		if count++; count <= limit {
+			leases = append(leases, map[string]any{"lease_id": l.ID, "mount_id": m.Accessor, "error": l.LastError})
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{Data: map[string]any{"lease_count": count, "leases": leases}}
+	if count > limit {
+		reply.Warnings = []string{"Command halted because many irrevocable leases were found. To emit the entire list, re-run the command with force set true."}
+	}
+	return reply, nil
+}
+
+func (b *Backend) countIrrevocable(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	if !strings.EqualFold(r.Str("type"), "irrevocable") {
+		return nil, empty()
+	}
+	counts, count := map[string]int{}, 0
+	err := refusedBy(r, func(_ *lease.Lease, m *mount.Entry) {
+		counts[m.Accessor]++
+		count++
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Reply{Data: map[string]any{"lease_count": count, "counts": counts}}, nil
 }
 
 // prefix revokes all leases and tokens under a prefix: in force with the commit, cleaned up in the background.

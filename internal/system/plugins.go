@@ -97,6 +97,9 @@ func (b *Backend) catalogOfType(_ context.Context, r *engine.Request) (*engine.R
 
 // untyped answers the path that older clients have, on which a plugin had no type.
 func (b *Backend) untyped(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	if slices.Contains(pluginTypes, r.Param("type")) {
+		return nil, api.Errorf(api.Unsupported, "unsupported operation: list it")
+	}
 	return &engine.Reply{Warnings: []string{fmt.Sprintf("Deprecated API endpoint, cannot read plugin information from catalog for %q", r.Param("type"))}}, nil
 }
 

@@ -3,6 +3,7 @@ package system
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"slices"
 	"strings"
 
@@ -27,12 +28,13 @@ func (b *Backend) policyRoutes() []engine.Route {
 		{Pattern: "policy/{name...}", Help: "the same as policies/acl, for older clients", Fold: true,
 			Fields: append(slices.Clone(policyFields), engine.Field{Name: "rules", Type: engine.String, Help: "older name of policy"}),
 			Ops:    ops{lessor.Read: b.readPolicyFlat, lessor.Update: b.writePolicy, lessor.Delete: b.deletePolicy}},
-		{Pattern: "policies/acl", Help: "list policies", Ops: ops{lessor.List: b.listPolicies, lessor.Read: b.listPolicies}},
+		{Pattern: "policies/acl", Help: "list policies", Ops: ops{lessor.List: b.listPolicies}},
 		{Pattern: "policies/acl/{name...}", Help: "ACL policies", Fields: policyFields, Fold: true,
 			Ops: ops{lessor.Read: b.readPolicy, lessor.Update: b.writePolicy, lessor.Delete: b.deletePolicy}},
 		{Pattern: "policies/password", Help: "list password policies", Ops: ops{lessor.List: b.listPasswordPolicies}},
-		{Pattern: "policies/password/{name}", Help: "password policies", Fields: policyFields,
-			Ops: ops{lessor.Read: b.readPasswordPolicy, lessor.Update: b.writePasswordPolicy, lessor.Delete: b.deletePasswordPolicy}},
+		{Pattern: "policies/password/{name}", Help: "password policies",
+			Fields: append(slices.Clone(policyFields), engine.Field{Name: "entropy_source", Type: engine.String, Help: "platform or seal: randomness comes from the operating system"}),
+			Ops:    ops{lessor.Read: b.readPasswordPolicy, lessor.Update: b.writePasswordPolicy, lessor.Delete: b.deletePasswordPolicy}},
 		{Pattern: "policies/password/{name}/generate", Help: "make a password by a policy", Ops: read(b.generate)},
 		{Pattern: "capabilities", Help: "what a token may do", Fields: append(slices.Clone(pathFields), engine.Field{Name: "token", Type: engine.String, Help: "the token"}),
 			Ops: update(b.capabilities)},
@@ -47,9 +49,6 @@ func decoded(r *engine.Request) (string, error) {
 	text := r.Str("policy")
 	if text == "" && r.Has("rules") {
 		text = r.Str("rules")
-	}
-	if strings.TrimSpace(text) == "" {
-		return "", api.Errorf(api.Invalid, "'policy' parameter not supplied or empty")
 	}
 	if raw, err := base64.StdEncoding.DecodeString(text); err == nil {
 		text = string(raw)
@@ -70,15 +69,14 @@ func (b *Backend) listPolicies(_ context.Context, r *engine.Request) (*engine.Re
 		}
 		info[name] = map[string]any{"version": row.Version} // as decisions and audit records name it
 	}
-	names = append(names, token.RootPolicy)
-	return &engine.Reply{Data: map[string]any{"keys": names, "policies": names, "key_info": info}}, nil
+	return &engine.Reply{Data: map[string]any{"keys": append(names, token.RootPolicy), "key_info": info}}, nil
 }
 
 func (b *Backend) listPoliciesFlat(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
 	reply, err := b.listPolicies(ctx, r)
 	if err == nil {
 		delete(reply.Data, "key_info")
-		reply.Flat = true
+		reply.Data["policies"], reply.Flat = reply.Data["keys"], true
 	}
 	return reply, err
 }
@@ -123,21 +121,33 @@ func (b *Backend) writePolicy(_ context.Context, r *engine.Request) (*engine.Rep
 	if err != nil {
 		return nil, err
 	}
+	if text == "" {
+		return nil, api.Errorf(api.Invalid, "'policy' parameter not supplied or empty")
+	}
 	if _, err := policy.Parse(name, text); err != nil {
-		return nil, err
+		return nil, api.Errorf(api.Invalid, "failed to parse policy: %w", err)
 	}
 	row, err := book.Row(r.View, name)
 	if err != nil {
 		return nil, err
 	}
 	reply := &engine.Reply{}
+	if name != r.Param("name") {
+		reply.Warnings = append(reply.Warnings, "policy name was converted to "+name)
+	}
+	if r.Str("policy") == "" && r.Has("rules") {
+		reply.Warnings = append(reply.Warnings, "'rules' is deprecated, please use 'policy' instead")
+	}
 	book.Put(&reply.Txn, row, text)
 	return reply, nil
 }
 
 func (b *Backend) deletePolicy(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := policyName(r)
-	if name == token.RootPolicy || name == book.DefaultPolicy || name == book.WrappingPolicy {
+	if name == book.DefaultPolicy {
+		return nil, api.Errorf(api.Invalid, "cannot delete default policy")
+	}
+	if name == token.RootPolicy || name == book.WrappingPolicy {
 		return nil, api.Errorf(api.Invalid, "cannot delete %q policy", name)
 	}
 	reply := &engine.Reply{}
@@ -166,7 +176,7 @@ func (b *Backend) readPasswordPolicy(_ context.Context, r *engine.Request) (*eng
 		return nil, err
 	}
 	if !row.Exists() {
-		return nil, empty()
+		return nil, notFound("policy does not exist")
 	}
 	return &engine.Reply{Data: map[string]any{"policy": string(row.Value)}}, nil
 }
@@ -176,9 +186,18 @@ func (b *Backend) writePasswordPolicy(_ context.Context, r *engine.Request) (*en
 	if err != nil {
 		return nil, err
 	}
+	if text == "" {
+		return nil, api.Errorf(api.Invalid, "missing policy")
+	}
+	if s := r.Str("entropy_source"); s != "" && s != "platform" && s != "seal" {
+		return nil, api.Errorf(api.Invalid, "unsupported entropy source %s", s)
+	}
 	p, err := password.Parse(text)
-	if err != nil {
-		return nil, err
+	switch {
+	case errors.Is(err, password.ErrLength):
+		return nil, api.Errorf(api.Invalid, "passwords must be between %d and %d characters", password.MinLength, password.MaxLength)
+	case err != nil:
+		return nil, api.Errorf(api.Invalid, "invalid password policy: %w", err)
 	}
 	if _, err := p.Generate(r.Random); err != nil {
 		return nil, api.Errorf(api.Invalid, "no password can be made by this policy: %v", err)
@@ -202,7 +221,7 @@ func (b *Backend) generate(_ context.Context, r *engine.Request) (*engine.Reply,
 		return nil, err
 	}
 	if !row.Exists() {
-		return nil, notFound("there is no password policy %q", r.Param("name"))
+		return nil, notFound("policy does not exist")
 	}
 	secret, err := r.System.Password(r.Param("name"))
 	if err != nil {

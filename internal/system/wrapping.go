@@ -31,7 +31,7 @@ func (b *Backend) wrapData(_ context.Context, r *engine.Request) (*engine.Reply,
 	if ttl <= 0 {
 		return nil, api.Errorf(api.Invalid, "endpoint requires response wrapping to be used: send X-Vault-Wrap-TTL")
 	}
-	a := &lessor.Answer{Data: r.Op.Data}
+	a := &lessor.Answer{Data: r.Op.Data, Mount: r.Mount.Type}
 	if a.Data == nil {
 		a.Data = map[string]any{}
 	}

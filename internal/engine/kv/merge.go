@@ -8,12 +8,12 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
-// object parses a value, numbers kept as they are.
+// object parses a value, numbers kept as they are. null is the object without keys.
 func object(value lessor.SecretJSON) (map[string]any, error) {
 	d := json.NewDecoder(strings.NewReader(value.Reveal()))
 	d.UseNumber()
 	var m map[string]any
-	if err := d.Decode(&m); err != nil || m == nil {
+	if err := d.Decode(&m); err != nil {
 		return nil, fmt.Errorf("kv: a value is no JSON object")
 	}
 	return m, nil

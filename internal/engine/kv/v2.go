@@ -258,7 +258,7 @@ func write(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !r.Has("data") {
+	if _, given := r.Op.Data["data"]; !given { // null is a value, too
 		return nil, api.Errorf(api.Invalid, "no data provided")
 	}
 	if w.meta == nil {

@@ -56,7 +56,9 @@ func TestV2(t *testing.T) {
 		},
 		"bad writes": {
 			{Verb: put, Path: "data/app", Body: `{}`, Err: "no data provided"},
-			{Verb: put, Path: "data/app", Body: `{"data":null}`, Err: "no data provided"},
+			{Verb: put, Path: "data/null", Body: `{"data":null}`, Want: version(1, t0, "", false)},
+			{Verb: get, Path: "data/null", Want: `{"data":null,"metadata":` + version(1, t0, "", false) + `}`},
+			{Verb: get, Path: "subkeys/null", Want: `{"subkeys":{},"metadata":` + version(1, t0, "", false) + `}`},
 			{Verb: put, Path: "data/app", Body: `{"data":[1]}`, Err: `field "data" is not an object`},
 			{Verb: put, Path: "data/a/../b", Body: `{"data":{}}`, Err: "relative paths not supported"},
 			{Verb: put, Path: "data/a//b", Body: `{"data":{}}`, Err: "empty segments in paths are not supported"},
