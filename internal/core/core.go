@@ -39,6 +39,7 @@ type Options struct {
 	Log          *slog.Logger
 	Backends     map[string]engine.Backend // by mount type
 	RequireOwner bool                      // refuse to create what nobody owns
+	Reported     string                    // the version that Vault's clients compare with
 	Lockout      lockout.Settings          // of users who fail to log in
 	DefaultTTL   time.Duration             // of tokens and leases; 0: 768 h
 	MaxTTL       time.Duration             // 0: 768 h

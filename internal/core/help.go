@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/openapi"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -37,7 +39,16 @@ func (c *Core) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) 
 	if err := w.commit(ctx, &store.Txn{}, rec); err != nil {
 		return nil, outcome(err)
 	}
-	return &lessor.Answer{Bare: true, Data: map[string]any{"help": w.help(), "see_also": nil, "openapi": nil}}, nil
+	return &lessor.Answer{Bare: true, Data: map[string]any{"help": w.help(), "see_also": nil, "openapi": w.described()}}, nil
+}
+
+// described is the same as an OpenAPI document, of paths within the mount.
+func (w *walk) described() map[string]any {
+	m := openapi.Mount{Type: w.mount.Backend(), Routes: w.Backends[w.mount.Backend()].Routes()}
+	if w.route != nil {
+		m.Routes = slices.DeleteFunc(slices.Clone(m.Routes), func(r engine.Route) bool { return r.Pattern != w.route.Pattern })
+	}
+	return openapi.Document(openapi.Options{Version: w.Reported}, []openapi.Mount{m})
 }
 
 // help is the text: of the route that serves the path, or of all routes of the mount.

@@ -187,3 +187,44 @@ func TestIrrevocableLeases(t *testing.T) {
 	g.do(g.root, lessor.Update, "sys/leases/revoke-force/target", "")
 	g.target.set(false, false)
 }
+
+// TestSpecificationAsSeen: each caller is told of the mounts that it may see.
+func TestSpecificationAsSeen(t *testing.T) {
+	g := start(t)
+	g.kv2("secret")
+	g.do(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass","config":{"listing_visibility":"unauth"}}`)
+	g.policy("reader", `path "secret/data/x" { capabilities = ["read"] }`)
+	for _, c := range []struct {
+		who     string
+		token   lessor.Secret
+		in, out []string
+	}{
+		{"nobody", lessor.Secret{}, []string{"/auth/userpass/login/{username}"}, []string{"/secret/data/{path}", "/sys/mounts"}},
+		{"a reader", g.token(`{"policies":["reader"],"no_default_policy":true}`), []string{"/secret/data/{path}", "/secret/metadata/{path}/", "/auth/userpass/login/{username}"}, []string{"/sys/mounts"}},
+		{"root", g.root, []string{"/secret/data/{path}", "/sys/mounts", "/sys/mounts/{path}/tune", "/auth/token/create", "/identity/entity"}, nil},
+	} {
+		a := g.do(c.token, lessor.Read, "sys/internal/specs/openapi", "")
+		paths := a.Data["paths"].(map[string]any)
+		for _, p := range c.in {
+			if paths[p] == nil {
+				t.Errorf("%s is not told of %s", c.who, p)
+			}
+		}
+		for _, p := range c.out {
+			if paths[p] != nil {
+				t.Errorf("%s is told of %s", c.who, p)
+			}
+		}
+		if !a.Bare || a.Data["openapi"] != "3.0.2" {
+			t.Errorf("%s: %v", c.who, a.Data["openapi"])
+		}
+	}
+	g.refused(api.Unauthenticated, lessor.NewSecret("hvs.nonesuch"), lessor.Read, "sys/internal/specs/openapi", "")
+	help, err := g.core.Help(t.Context(), g.op(g.root, lessor.Read, "sys/mounts/x/tune", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := says(help.Data["openapi"].(map[string]any), "paths"); !strings.HasPrefix(got, `{"/mounts/{path}/tune":`) || strings.Contains(got, "/remount") || says(help.Data, "see_also") != "null" {
+		t.Errorf("help: %s", got)
+	}
+}

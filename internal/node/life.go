@@ -96,7 +96,7 @@ func (l *life) newCore() (*core.Core, error) {
 	c := l.n.config
 	return core.New(core.Options{
 		Store: l.db, Keys: l.keys, Random: l.n.o.Random, Log: l.n.log, Backends: l.backends.all,
-		RequireOwner: c.RequireOwner, Lockout: c.Lockout, DefaultTTL: c.DefaultLeaseTTL, MaxTTL: c.MaxLeaseTTL,
+		RequireOwner: c.RequireOwner, Reported: c.ReportedVersion, Lockout: c.Lockout, DefaultTTL: c.DefaultLeaseTTL, MaxTTL: c.MaxLeaseTTL,
 		ExportWait: c.Audit.Patience,
 	})
 }
