@@ -4,11 +4,11 @@
 
 export CGO_ENABLED ?= 0
 GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench soak sim fuzz servers clients clean
+.PHONY: build quickstart test check race bench soak sim fuzz dist release docs servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -40,8 +40,20 @@ bench: servers build ## writes a table of figures beside their limits, measured 
 soak: servers build ## an hour at half load with leases coming and going: does anything grow?
 	$(GO) run ./test/bench -lessor bin/lessor -soak 1h
 
+dist: ## what is released, for amd64 and arm64: programs, bills of materials, archives, Debian packages, image folders
+	scripts/dist
+
+release: ## the same for this machine, built twice and compared, and tried: package, service, image
+	scripts/dist $(shell $(GO) env GOARCH)
+	scripts/reproducible $(shell $(GO) env GOARCH)
+	scripts/package-test
+	scripts/image
+
+docs: servers build ## runs every command and program in the documents
+	scripts/docs-test
+
 fuzz: ## every parser for ten minutes
 	scripts/fuzz 10m
 
 clean:
-	rm -rf bin
+	rm -rf bin dist
