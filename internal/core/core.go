@@ -23,6 +23,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/policy/book"
+	"github.com/lessor-dev/lessor/internal/quota"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -66,6 +67,7 @@ type Core struct {
 
 	strangers *tally.Tally
 	guard     lockout.Guard
+	quotas    *quota.Guard
 	upgrading sync.Mutex // one upgrade at a time
 }
 
@@ -94,6 +96,10 @@ func New(o Options) (*Core, error) {
 		c.routers[name] = engine.NewRouter(b.Routes())
 	}
 	c.strangers = tally.New(c.count)
+	var err error
+	if c.quotas, err = quota.NewGuard(o.Store, func(err error) { o.Log.Error("quotas are not up to date; it is tried again", "error", err) }); err != nil {
+		return nil, err
+	}
 	c.reaper = lease.New(lease.Options{
 		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced,
 	})
@@ -109,6 +115,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.countStrangers(ctx) })
 	all.Go(func() { c.rotator.Run(ctx) })
+	all.Go(func() { c.quotas.Run(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
 	all.Go(func() { c.every(ctx, removalEvery, "upgrading a mount", c.Upgrade) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })

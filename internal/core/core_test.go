@@ -88,6 +88,7 @@ func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) 
 		t.Fatal(err)
 	}
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
+	sys.Quotas = c.Quotas()
 	sys.Reaper, sys.Backends, sys.RequireOwner = c.Reaper(), backends, o.RequireOwner
 	sys.Node = system.Node{
 		Version: "test", Self: func() map[string]any { return map[string]any{"active_node": true} }, Settings: func() map[string]any { return map[string]any{"storage": "mem"} },

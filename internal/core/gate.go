@@ -36,6 +36,7 @@ type walk struct {
 	warnings  []string
 	tombstone string // id of the tombstone that the operation puts
 	suspected *suspected
+	reserved  []string // rows of leases for which room was made in a quota
 }
 
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
@@ -52,13 +53,18 @@ func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 }
 
 // attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.
-func (c *Core) attempt(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+func (c *Core) attempt(ctx context.Context, op *lessor.Op) (answer *lessor.Answer, failure error) {
 	view, err := c.Store.View()
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close()
 	w := &walk{Core: c, op: op, view: view}
+	defer func() {
+		if failure != nil {
+			w.release()
+		}
+	}()
 
 	// Who asks, and for what? What fails here is refused before any policy is asked, but not unrecorded. Where no token is
 	// needed, one that is no good does no harm: clients log in with the old one still in their headers.
@@ -245,7 +251,7 @@ func (w *walk) plan(ctx context.Context) error {
 // finish commits what needs no target, and answers.
 func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	txn, rec := &w.reply.Txn, w.record(audit.Done)
-	answer, err := w.answer(txn, &rec)
+	answer, err := w.answer(ctx, txn, &rec)
 	if err != nil {
 		return nil, w.refuse(ctx, err)
 	}
@@ -285,7 +291,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 
 // answer turns the reply into what the client reads, and adds to txn what it rests on: a lease on what it shows, a token
 // that it gives.
-func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error) {
+func (w *walk) answer(ctx context.Context, txn *store.Txn, rec *audit.Record) (*lessor.Answer, error) {
 	r := w.reply
 	a := &lessor.Answer{
 		Status: r.Status, Data: r.Data,
@@ -305,10 +311,10 @@ func (w *walk) answer(txn *store.Txn, rec *audit.Record) (*lessor.Answer, error)
 	var err error
 	switch {
 	case r.Login != nil:
-		a.Auth, err = w.login(txn, rec, r.Login)
+		a.Auth, err = w.login(ctx, txn, rec, r.Login)
 		a.Mount = "" // as Vault
 	case r.Mint != nil:
-		a.Auth, err = w.give(txn, rec, r.Mint)
+		a.Auth, err = w.give(ctx, txn, rec, r.Mint)
 	case r.Renewed != nil:
 		a.Auth = r.Renewed
 	case r.Static != nil:

@@ -35,6 +35,9 @@ func (w *walk) issue(ctx context.Context) (*lessor.Answer, error) {
 	if err != nil {
 		return nil, w.refuse(ctx, err)
 	}
+	if err := w.reserve(ctx, l.Path(), "", l.Key()); err != nil {
+		return nil, w.refuse(ctx, err)
+	}
 	intent, data, password, err := i.Plan(l)
 	if err != nil {
 		return nil, w.refuse(ctx, err)

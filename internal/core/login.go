@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 
 // login turns an auth method's proof into a token: entity and alias (made at the first login), then the token's rows. All
 // of it, with what the method used up, is one commit.
-func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lessor.Auth, error) {
+func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *engine.Login) (*lessor.Auth, error) {
 	now := w.op.Time
 	w.trusted(txn)
 	t := l.Token
@@ -51,6 +52,9 @@ func (w *walk) login(txn *store.Txn, rec *audit.Record, l *engine.Login) (*lesso
 	if l.Role != "" {
 		made.Owner, _ = w.ownerOf(w.mount.Path + "role/" + l.Role)
 	}
+	if err := w.reserveToken(ctx, made); err != nil {
+		return nil, err
+	}
 	secret = w.keep(txn, made, secret)
 	rec.Entity, rec.Groups, rec.Owner = made.Entity, nil, made.Owner // who logs in, not who holds a token that came along
 	rec.Name, rec.Alias, rec.Accessor, rec.Role = made.Name, alias.Name, made.Accessor, made.Role
@@ -76,7 +80,7 @@ func (w *walk) someone(txn *store.Txn, l *engine.Login) (*identity.Entity, ident
 }
 
 // give makes the token that auth/token/create asks for.
-func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.Auth, error) {
+func (w *walk) give(ctx context.Context, txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.Auth, error) {
 	path := w.op.Path
 	if m.PathSuffix != "" {
 		path += "/" + m.PathSuffix
@@ -112,6 +116,9 @@ func (w *walk) give(txn *store.Txn, rec *audit.Record, m *engine.Mint) (*lessor.
 		made.Owner = w.who.token.Owner
 	}
 	rec.Owner = made.Owner
+	if err := w.reserveToken(ctx, made); err != nil {
+		return nil, err
+	}
 	secret = w.keep(txn, made, secret)
 	if rec.Note = "token " + made.Accessor; made.Accessor == "" {
 		rec.Note = "batch token"

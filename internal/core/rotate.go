@@ -37,7 +37,7 @@ func (w *walk) rotate(ctx context.Context) (*lessor.Answer, error) {
 		}
 		return nil, err
 	}
-	return w.answer(&store.Txn{}, &rec)
+	return w.answer(ctx, &store.Txn{}, &rec)
 }
 
 // rotateDue does what is due with an account, for package rotation.

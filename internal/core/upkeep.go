@@ -13,6 +13,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
+	"github.com/lessor-dev/lessor/internal/quota"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/system"
 )
@@ -123,6 +124,9 @@ func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table
 	rec := c.upkeep("remove", e.Path, "mount disabled")
 	rec.Namespace = e.Namespace
 	if len(txn.Deletes) < removalChunk { // the last of it
+		if err := quota.Forget(v, txn, e.UUID); err != nil {
+			return err
+		}
 		for _, t := range []store.Table{store.Engine, store.Secrets, store.LeaseIdx, store.Holds} {
 			txn.Ranges = append(txn.Ranges, store.Range{Table: t, From: prefix, To: end})
 		}

@@ -40,6 +40,7 @@ type Route struct {
 	Sudo    bool                         // root-protected: needs sudo besides
 	Open    bool                         // needs no token: logins and their like
 	Subject SubjectOf                    // logins that can be guessed at: whom they would log in
+	Roles   bool                         // the Subject has a role
 	Fold    bool                         // names in the path have no case: a rule that refuses the lower-case spelling refuses all
 	Owned   bool                         // a Read tells the owner of what it shows, if it has one
 	Free    bool                         // any data is accepted without a warning (KV v1, cubbyhole)

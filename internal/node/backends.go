@@ -56,6 +56,7 @@ func (b backends) connect(l *life) {
 		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters,
 		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 	}
+	b.system.Quotas = c.Quotas()
 }
 
 // expose writes the metrics in Prometheus's text format.

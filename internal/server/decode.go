@@ -70,8 +70,12 @@ func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string
 	if op.Path, err = checkPath(path, op.Verb); err != nil {
 		return nil, false, err
 	}
-	if body {
+	again, err := h.admit(w, op, false) // before anything is read
+	if err == nil && body {
 		op.Data, err = h.readData(w, r, op.Verb)
+	}
+	if err == nil && again {
+		_, err = h.admit(w, op, true)
 	}
 	return op, help, err
 }

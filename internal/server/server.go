@@ -24,6 +24,9 @@ import (
 
 // Gate is what stands behind the wire. Calls are concurrent. Errors are *api.Error; others count as Internal.
 type Gate interface {
+	// Admit says, of an op of which only path, client, token and headers are known yet (data is false), whether rate limits let it
+	// through. header goes onto the answer in any case. again asks to be asked once more when the data is there.
+	Admit(op *lessor.Op, data bool) (header [][2]string, again bool, err error)
 	// Handle executes op. An answer means that its audit record is durable.
 	Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error)
 	// Help describes the path of op (?help=1).
@@ -132,6 +135,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header["Connection"] = closing
 	}
 	if answer := public(r.Method, path); answer != nil {
+		if err := h.admitPublic(w, r, path); err != nil {
+			h.refuse(w, err)
+			return
+		}
 		answer(h, w, r)
 		return
 	}
@@ -170,6 +177,25 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.log.LogAttrs(r.Context(), slog.LevelDebug, "request", slog.String("request_id", id), slog.String("operation", op.Verb.String()),
 			slog.Duration("took", h.clock.Now().Sub(start)), slog.String("client", op.Client.String()))
 	}
+}
+
+// admit asks the rate limits.
+func (h *Handler) admit(w http.ResponseWriter, op *lessor.Op, data bool) (again bool, err error) {
+	header, again, err := h.gate.Admit(op, data)
+	for _, line := range header {
+		w.Header()[line[0]] = []string{line[1]}
+	}
+	return again, err
+}
+
+// admitPublic asks the rate limits about a path that the Gate does not see.
+func (h *Handler) admitPublic(w http.ResponseWriter, r *http.Request, path string) error {
+	client, err := h.client(r)
+	if err != nil {
+		return err
+	}
+	_, err = h.admit(w, &lessor.Op{Verb: lessor.Read, Namespace: lessor.RootNamespace, Path: path, Client: client, Time: h.clock.Now()}, false)
+	return err
 }
 
 // requestID makes a random UUID (version 4).

@@ -32,10 +32,18 @@ import (
 
 // gate is a Gate made of functions.
 type gate struct {
+	admit   func(*lessor.Op, bool) ([][2]string, bool, error)
 	handle  func(context.Context, *lessor.Op) (*lessor.Answer, error)
 	status  Status
 	headers []string
 	cors    CORS
+}
+
+func (g *gate) Admit(op *lessor.Op, data bool) ([][2]string, bool, error) {
+	if g.admit == nil {
+		return nil, false, nil
+	}
+	return g.admit(op, data)
 }
 
 func (g *gate) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {

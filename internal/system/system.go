@@ -17,12 +17,15 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/lockout"
 	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/quota"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // Backend is the engine. Its fields are set before it serves.
 type Backend struct {
+	Quotas *quota.Guard
+
 	Store        *store.DB
 	Reaper       *lease.Reaper
 	Backends     map[string]engine.Backend // by mount type: what can be mounted
@@ -53,7 +56,7 @@ func (b *Backend) Routes() []engine.Route {
 	} {
 		routes = append(routes, part...)
 	}
-	return routes
+	return append(routes, b.quotaRoutes()...)
 }
 
 // builtinVersion is the version of the engines in this binary.

@@ -72,7 +72,7 @@ func (t *Tally) Add(client netip.Addr, class string, kind Kind, rec audit.Record
 	k := key{source, class}
 	b := t.buckets[k]
 	if b == nil && len(t.buckets)-t.wide >= sources {
-		k.source = network(client)
+		k.source = Network(client)
 		if b = t.buckets[k]; b == nil {
 			if t.wide >= networks {
 				k = key{source: "others"}
@@ -251,8 +251,8 @@ func Source(a netip.Addr) string {
 	return masked(a, 64)
 }
 
-// network is the neighbourhood of a source: the /24, or the /48.
-func network(a netip.Addr) string {
+// Network is the neighbourhood of a source: the /24, or the /48.
+func Network(a netip.Addr) string {
 	a = a.Unmap()
 	switch {
 	case !a.IsValid():

@@ -59,7 +59,7 @@ func (Backend) Routes() []engine.Route {
 		},
 		{Pattern: "tidy/secret-id", Help: "Clear away expired secret ids now.", Ops: ops{lessor.Update: tidy}},
 		{
-			Pattern: "login", Help: "Log in.", Open: true, Subject: subject, Ops: ops{lessor.Update: login},
+			Pattern: "login", Help: "Log in.", Open: true, Subject: subject, Roles: true, Ops: ops{lessor.Update: login},
 			Fields: append(secret[:1:1], engine.Field{Name: "role_id", Type: engine.String, Help: "the role id"}),
 		},
 	}, settingRoutes()...)
