@@ -51,7 +51,7 @@ func (g *gate) oldest() time.Time {
 
 // TestRetentionWaitsForAuditDevices: what a device was not told is kept beyond retention, but not for ever.
 func TestRetentionWaitsForAuditDevices(t *testing.T) {
-	g := startWith(t, store.Options{Retention: 24 * time.Hour})
+	g := startWith(t, store.Options{Retention: 24 * time.Hour}, func(o *core.Options) { o.ExportWait = 30 * 24 * time.Hour })
 	x := exporter.New(exporter.Options{Store: g.db, Keys: g.core.Keys})
 	g.backends["system"].(*system.Backend).Exporters = x
 	ctx, cancel := context.WithCancel(context.Background())
