@@ -143,6 +143,16 @@ func (n *Node) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 	return answer, err
 }
 
+// Admit implements server.Gate. Who asks of a sealed node is told that it is, and nothing more.
+func (n *Node) Admit(op *lessor.Op, data bool) (header [][2]string, again bool, err error) {
+	l := n.enter()
+	if l == nil {
+		return nil, false, nil
+	}
+	defer l.leave()
+	return l.core.Admit(op, data)
+}
+
 // within keeps the life up while a stream is written.
 func (n *Node) within(l *life, write func(context.Context, io.Writer) error) func(context.Context, io.Writer) error {
 	return func(ctx context.Context, w io.Writer) error {
