@@ -3,10 +3,12 @@ package cli
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,8 +26,9 @@ const scripts = "testdata/script"
 // TestScripts runs the binary against real servers: its own, on loopback ports that are free, with data of their own.
 //
 // Besides testscript's own commands there are: "server dev" and "server FOLDER" (start one, in memory or with its data
-// in FOLDER and its key in FOLDER.key; LESSOR_ADDR and LESSOR_TOKEN lead to it), "halt" (end it in order), "exits N
-// COMMAND…" (the exit code must be N), "may COMMAND…" (it may succeed or fail), "capture NAME" (the last output becomes a variable).
+// in FOLDER and its key in FOLDER.key) and "server FILE.hcl" (with a configuration; LESSOR_ADDR and LESSOR_TOKEN lead to it), "halt" (end it in order), "exits N
+// COMMAND…" (the exit code must be N), "grab NAME REGEXP" (what the group of REGEXP matched in the
+// last output becomes a variable), "capture NAME" (the last output becomes a variable).
 func TestScripts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the binary and starts servers: left out by -short")
@@ -46,6 +49,8 @@ func TestScripts(t *testing.T) {
 			env.Values[running{}] = &running{}
 			// Configurations that name a program must name it absolutely.
 			for name, text := range map[string]string{
+				"shamir.hcl": fmt.Sprintf("seal \"shamir\" {\n  anchor = %q\n}\nstorage \"pebble\" {\n  path = %q\n}\nlistener \"tcp\" {\n  address = \"127.0.0.1:0\"\n  tls_disable = true\n}\n",
+					env.WorkDir+"/anchor", env.WorkDir+"/shared"),
 				"config.hcl": "token_helper = \"" + env.WorkDir + "/helper\"\n", "config.json": `{"token_helper": "` + env.WorkDir + `/helper"}`,
 			} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), []byte(text), 0o600); err != nil {
@@ -63,7 +68,7 @@ func TestScripts(t *testing.T) {
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"server": startServer, "halt": stopServer, "may": may, "exits": exits, "capture": capture,
+			"server": startServer, "halt": stopServer, "grab": grab, "exits": exits, "capture": capture,
 		},
 	})
 }
@@ -76,12 +81,15 @@ type running struct {
 
 func startServer(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
-		ts.Fatalf("usage: server dev | server FOLDER")
+		ts.Fatalf("usage: server dev | server FOLDER | server FILE.hcl")
 	}
 	flags := []string{"server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token", "-dev-listen-address=127.0.0.1:0"}
-	if args[0] != "dev" {
+	if args[0] != "dev" && !strings.HasSuffix(args[0], ".hcl") {
 		data := ts.MkAbs(args[0])
 		flags = []string{"server", "-data=" + data, "-key-file=" + data + ".key", "-listen=127.0.0.1:0"}
+	}
+	if strings.HasSuffix(args[0], ".hcl") {
+		flags = []string{"server", "-config=" + ts.MkAbs(args[0])}
 	}
 	server := ts.Value(running{}).(*running)
 	log, err := os.CreateTemp(ts.Getenv("WORK"), "server-*.log")
@@ -179,11 +187,15 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func may(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) == 0 {
-		ts.Fatalf("usage: may COMMAND...")
+func grab(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: grab NAME REGEXP")
 	}
-	_ = ts.Exec(args[0], args[1:]...)
+	found := regexp.MustCompile("(?m)" + args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(found) < 2 {
+		ts.Fatalf("nothing in the output is %s", args[1])
+	}
+	ts.Setenv(args[0], found[1])
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

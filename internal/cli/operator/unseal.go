@@ -441,7 +441,7 @@ Each alone can. What is configured is what the server uses at its next start.`, 
 			var rows []session.Row
 			for _, l := range found.Locks {
 				shares := "-"
-				if l.Shares > 0 {
+				if l.Name == "shamir" {
 					shares = fmt.Sprintf("%d of %d", l.Threshold, l.Shares)
 				}
 				rows = append(rows, session.Row{
