@@ -38,7 +38,7 @@ func (n *Node) rootStatus(_ context.Context, l *life, _ *engine.Request) (*deed,
 
 func (n *Node) rootData(l *life) (map[string]any, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	threshold, _ := required(n.locks(n.state.Load()))
 	data := map[string]any{
@@ -60,7 +60,7 @@ func (a *rooting) fingerprint() string {
 
 func (n *Node) rootBegin(_ context.Context, l *life, r *engine.Request) (*deed, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	if n.rooting != nil {
 		return nil, api.Errorf(api.Invalid, "root generation already in progress")
@@ -96,7 +96,7 @@ func (n *Node) rootBegin(_ context.Context, l *life, r *engine.Request) (*deed, 
 
 func (n *Node) rootCancel(_ context.Context, l *life, _ *engine.Request) (*deed, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	if n.rooting == nil {
 		return &deed{}, nil
@@ -110,7 +110,7 @@ func (n *Node) rootUpdate(_ context.Context, l *life, r *engine.Request) (*deed,
 	key := r.Secret("key")
 	switch a := n.rooting; {
 	case l == nil:
-		return nil, n.notServing()
+		return nil, errSealed
 	case key.Empty():
 		return nil, api.Errorf(api.Invalid, "'key' must be specified in request body as JSON")
 	case a == nil:
@@ -128,8 +128,7 @@ func (n *Node) rootUpdate(_ context.Context, l *life, r *engine.Request) (*deed,
 	if err != nil {
 		return nil, err
 	}
-	delete(data, "otp")
-	delete(data, "otp_length")
+	data["otp_length"] = 0
 	if !enough {
 		return &deed{note: "unseal key taken for a root token", data: data}, nil
 	}

@@ -133,6 +133,9 @@ func (n *Node) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 	}
 	l := n.enter()
 	if l == nil {
+		if op.Path == "sys/seal" && op.Verb == lessor.Update {
+			return &lessor.Answer{}, nil // so it is
+		}
 		return nil, errSealed
 	}
 	defer l.leave()

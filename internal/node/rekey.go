@@ -57,7 +57,7 @@ func (n *Node) rekeyStatus(_ context.Context, l *life, _ *engine.Request) (*deed
 
 func (n *Node) rekeyData(l *life) (map[string]any, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	threshold, _ := required(n.locks(n.state.Load()))
 	data := map[string]any{
@@ -78,17 +78,9 @@ func (n *Node) rekeyData(l *life) (map[string]any, error) {
 	return data, nil
 }
 
-// notServing is the error of a node that is sealed, or new.
-func (n *Node) notServing() error {
-	if !n.state.Load().locks.Initialised() {
-		return api.Errorf(api.Invalid, "server is not yet initialized")
-	}
-	return errSealed
-}
-
 func (n *Node) rekeyBegin(_ context.Context, l *life, r *engine.Request) (*deed, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	if r.Bool("backup") && len(r.List("pgp_keys")) == 0 {
 		return nil, api.Errorf(api.Invalid, "cannot request a backup of the new keys without providing PGP keys for encryption")
@@ -96,7 +88,10 @@ func (n *Node) rekeyBegin(_ context.Context, l *life, r *engine.Request) (*deed,
 	if keys := r.List("pgp_keys"); len(keys) > 0 && int64(len(keys)) != r.Int("secret_shares") {
 		return nil, api.Errorf(api.Invalid, "incorrect number of PGP keys for rekey")
 	}
-	c, err := readCut(r)
+	if r.Int("secret_threshold") > r.Int("secret_shares") {
+		return nil, api.Errorf(api.Invalid, "provided threshold greater than the total shares")
+	}
+	c, err := readCut(r, "invalid rekey seal configuration: ")
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +112,7 @@ func (n *Node) rekeyBegin(_ context.Context, l *life, r *engine.Request) (*deed,
 
 func (n *Node) rekeyCancel(_ context.Context, l *life, r *engine.Request) (*deed, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	if n.rekeying == nil {
 		return &deed{}, nil
@@ -134,7 +129,7 @@ func (n *Node) rekeyUpdate(_ context.Context, l *life, r *engine.Request) (*deed
 	key := r.Secret("key")
 	switch a := n.rekeying; {
 	case l == nil:
-		return nil, n.notServing()
+		return nil, errSealed
 	case key.Empty():
 		return nil, api.Errorf(api.Invalid, "'key' must be specified in request body as JSON")
 	case a == nil:
@@ -255,7 +250,7 @@ func (n *Node) verifyStatus(_ context.Context, l *life, _ *engine.Request) (*dee
 
 func (n *Node) verifyData(l *life) (map[string]any, error) {
 	if l == nil {
-		return nil, n.notServing()
+		return nil, errSealed
 	}
 	a := n.rekeying
 	if a == nil {
@@ -287,7 +282,7 @@ func (n *Node) verifyUpdate(_ context.Context, l *life, r *engine.Request) (*dee
 	key := r.Secret("key")
 	switch a := n.rekeying; {
 	case l == nil:
-		return nil, n.notServing()
+		return nil, errSealed
 	case key.Empty():
 		return nil, api.Errorf(api.Invalid, "'key' must be specified in request body as JSON")
 	case a == nil:

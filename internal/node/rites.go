@@ -75,7 +75,6 @@ func (n *Node) openRites() map[string]*engine.Route {
 	}
 	add("sys/generate-root/attempt", []engine.Field{text("otp", "one-time pad; made if not given"), text("pgp_key", "public key, in base64, instead of a pad")},
 		map[lessor.Verb]rite{lessor.Read: n.rootStatus, lessor.Update: n.rootBegin, lessor.Delete: n.rootCancel})
-	table["sys/generate-root"] = table["sys/generate-root/attempt"]
 	add("sys/generate-root/update", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Update: n.rootUpdate})
 	return table
 }
@@ -90,6 +89,7 @@ func (n *Node) perform(ctx context.Context, route *engine.Route, op *lessor.Op) 
 	if handler == nil {
 		return nil, api.Errorf(api.Unsupported, "method not allowed")
 	}
+	op = folded(op)
 	r := &engine.Request{Op: op, Verb: op.Verb, Now: n.Now(), Random: n.o.Random}
 	if _, err := r.Bind(route); err != nil {
 		return nil, err
@@ -99,6 +99,16 @@ func (n *Node) perform(ctx context.Context, route *engine.Route, op *lessor.Op) 
 		return nil, err
 	}
 	return &lessor.Answer{Data: reply.Data, Bare: true}, nil
+}
+
+// folded is op with the names of its parameters in lower case: for Vault they have none here.
+func folded(op *lessor.Op) *lessor.Op {
+	lower := *op
+	lower.Data = make(map[string]any, len(op.Data))
+	for name, value := range op.Data {
+		lower.Data[strings.ToLower(name)] = value
+	}
+	return &lower
 }
 
 // inTurn makes a rite a handler: it waits for its turn, and puts what was done on record.
@@ -261,7 +271,7 @@ func (n *Node) unsealRite(ctx context.Context, l *life, r *engine.Request) (*dee
 		return nil, api.Errorf(api.Invalid, "'key' must be specified in request body as JSON, or 'reset' set to true")
 	}
 	if l != nil {
-		return &deed{}, nil // as Vault does
+		return &deed{}, given(seal.CheckKey(key)) // as Vault does
 	}
 	if err := n.broken.Load(); err != nil {
 		return nil, &api.Error{Kind: api.Internal, Cause: *err}
@@ -343,7 +353,7 @@ func (n *Node) initRite(ctx context.Context, l *life, r *engine.Request) (*deed,
 	if len(stray) > 0 {
 		return nil, api.Errorf(api.Invalid, "parameters %s not applicable to seal type shamir", strings.Join(stray, ","))
 	}
-	cut, err := readCut(r)
+	cut, err := readCut(r, "invalid seal configuration: ")
 	if err != nil {
 		return nil, err
 	}
@@ -372,18 +382,15 @@ type cut struct {
 	to                recipients // empty, or one for each share
 }
 
-func readCut(r *engine.Request) (c cut, err error) {
-	shares, threshold := r.Int("secret_shares"), r.Int("secret_threshold")
-	if threshold > shares {
-		return c, api.Errorf(api.Invalid, "provided threshold greater than the total shares")
-	}
-	if err := system.CheckShares(shares, threshold); err != nil {
+// readCut reads it from a request. prefix begins what is wrong with it, in Vault's words.
+func readCut(r *engine.Request, prefix string) (c cut, err error) {
+	shares, threshold, keys := r.Int("secret_shares"), r.Int("secret_threshold"), r.List("pgp_keys")
+	if err := system.CheckShares(shares, threshold, prefix); err != nil {
 		return c, err
 	}
 	c = cut{shares: int(shares), threshold: int(threshold)}
-	keys := r.List("pgp_keys")
 	if len(keys) > 0 && len(keys) != c.shares {
-		return c, api.Errorf(api.Invalid, "count mismatch between number of provided PGP keys and number of shares")
+		return c, api.Errorf(api.Invalid, "%scount mismatch between number of provided PGP keys and number of shares", prefix)
 	}
 	c.to, err = parseRecipients(keys)
 	return c, err

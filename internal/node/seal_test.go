@@ -84,11 +84,11 @@ func TestShamirLifecycle(t *testing.T) {
 	r.must(501, "GET", "sys/health", "")
 	r.fails(503, "Vault is sealed", "GET", "secret/data/app", "")
 	r.fails(400, "not initialized", "PUT", "sys/unseal", `{"key":"AAAA"}`)
-	r.fails(400, "server is not yet initialized", "GET", "sys/generate-root/attempt", "")
+	r.fails(503, "Vault is sealed", "GET", "sys/generate-root/attempt", "")
 	for body, text := range map[string]string{
 		`{}`: "shares must be at least one", `{"secret_shares":1}`: "threshold must be at least one",
 		`{"secret_shares":3,"secret_threshold":1}`:                     "threshold must be greater than one for multiple shares",
-		`{"secret_shares":3,"secret_threshold":4}`:                     "provided threshold greater than the total shares",
+		`{"secret_shares":3,"secret_threshold":4}`:                     "invalid seal configuration: threshold cannot be larger than shares",
 		`{"secret_shares":300,"secret_threshold":4}`:                   "shares must be less than 256",
 		`{"secret_shares":3,"secret_threshold":2,"recovery_shares":1}`: "parameters recovery_shares not applicable to seal type shamir",
 		`{"secret_shares":1,"secret_threshold":1,"pgp_keys":["!"]}`:    "PGP key",
@@ -107,7 +107,7 @@ func TestShamirLifecycle(t *testing.T) {
 		t.Errorf("status: %v", status)
 	}
 	r.fails(400, "this unseal key does not belong to this store", "PUT", "sys/unseal", `{"key":"`+foreign[0]+`"}`)
-	r.fails(400, "there is a slip in it", "PUT", "sys/unseal", `{"key":"`+swapped(keys[0])+`"}`)
+	r.fails(400, "there is a slip in this unseal key", "PUT", "sys/unseal", `{"key":"`+swapped(keys[0])+`"}`)
 	r.fails(400, "'key' must be a valid hex or base64 string", "PUT", "sys/unseal", `{"key":"!"}`)
 	if status = r.must(200, "PUT", "sys/unseal", `{"key":"`+keys[4]+`"}`); status["progress"] != 1.0 || status["nonce"] != nonce {
 		t.Errorf("a key that was given twice: %v", status)
@@ -120,9 +120,11 @@ func TestShamirLifecycle(t *testing.T) {
 		p.do(err)
 		return hex.EncodeToString(b)
 	}
-	r.give(keys[4], asHex(keys[0]), keys[2])
+	r.must(200, "PUT", "sys/unseal", `{"Key":"`+keys[4]+`"}`) // as older clients write it
+	r.give(asHex(keys[0]), keys[2])
 	r.give(keys[1]) // no harm, as with Vault
 	r.fails(400, "vault is unsealed", "PUT", "sys/unseal", `{"reset":true}`)
+	r.fails(400, "valid hex or base64", "PUT", "sys/unseal", `{"key":"!"}`)
 	r.fill()
 	self := r.must(200, "GET", "auth/token/lookup-self", "")["data"].(map[string]any)
 	if ttl := self["ttl"].(float64); ttl < 86000 || ttl > 86400 {
@@ -504,6 +506,11 @@ func TestGenerateRoot(t *testing.T) {
 	}
 	r.token = unpad(t, done["encoded_token"], begun["otp"])
 	r.checkFilled()
+	decoded := r.must(200, "PUT", "sys/decode-token", fmt.Sprintf(`{"encoded_token":%q,"otp":%q}`, done["encoded_token"], begun["otp"]))
+	if decoded["data"].(map[string]any)["token"] != r.token {
+		t.Error("sys/decode-token decodes something else")
+	}
+	r.fails(400, "another length", "PUT", "sys/decode-token", `{"encoded_token":"AAAA","otp":"x"}`)
 	self := r.must(200, "GET", "auth/token/lookup-self", "")["data"].(map[string]any)
 	if ttl := self["ttl"].(float64); ttl < 86000 || ttl > 86400 {
 		t.Errorf("the token lives for %v s", ttl)

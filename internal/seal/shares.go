@@ -116,15 +116,21 @@ func (s *Share) digest() []byte {
 	return sum[:digestSize]
 }
 
+// noKey is an ErrNoKey that says why.
+type noKey string
+
+func (e noKey) Error() string        { return string(e) }
+func (e noKey) Is(target error) bool { return target == ErrNoKey }
+
 // parseShare reads a share; a slip in copying it is an error.
 func parseShare(b []byte) (s Share, err error) {
 	switch {
 	case len(b) != shareSize:
-		return s, fmt.Errorf("%w: an unseal key has %d bytes, this has %d", ErrNoKey, shareSize, len(b))
+		return s, noKey(fmt.Sprintf("an unseal key has %d bytes, this has %d", shareSize, len(b)))
 	case b[0] != shareFormat:
-		return s, fmt.Errorf("%w: it is no unseal key of this lessor", ErrNoKey)
+		return s, noKey("this is no unseal key, or one of a newer lessor")
 	case !bytes.Equal(slip(b[:shareSize-slipSize]), b[shareSize-slipSize:]):
-		return s, fmt.Errorf("%w: there is a slip in it: compare it with the original, character by character", ErrNoKey)
+		return s, noKey("there is a slip in this unseal key: compare it with the original, character by character")
 	}
 	copy(s.b[:], b)
 	return s, nil
@@ -253,6 +259,13 @@ func (q *Quorum) Add(l Locks, key lessor.Secret) (kek Forgetter, again bool, err
 	return newShamir(secret), false, nil
 }
 
+// CheckKey says whether key is in hex or base64, as a key must be.
+func CheckKey(key lessor.Secret) error {
+	b, err := decode(key)
+	clear(b)
+	return err
+}
+
 // decode reads a key as people are given it: hex or base64.
 func decode(key lessor.Secret) ([]byte, error) {
 	text := strings.TrimSpace(key.Reveal())
@@ -262,5 +275,5 @@ func decode(key lessor.Secret) ([]byte, error) {
 	if b, err := base64.StdEncoding.DecodeString(text); err == nil {
 		return b, nil
 	}
-	return nil, fmt.Errorf("%w: 'key' must be a valid hex or base64 string", ErrNoKey)
+	return nil, noKey("'key' must be a valid hex or base64 string")
 }

@@ -16,6 +16,8 @@ func public(method, path string) func(*Handler, http.ResponseWriter, *http.Reque
 		return (*Handler).health
 	case "sys/seal-status":
 		return (*Handler).sealStatus
+	case "sys/seal-backend-status":
+		return (*Handler).sealBackends
 	case "sys/leader":
 		return (*Handler).leader
 	case "sys/init":
@@ -89,7 +91,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request) {
 		replication = "unknown"
 	}
 	sendJSON(w, status, healthAnswer{
-		Initialized: s.Initialized, Sealed: s.Sealed, ReplicationMode: replication, ReplicationDRMode: replication,
+		Initialized: s.Initialized, Sealed: s.Sealed, Standby: s.Sealed || !s.Initialized, ReplicationMode: replication, ReplicationDRMode: replication,
 		ServerTime: h.clock.Now().Unix(), Version: s.Reported, ClusterName: s.ClusterName, ClusterID: s.ClusterID,
 		LessorVersion: s.Version, Fenced: s.Fenced, Draining: draining,
 	})
@@ -130,6 +132,23 @@ func (h *Handler) sendStatus(w http.ResponseWriter) {
 	})
 }
 
+type sealBackend struct {
+	Name    string `json:"name"`
+	Healthy bool   `json:"healthy"`
+}
+
+// sealBackends answers what Vault tells of the services that unseal it. lessor asks none while it serves.
+func (h *Handler) sealBackends(w http.ResponseWriter, r *http.Request) {
+	if !asks(w, r) {
+		return
+	}
+	sendJSON(w, http.StatusOK, struct {
+		Healthy      bool          `json:"healthy"`
+		Backends     []sealBackend `json:"backends"`
+		FullyWrapped bool          `json:"fully_wrapped"`
+	}{true, []sealBackend{{h.gate.Status().Seal, true}}, true})
+}
+
 type leaderAnswer struct {
 	HAEnabled          bool      `json:"ha_enabled"`
 	IsSelf             bool      `json:"is_self"`
@@ -140,13 +159,9 @@ type leaderAnswer struct {
 	StandbyRemoteWAL   uint64    `json:"performance_standby_last_remote_wal"`
 }
 
-// leader answers as a single node of Vault does, with all the fields that say no.
+// leader answers as a single node of Vault does, sealed or not, with all the fields that say no.
 func (h *Handler) leader(w http.ResponseWriter, r *http.Request) {
 	if !asks(w, r) {
-		return
-	}
-	if s := h.gate.Status(); s.Sealed || !s.Initialized {
-		h.refuse(w, &api.Error{Kind: api.Unavailable, Text: "Vault is sealed"})
 		return
 	}
 	sendJSON(w, http.StatusOK, leaderAnswer{})

@@ -2,6 +2,7 @@ package system
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"strconv"
@@ -41,6 +42,11 @@ func (b *Backend) sealRoutes() []engine.Route {
 			{Name: "interval", Type: engine.Duration, Help: "how long a term lasts at most; 0: as long as may be"},
 		}, Ops: ops{lessor.Read: b.readRotation, lessor.Update: b.writeRotation}},
 		{Pattern: "rekey/backup", Help: "the last rekey's keys, encrypted to the PGP keys that were given", Ops: ops{lessor.Read: b.readBackup, lessor.Delete: b.deleteBackup}},
+		{Pattern: "rekey/recovery-key-backup", Help: "there are no recovery keys: each seal unseals alone", Ops: ops{lessor.Read: noBackup, lessor.Delete: nothing}},
+		{Pattern: "decode-token", Help: "take the one-time pad off a root token that was generated", Fields: []engine.Field{
+			{Name: "encoded_token", Type: engine.String, Help: "as sys/generate-root/update gave it"},
+			{Name: "otp", Type: engine.String, Help: "the pad that it was begun with"},
+		}, Open: true, Ops: update(decodeToken)},
 		{Pattern: "lessor/seal", Help: "what unseals the store; each alone suffices", Sudo: true, Ops: read(b.locks)},
 		{Pattern: "lessor/seal/keyfile", Help: "unseal by a key file, too", Fields: []engine.Field{path}, Sudo: true, Ops: ops{lessor.Update: b.addKeyFile, lessor.Delete: b.remove(seal.KeyFileName)}},
 		{Pattern: "lessor/seal/recovery", Help: "unseal by a file under a passphrase, too", Fields: []engine.Field{path, passphrase}, Sudo: true, Ops: ops{lessor.Update: b.addRecovery, lessor.Delete: b.remove(seal.RecoveryName)}},
@@ -127,7 +133,7 @@ func (b *Backend) readRotation(_ context.Context, r *engine.Request) (*engine.Re
 	if s.Interval > 0 {
 		data["interval"] = s.Interval.String()
 	}
-	return &engine.Reply{Flat: true, Data: data}, nil
+	return &engine.Reply{Data: data}, nil
 }
 
 func (b *Backend) writeRotation(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -196,6 +202,25 @@ func (b *Backend) readBackup(_ context.Context, r *engine.Request) (*engine.Repl
 	return &engine.Reply{Flat: true, Data: map[string]any{"nonce": backup.Nonce, "keys": lists(backup.Keys), "keys_base64": lists(backup.Base64)}}, nil
 }
 
+func noBackup(context.Context, *engine.Request) (*engine.Reply, error) {
+	return nil, api.Errorf(api.Invalid, "no backed-up keys found")
+}
+
+func decodeToken(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	b, err := base64.RawStdEncoding.DecodeString(r.Str("encoded_token"))
+	pad := r.Secret("otp").Reveal()
+	switch {
+	case err != nil || len(b) == 0:
+		return nil, api.Errorf(api.Invalid, "error decoding base64'd token")
+	case len(b) != len(pad):
+		return nil, api.Errorf(api.Invalid, "otp has another length than the token")
+	}
+	for i := range b {
+		b[i] ^= pad[i]
+	}
+	return &engine.Reply{Data: map[string]any{"token": lessor.NewSecret(b)}}, nil
+}
+
 func (b *Backend) deleteBackup(context.Context, *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{}
 	reply.Txn.Delete(BackupKey.Table, BackupKey.Name)
@@ -246,8 +271,8 @@ func (b *Backend) addRecovery(_ context.Context, r *engine.Request) (*engine.Rep
 	}}, nil
 }
 
-// CheckShares says whether a key can be cut so, in Vault's words.
-func CheckShares(shares, threshold int64) error {
+// CheckShares says whether a key can be cut so, in Vault's words after prefix.
+func CheckShares(shares, threshold int64, prefix string) error {
 	text := ""
 	switch {
 	case shares < 1:
@@ -263,7 +288,7 @@ func CheckShares(shares, threshold int64) error {
 	default:
 		return nil
 	}
-	return api.Errorf(api.Invalid, "%s", text)
+	return api.Errorf(api.Invalid, "%s%s", prefix, text)
 }
 
 // ShareLists are shares in hex and in base64, as Vault's clients show them.
@@ -279,7 +304,7 @@ func (b *Backend) addShamir(_ context.Context, r *engine.Request) (*engine.Reply
 	if r.Has("secret_shares") || r.Has("secret_threshold") {
 		shares, threshold = r.Int("secret_shares"), r.Int("secret_threshold")
 	}
-	if err := CheckShares(shares, threshold); err != nil {
+	if err := CheckShares(shares, threshold, ""); err != nil {
 		return nil, err
 	}
 	row, err := r.View.Get(seal.KEKKey(seal.ShamirName))
