@@ -20,10 +20,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/seal"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // place is where a test's node keeps things.
@@ -242,6 +244,22 @@ func TestRefusesToStart(t *testing.T) {
 		}, "wrong key"},
 		{"the key file is readable by others", func(p *place) { p.do(os.Chmod(p.key(), 0o644)) }, "chmod 600"},
 		{"the data was put back", func(p *place) { p.remove(p.data()); p.do(os.CopyFS(p.data(), os.DirFS(p.dir+"/old"))) }, "it was put back to an earlier state"},
+		{"a newer lessor wrote the store", func(p *place) {
+			r := p.start()
+			_, err := r.db.Commit(t.Context(), store.Txn{
+				Puts:  []store.Put{{Key: store.Key{Table: store.Meta, Name: "schema"}, Value: []byte("2")}},
+				Audit: []audit.Record{bootstrapRecord(r.db.Now(), "upgrade", "sys/seal")},
+			})
+			p.do(err)
+			r.stop()
+		}, "refusing to start: the store was written by a newer lessor (schema 2, this one knows 1): upgrade lessor (the store is DATA)"},
+		{"a newer lessor wrote the folder", func(p *place) {
+			marker, err := filepath.Glob(p.data() + "/marker.format-version.*")
+			p.do(err)
+			for _, m := range marker {
+				p.do(os.Rename(m, m[:strings.LastIndexByte(m, '.')]+".999"))
+			}
+		}, "pebble: opening DATA: pebble: database \"DATA\" written in unknown format major version 999"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlace(t)

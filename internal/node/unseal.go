@@ -55,7 +55,7 @@ func (n *Node) open(ctx context.Context) error {
 	switch {
 	case n.db.Head().Seq > 0:
 		if err := n.unseal(); err != nil || n.keys == nil {
-			return err
+			return n.located(err)
 		}
 		return n.awaken(ctx, nil, nil)
 	case exists(keyFile), n.manual() && exists(n.config.Seal.Anchor):
@@ -71,6 +71,15 @@ func (n *Node) open(ctx context.Context) error {
 	return n.awaken(ctx, first, nil)
 }
 
+// located adds to an error where the store is, unless it says so already.
+func (n *Node) located(err error) error {
+	data := dataOf(n.config.Storage)
+	if err == nil || n.config.Storage.Type == config.Mem || strings.Contains(err.Error(), data) {
+		return err
+	}
+	return fmt.Errorf("%w (the store is %s)", err, data)
+}
+
 // openStore opens the store, sealed.
 func (n *Node) openStore(ctx context.Context) error {
 	b, err := n.openBackend(ctx)
@@ -79,7 +88,7 @@ func (n *Node) openStore(ctx context.Context) error {
 	}
 	db, err := store.Open(b, n.storeOptions())
 	if err != nil {
-		return errors.Join(fmt.Errorf("refusing to start: %w", err), b.Close())
+		return errors.Join(n.located(fmt.Errorf("refusing to start: %w", err)), b.Close())
 	}
 	n.db = db
 	return nil
