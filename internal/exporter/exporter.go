@@ -122,7 +122,7 @@ func (x *Exporters) look(ctx context.Context, seen *[2]uint64) error {
 		if fence.Exists() {
 			devices = nil
 		}
-		x.apply(ctx, devices, now[0])
+		x.apply(ctx, devices)
 		*seen = now
 	}
 	x.mu.Lock()
@@ -133,9 +133,9 @@ func (x *Exporters) look(ctx context.Context, seen *[2]uint64) error {
 	return nil
 }
 
-// apply starts the followers of new devices and ends those of devices that are gone, which are told what came up to changed: the
-// commit that disabled them is their last.
-func (x *Exporters) apply(ctx context.Context, devices []*Device, changed uint64) {
+// apply starts the followers of new devices and ends those of devices that are gone, which are told the rest: the commit that disabled
+// them, too.
+func (x *Exporters) apply(ctx context.Context, devices []*Device) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	wanted := map[string]bool{}
@@ -150,7 +150,7 @@ func (x *Exporters) apply(ctx context.Context, devices []*Device, changed uint64
 	for id, f := range x.running {
 		if !wanted[id] {
 			delete(x.running, id)
-			f.finish(changed)
+			f.stop()
 		}
 	}
 }

@@ -243,6 +243,14 @@ func TestFile(t *testing.T) {
 	if s := w.x.Status(d); s.State != "stopped" {
 		t.Errorf("disabled: %+v", s)
 	}
+	v, err := w.db.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if row, err := v.Get(d.cursor()); err != nil || row.Exists() {
+		t.Errorf("a disabled device has a cursor: %v, %v", row.Exists(), err)
+	}
 }
 
 // TestCursor: an idle device writes nothing more, and its cursor moves no other device's.
@@ -255,8 +263,12 @@ func TestCursor(t *testing.T) {
 	w.caughtUp(a)
 	w.caughtUp(b)
 	before := w.db.Head().Seq
-	w.x.Reload() // saves
+	w.x.Reload() // saves, before its time
+	began := time.Now()
 	w.until("the cursors are saved", func() bool { return w.saved(a) >= before && w.saved(b) >= before })
+	if took := time.Since(began); took > saveEvery/2 {
+		t.Errorf("the cursors were saved after %v", took)
+	}
 	settled := w.db.Head().Seq
 	if settled > before+4 {
 		t.Errorf("two cursors took %d commits", settled-before)
@@ -564,6 +576,47 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// TestUnread: what a peer has not taken is not told, whatever the connection said; no cursor moves over it.
+func TestUnread(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			w := begin(t)
+			address := "127.0.0.1:0"
+			if network == "unix" {
+				address = t.TempDir() + "/socket"
+			}
+			l, err := net.Listen(network, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			accepted := make(chan net.Conn, 1)
+			go func() { c, _ := l.Accept(); accepted <- c }()
+			d := w.enabled("s", Socket, map[string]string{"address": l.Addr().String(), "socket_type": network, "write_timeout": "50ms"})
+			conn := <-accepted
+			before := w.saved(d)
+			w.act(5)
+			w.caughtUp(d) // as far as the connection says
+			if network == "unix" {
+				w.x.Reload() // saves, if it can
+				w.until("it stalls", func() bool { return w.x.Status(d).Kind == "timeout" })
+			} else {
+				_ = conn.(*net.TCPConn).SetLinger(0) // the peer's process dies
+			}
+			conn.Close()
+			w.x.Reload()
+			time.Sleep(50 * time.Millisecond)
+			if at := w.saved(d); at != before {
+				t.Errorf("the cursor is at %d, although nobody read anything after %d", at, before)
+			}
+			c := &collector{}
+			go c.serve(l)
+			w.until("all arrived", func() bool { return len(distinct(t, c.entries(t))) >= w.acts })
+			w.wants(1, distinct(t, c.entries(t)))
+		})
+	}
+}
+
 // TestStalledPeer: a peer that takes nothing holds nobody up, and is told everything once it reads.
 func TestStalledPeer(t *testing.T) {
 	w := begin(t)
@@ -738,6 +791,7 @@ func TestEnable(t *testing.T) {
 	if info, err := os.Stat(dir + "/a"); err != nil || info.Mode() != 0o640 {
 		t.Errorf("mode: %v, %v", info, err)
 	}
+	w.enabled("a/b", File, map[string]string{"file_path": "discard"})
 	for _, c := range []struct {
 		path, kind string
 		options    map[string]string
@@ -756,6 +810,7 @@ func TestEnable(t *testing.T) {
 		{"x", File, map[string]string{"file_path": dir + "/x", "from": "yesterday"}, "from"},
 		{"x", File, map[string]string{"file_path": dir + "/./a"}, "file_path already in use"},
 		{"file", File, map[string]string{"file_path": dir + "/x"}, "path already in use"},
+		{"a", File, map[string]string{"file_path": dir + "/x"}, "path already in use"},
 		{"file/sub", File, map[string]string{"file_path": dir + "/x"}, "path already in use"},
 		{"x", Socket, nil, `"address" is required`},
 		{"x", Socket, map[string]string{"address": "a:1", "socket_type": "sctp"}, "socket_type"},

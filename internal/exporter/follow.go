@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -68,7 +67,6 @@ type follower struct {
 	done   chan struct{}
 	end    context.CancelFunc
 	ended  context.Context
-	last   atomic.Uint64 // the commit to end with; 0: none
 
 	mu       sync.Mutex
 	status   Status
@@ -95,7 +93,7 @@ func newFollower(o Options, d *Device) *follower {
 // errReload ends a session whose sink is to be opened anew.
 var errReload = errors.New("reload")
 
-// run tells the device until ctx ends, or finish or stop is called.
+// run tells the device until ctx ends or stop is called.
 func (f *follower) run(ctx context.Context) {
 	defer close(f.done)
 	ctx, cancel := context.WithCancel(ctx)
@@ -157,7 +155,7 @@ func (f *follower) session(ctx, hard context.Context) error {
 		if err := t.catchUp(hard); err != nil {
 			return err
 		}
-		over := ctx.Err() != nil || f.last.Load() != 0 && t.seq >= f.last.Load()
+		over := ctx.Err() != nil
 		again := f.reloading() || t.moved()
 		if t.dirty && (over || again || time.Since(t.saved) >= saveEvery) {
 			if err := t.save(hard); err != nil && !over {
@@ -176,7 +174,7 @@ func (f *follower) session(ctx, hard context.Context) error {
 		}
 		waiting, stop := f.waitable(ctx, wait)
 		err := f.o.Store.Await(waiting, t.seq+1)
-		if err == nil && f.last.Load() == 0 { // more is likely under way
+		if err == nil { // more is likely under way
 			more, stopMore := context.WithTimeout(waiting, linger)
 			<-more.Done()
 			stopMore()
@@ -209,10 +207,9 @@ type tail struct {
 	torn  []byte // what comes after
 }
 
-// catchUp tells what there is.
+// catchUp tells what there is by now.
 func (t *telling) catchUp(ctx context.Context) error {
-	for {
-		last := t.last.Load()
+	for head := t.o.Store.Head().Seq; t.seq < head; {
 		commits, err := t.o.Store.Commits(t.seq+1, chunk)
 		if err != nil {
 			return err
@@ -222,9 +219,6 @@ func (t *telling) catchUp(ctx context.Context) error {
 		}
 		for i := range commits {
 			c := &commits[i]
-			if last != 0 && c.Seq > last {
-				break
-			}
 			if c.Gone() {
 				t.lose(c)
 			}
@@ -233,13 +227,10 @@ func (t *telling) catchUp(ctx context.Context) error {
 			}
 			t.seq, t.passed = c.Seq, t.passed+uint64(c.Count)
 		}
-		if len(t.buf) >= longBuffer || len(commits) == 0 || t.seq >= t.o.Store.Head().Seq {
+		if len(t.buf) >= longBuffer {
 			if err := t.flush(ctx); err != nil {
 				return err
 			}
-		}
-		if len(commits) == 0 || last != 0 && t.seq >= last || ctx.Err() != nil {
-			return ctx.Err()
 		}
 		if t.dirty && time.Since(t.saved) >= saveEvery {
 			if err := t.save(ctx); err != nil {
@@ -247,9 +238,10 @@ func (t *telling) catchUp(ctx context.Context) error {
 			}
 		}
 		if t.reloading() {
-			return t.flush(ctx)
+			break
 		}
 	}
+	return t.flush(ctx)
 }
 
 // add puts the line of a record into the buffer, unless the sink has it.
@@ -453,16 +445,7 @@ func (f *follower) reloading() bool {
 	return f.again
 }
 
-// finish ends the follower once it told commit last, or after a moment.
-func (f *follower) finish(last uint64) {
-	f.last.Store(last)
-	f.mu.Lock()
-	f.wake()
-	f.mu.Unlock()
-	time.AfterFunc(grace, f.end)
-}
-
-// stop ends the follower.
+// stop ends the follower, once it told what there is, or after a moment.
 func (f *follower) stop() { f.end() }
 
 // first notes the outcome of the first attempt to open the sink.
