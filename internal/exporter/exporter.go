@@ -13,6 +13,8 @@ package exporter
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
@@ -36,6 +38,8 @@ type Options struct {
 	Log     *slog.Logger // nil: none
 	Stdout  io.Writer    // what file_path=stdout means; nil: os.Stdout
 	Private []string     // files and folders of lessor's own: no device is a file there, or one of them
+	Shared  bool         // other nodes work on the same store: each device is told by one at a time
+	self    string       // names this process among them
 }
 
 const (
@@ -65,6 +69,9 @@ func New(o Options) *Exporters {
 	if o.Stdout == nil {
 		o.Stdout = os.Stdout
 	}
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	o.self = hex.EncodeToString(id[:])
 	return &Exporters{o: o, nudge: make(chan struct{}, 1), running: map[string]*follower{}, moved: make(chan struct{})}
 }
 

@@ -88,7 +88,7 @@ func (w *world) crash(d *Device, before uint64) {
 
 func (w *world) forget(d *Device, before uint64) {
 	w.Helper()
-	b, err := encoding.Marshal(cursor{before})
+	b, err := encoding.Marshal(cursor{Seq: before})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -173,11 +173,11 @@ func (w *world) saved(d *Device) uint64 {
 		w.Fatal(err)
 	}
 	defer v.Close()
-	at, err := position(v, d)
+	c, err := remembered(v, d)
 	if err != nil {
 		w.Fatal(err)
 	}
-	return at
+	return c.Seq
 }
 
 func (w *world) wants(request int, lines []entry) {
@@ -781,6 +781,39 @@ func TestFence(t *testing.T) {
 	w.commit(store.Txn{Deletes: []store.Key{store.Fenced}})
 	w.until("it goes on", func() bool { return w.x.Status(d).State != "stopped" })
 	w.caughtUp(d)
+	w.wants(1, w.lines(path))
+}
+
+// TestNodes: of several nodes one tells a device; another takes over where it stopped.
+func TestNodes(t *testing.T) {
+	w := begin(t)
+	w.end()
+	w.o.Shared = true
+	w.run()
+	path := t.TempDir() + "/audit.log"
+	d := w.enabled("file", File, map[string]string{"file_path": path})
+	one, end := w.x, w.end
+	w.run()
+	other := w.x
+	w.act(5)
+	w.until("one tells it", func() bool { return one.Status(d).Told == 5 })
+	w.until("the other knows", func() bool { return other.Status(d).State == "elsewhere" })
+	end()
+	w.act(5)
+	w.until("the other tells it", func() bool { return other.Status(d).Told == 5 })
+	w.wants(1, w.lines(path))
+
+	// A node that died holds the device until its claim is over.
+	w.end()
+	b, err := encoding.Marshal(cursor{Seq: w.saved(d), Holder: "dead", Until: w.db.Now().Add(2 * time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.commit(store.Txn{Puts: []store.Put{{Key: d.cursor(), Value: b}}})
+	w.act(1)
+	w.run()
+	w.until("somebody else has it", func() bool { return w.x.Status(d).State == "elsewhere" })
+	w.until("the claim is over", func() bool { return w.x.Status(d).Told == 1 })
 	w.wants(1, w.lines(path))
 }
 

@@ -26,7 +26,8 @@ const (
 	firstPause    = 250 * time.Millisecond
 	longestPause  = 5 * time.Second
 	complainEvery = 10 * time.Minute
-	mostCounted   = 10_000 // headers that are counted for one answer to how far a device lags
+	claimTerm     = 30 * time.Second // for which one of several nodes tells a device; it claims it anew at half of that
+	mostCounted   = 10_000           // headers that are counted for one answer to how far a device lags
 )
 
 // sink is where a device's lines go. It is used by one goroutine at a time, but for Close, and never holds more than it was given.
@@ -42,12 +43,14 @@ type sink interface {
 
 // cursor is the row that remembers how far a device has come. CBOR keys are on disk: never renumber, only append.
 type cursor struct {
-	Seq uint64 `cbor:"1,keyasint"` // of the last commit that it was told in full
+	Seq    uint64    `cbor:"1,keyasint"`           // of the last commit that it was told in full
+	Holder string    `cbor:"2,keyasint,omitempty"` // the process that tells it, where several share a store; empty: none
+	Until  time.Time `cbor:"3,keyasint,omitzero"`  // lease time until which it does unless it says more
 }
 
 // Status is how a device fares.
 type Status struct {
-	State   string    // "following", "catching up", "failing", "stopped"
+	State   string    // "following", "catching up", "failing", "elsewhere" (another node tells it), "stopped"
 	Seq     uint64    // last commit that it was told
 	Behind  uint64    // commits after that
 	Lag     uint64    // records in them, as far as they were counted
@@ -68,18 +71,18 @@ type follower struct {
 	end    context.CancelFunc
 	ended  context.Context
 
-	mu       sync.Mutex
-	status   Status
-	opened   chan struct{} // closed when the first attempt to open the sink has an outcome
-	outcome  error
-	again    bool   // the sink is to be opened anew
-	wake     func() // ends the present waiting
-	complain time.Time
-	counted  uint64 // the commit up to which waiting counts
-	waiting  uint64 // records after status.Seq up to counted
-	saved    uint64 // as the cursor has it
-	mounts   *mount.Table
-	mountsAt uint64
+	mu        sync.Mutex
+	status    Status
+	opened    chan struct{} // closed when the first attempt to open the sink has an outcome
+	outcome   error
+	elsewhere bool   // another node tells the device
+	again     bool   // the sink is to be opened anew
+	wake      func() // ends the present waiting
+	complain  time.Time
+	counted   uint64 // the commit up to which waiting counts
+	waiting   uint64 // records after status.Seq up to counted
+	mounts    *mount.Table
+	mountsAt  uint64
 }
 
 func newFollower(o Options, d *Device) *follower {
@@ -116,6 +119,8 @@ func (f *follower) run(ctx context.Context) {
 			return
 		case errors.Is(err, errReload):
 			continue
+		case errors.Is(err, errElsewhere):
+			pause = time.Second
 		case f.count() != before:
 			pause = firstPause
 		}
@@ -136,10 +141,11 @@ func (f *follower) count() uint64 {
 
 // session opens the sink at the saved cursor and tells it what comes, until ctx ends (nil) or something fails.
 func (f *follower) session(ctx, hard context.Context) error {
-	seq, err := f.load()
+	seq, err := f.claim(hard)
 	if err != nil {
 		return err
 	}
+	defer f.release(hard)
 	f.mu.Lock()
 	f.again = false
 	f.mu.Unlock()
@@ -150,14 +156,15 @@ func (f *follower) session(ctx, hard context.Context) error {
 	}
 	defer func() { _ = out.Close() }()
 	f.first(nil)
-	t := &telling{follower: f, w: w, out: out, seq: seq, have: have}
+	t := &telling{follower: f, w: w, out: out, seq: seq, have: have, saved: time.Now()}
 	for {
 		if err := t.catchUp(hard); err != nil {
 			return err
 		}
 		over := ctx.Err() != nil
 		again := f.reloading() || t.moved()
-		if t.dirty && (over || again || time.Since(t.saved) >= saveEvery) {
+		due := t.dirty && (over || again || time.Since(t.saved) >= saveEvery) || f.o.Shared && time.Since(t.saved) >= claimTerm/2
+		if due {
 			if err := t.save(hard); err != nil && !over {
 				return err
 			}
@@ -168,7 +175,7 @@ func (f *follower) session(ctx, hard context.Context) error {
 		if again {
 			return errReload
 		}
-		wait := time.Hour
+		wait := claimTerm / 2
 		if t.dirty {
 			wait = saveEvery
 		}
@@ -288,24 +295,20 @@ func (t *telling) save(ctx context.Context) error {
 		return err
 	}
 	t.saved = time.Now()
-	row := t.device.cursor()
-	b, err := encoding.Marshal(cursor{t.seq})
-	if err != nil {
-		return err
-	}
-	txn := store.Txn{}
-	txn.Present(store.Config, t.device.key().Name)
-	txn.Put(row.Table, row.Name, b)
-	if _, err := t.o.Store.Commit(ctx, txn); err != nil {
-		if errors.As(err, new(*store.Conflict)) || errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrUnreachable) {
-			return nil // disabled meanwhile; or later
+	err := t.keep(ctx, func(c *cursor) error {
+		if t.o.Shared && c.Holder != t.o.self {
+			return errElsewhere
 		}
+		c.Seq, c.Until = t.seq, t.until()
+		return nil
+	})
+	switch {
+	case errors.As(err, new(*store.Conflict)), errors.Is(err, store.ErrFull), errors.Is(err, store.ErrUnreachable):
+		return nil // disabled meanwhile; or later
+	case err != nil:
 		return err
 	}
 	t.dirty = false
-	t.mu.Lock()
-	t.follower.saved = t.seq
-	t.mu.Unlock()
 	return nil
 }
 
@@ -332,39 +335,99 @@ func (t *telling) look() error {
 	return nil
 }
 
-// load reads the cursor. Where there is none yet, the device begins where its configuration says.
+// errElsewhere says that another node tells the device.
+var errElsewhere = errors.New("another node tells the device")
+
+// claim reads the cursor, and makes sure that no other node tells the device meanwhile.
+func (f *follower) claim(ctx context.Context) (seq uint64, err error) {
+	f.mu.Lock()
+	f.elsewhere = false
+	f.mu.Unlock()
+	if f.o.Shared {
+		err = f.keep(ctx, func(c *cursor) error {
+			if seq = c.Seq; c.Holder != "" && c.Holder != f.o.self && f.o.Store.Now().Before(c.Until) {
+				return errElsewhere
+			}
+			c.Holder, c.Until = f.o.self, f.until()
+			return nil
+		})
+	} else {
+		seq, err = f.load()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.elsewhere = errors.Is(err, errElsewhere)
+	if f.status.Seq != seq {
+		f.status.Seq, f.counted, f.waiting = seq, seq, 0
+	}
+	return seq, err
+}
+
+// release lets another node tell the device at once.
+func (f *follower) release(ctx context.Context) {
+	if !f.o.Shared {
+		return
+	}
+	_ = f.keep(ctx, func(c *cursor) error { // else it waits until the claim is over
+		if c.Holder != f.o.self {
+			return errElsewhere
+		}
+		c.Holder, c.Until = "", time.Time{}
+		return nil
+	})
+}
+
+// until is the end of a claim that begins now; zero where there is nobody else.
+func (f *follower) until() time.Time {
+	if !f.o.Shared {
+		return time.Time{}
+	}
+	return f.o.Store.Now().Add(claimTerm)
+}
+
+// keep changes the cursor, unless the device is no longer enabled: a *store.Conflict.
+func (f *follower) keep(ctx context.Context, change func(*cursor) error) error {
+	_, err := f.o.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
+		c, err := remembered(v, f.device)
+		if err != nil {
+			return err
+		}
+		if err := change(&c); err != nil {
+			return err
+		}
+		b, err := encoding.Marshal(c)
+		if err != nil {
+			return err
+		}
+		txn.Present(store.Config, f.device.key().Name)
+		txn.Put(store.Engine, f.device.cursor().Name, b)
+		return nil
+	})
+	return err
+}
+
+// load reads how far the device has come.
 func (f *follower) load() (uint64, error) {
 	v, err := f.o.Store.View()
 	if err != nil {
 		return 0, err
 	}
 	defer v.Close()
-	at, err := position(v, f.device)
-	if err != nil {
-		return 0, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.saved = at
-	if f.status.Seq != at {
-		f.status.Seq, f.counted, f.waiting = at, at, 0
-	}
-	return at, nil
+	c, err := remembered(v, f.device)
+	return c.Seq, err
 }
 
-// position is the last commit that a device was told, as its cursor has it.
-func position(v store.View, d *Device) (uint64, error) {
-	row, err := v.Get(d.cursor())
-	if err != nil {
-		return 0, err
-	}
+// remembered is a device's cursor. Where there is none yet, the device begins where its configuration says.
+func remembered(v store.View, d *Device) (cursor, error) {
 	c := cursor{Seq: max(d.From, 1) - 1}
-	if row.Exists() {
-		if err := cbor.Unmarshal(row.Value, &c); err != nil {
-			return 0, fmt.Errorf("exporter: damaged row %s: %w", row.Key, err)
-		}
+	row, err := v.Get(d.cursor())
+	if err != nil || !row.Exists() {
+		return c, err
 	}
-	return c.Seq, nil
+	if err := cbor.Unmarshal(row.Value, &c); err != nil {
+		return c, fmt.Errorf("exporter: damaged row %s: %w", row.Key, err)
+	}
+	return c, nil
 }
 
 // open opens the device's sink.
@@ -455,6 +518,9 @@ func (f *follower) first(err error) {
 	select {
 	case <-f.opened:
 	default:
+		if errors.Is(err, errElsewhere) {
+			err = nil
+		}
 		f.outcome = err
 		close(f.opened)
 	}
@@ -474,6 +540,9 @@ func (f *follower) opening(ctx context.Context) error {
 
 // failed notes, and now and then logs, that the device is in trouble.
 func (f *follower) failed(err error) {
+	if errors.Is(err, errElsewhere) {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	kind := kindOf(err)
@@ -534,7 +603,10 @@ func (f *follower) tell() Status {
 	if head > s.Seq {
 		s.Behind = head - s.Seq
 	}
-	if s.State == "following" && s.Lag > 0 {
+	switch {
+	case f.elsewhere:
+		s.State = "elsewhere"
+	case s.State == "following" && s.Lag > 0:
 		s.State = "catching up"
 	}
 	return s
@@ -572,12 +644,12 @@ func Untold(v store.View) (uint64, *Device, error) {
 	}
 	first, slowest := uint64(0), (*Device)(nil)
 	for _, d := range all {
-		at, err := position(v, d)
+		c, err := remembered(v, d)
 		if err != nil {
 			return 0, nil, err
 		}
-		if slowest == nil || at+1 < first {
-			first, slowest = at+1, d
+		if slowest == nil || c.Seq+1 < first {
+			first, slowest = c.Seq+1, d
 		}
 	}
 	return first, slowest, nil

@@ -60,7 +60,7 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 		return err
 	}
 	l.core = c
-	l.exporters = exporter.New(exporter.Options{Store: l.db, Keys: l.keys, Log: n.log, Private: n.private()})
+	l.exporters = exporter.New(exporter.Options{Store: l.db, Keys: l.keys, Log: n.log, Private: n.private(), Shared: n.config.Storage.Type == config.PostgreSQL})
 	l.backends.connect(l)
 	if first != nil {
 		if err := n.initialize(ctx, c, first); err != nil {
