@@ -93,7 +93,12 @@ func root(a *session.Session, commands operator.Commands) *cobra.Command {
 Flags may be written with one dash or two: -format=json and --format=json are the same. Values that should not be
 seen by other users of this machine come from files (key=@file) or standard input (key=-, or - in place of a token).
 
-Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot be reached.`,
+Variables that commands read, each as LESSOR_NAME or VAULT_NAME, of which the first wins: ADDR, AGENT_ADDR, TOKEN, NAMESPACE,
+CACERT, CACERT_BYTES, CAPATH, CLIENT_CERT, CLIENT_KEY, TLS_SERVER_NAME, SKIP_VERIFY, PROXY_ADDR, HTTP_PROXY, DISABLE_REDIRECTS,
+CLIENT_TIMEOUT (of a call; default 60s), MAX_RETRIES (of a call that fails for now; default 0), WRAP_TTL, MFA, FORMAT, DETAILED,
+INSTANCE (which process of its holder this is), CONFIG_PATH (of a file that says who keeps the token: see lessor login).
+
+Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot be reached, 127 there is no such command.`,
 		Version:           commands.Version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,

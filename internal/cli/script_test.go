@@ -80,8 +80,8 @@ type running struct {
 }
 
 func startServer(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: server dev | server FOLDER | server FILE.hcl")
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: server dev|FOLDER|FILE.hcl [FLAG...]")
 	}
 	flags := []string{"server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token", "-dev-listen-address=127.0.0.1:0"}
 	if args[0] != "dev" && !strings.HasSuffix(args[0], ".hcl") {
@@ -91,6 +91,7 @@ func startServer(ts *testscript.TestScript, neg bool, args []string) {
 	if strings.HasSuffix(args[0], ".hcl") {
 		flags = []string{"server", "-config=" + ts.MkAbs(args[0])}
 	}
+	flags = append(flags, args[1:]...)
 	server := ts.Value(running{}).(*running)
 	log, err := os.CreateTemp(ts.Getenv("WORK"), "server-*.log")
 	ts.Check(err)

@@ -39,7 +39,7 @@ KEY is asked for and not shown; - reads it from standard input, @file from a fil
 				return session.Usage(cmd, "lessor has root tokens only: no tokens for disaster recovery or recovery mode")
 			}
 			ctx := cmd.Context()
-			c, err := unwrapped(a)
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}

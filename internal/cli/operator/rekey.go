@@ -44,7 +44,7 @@ while the old ones still work. KEY is asked for and not shown; - reads it from s
 			if cancel && verify && nonce != "" {
 				return session.Usage(cmd, "-cancel takes -nonce or -verify, not both")
 			}
-			c, err := unwrapped(a)
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}

@@ -157,7 +157,7 @@ func Version(a *session.Session, version string) *cobra.Command {
 func VersionHistory(a *session.Session) *cobra.Command {
 	return a.Remote("version-history", "List the versions that served the store, and since when", "", 0, 0,
 		func(cmd *cobra.Command, _ []string) error {
-			c, err := a.Connect()
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}

@@ -21,15 +21,6 @@ const (
 	defaultThreshold = 3
 )
 
-// unwrapped is connect for calls whose answers are never wrapped.
-func unwrapped(a *session.Session) (*client.Client, error) {
-	c, err := a.Connect()
-	if err != nil {
-		return nil, err
-	}
-	return c.WithWrapTTL(0), nil
-}
-
 func operatorInit(a *session.Session) *cobra.Command {
 	var status bool
 	var shares, threshold, recoveryShares, recoveryThreshold int
@@ -44,7 +35,7 @@ each share to somebody else. With -pgp-keys nobody but its owner can read a shar
 
 Exit codes with -status: 0 initialized, 2 not, 1 an error.`,
 		0, 0, func(cmd *cobra.Command, _ []string) error {
-			c, err := unwrapped(a)
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}
@@ -267,7 +258,7 @@ anybody, the server unseals.
   lessor operator unseal
   pass show share | lessor operator unseal -`,
 		0, 1, func(cmd *cobra.Command, args []string) error {
-			c, err := unwrapped(a)
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}
@@ -298,7 +289,7 @@ anybody, the server unseals.
 func operatorSeal(a *session.Session) *cobra.Command {
 	return a.Remote("seal", "Seal the server: it forgets its keys and answers nothing until it is unsealed", "", 0, 0,
 		func(cmd *cobra.Command, _ []string) error {
-			c, err := a.Connect()
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}
@@ -373,7 +364,7 @@ func operatorStepDown(a *session.Session) *cobra.Command {
 
 func operatorMembers(a *session.Session) *cobra.Command {
 	return a.Remote("members", "List the servers of the cluster", "", 0, 0, func(cmd *cobra.Command, _ []string) error {
-		c, err := a.Connect()
+		c, err := a.Unwrapped()
 		if err != nil {
 			return err
 		}

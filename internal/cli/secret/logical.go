@@ -243,7 +243,7 @@ func PathHelp(a *session.Session) *cobra.Command {
   lessor path-help secret/data/app
   lessor path-help sys/mounts`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
-			c, err := a.Connect()
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}

@@ -315,7 +315,7 @@ Its leases are revoked: what clients hold was handed out under the old path.`,
 			if m == session.Logins {
 				from, to = m.At+strings.TrimPrefix(from, m.At), m.At+strings.TrimPrefix(to, m.At)
 			}
-			c, err := a.Connect()
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}
@@ -358,7 +358,7 @@ func authHelp(a *session.Session) *cobra.Command {
 			kind := session.CleanPath(args[0])
 			text, known := loginHelp[kind]
 			if !known {
-				c, err := a.Connect()
+				c, err := a.Unwrapped()
 				if err != nil {
 					return err
 				}

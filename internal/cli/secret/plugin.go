@@ -33,7 +33,7 @@ func pluginList(a *session.Session) *cobra.Command {
 					return session.Usage(cmd, "TYPE must be auth, secret or database")
 				}
 			}
-			c, err := a.Connect()
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}
@@ -144,7 +144,7 @@ func pluginReload(a *session.Session) *cobra.Command {
 			} else {
 				body["mounts"], what = at, fmt.Sprintf("mounts: %v", at)
 			}
-			c, err := a.Connect()
+			c, err := a.Unwrapped()
 			if err != nil {
 				return err
 			}

@@ -231,6 +231,16 @@ func (a *Session) Connect() (*client.Client, error) {
 	return c, nil
 }
 
+// Unwrapped is Connect for commands that read what the server answers: it is never wrapped, whatever flags and
+// environment say.
+func (a *Session) Unwrapped() (*client.Client, error) {
+	c, err := a.Connect()
+	if err != nil {
+		return nil, err
+	}
+	return c.WithWrapTTL(0), nil
+}
+
 // Complain tells the user something that is not the command's output.
 func (a *Session) Complain(format string, args ...any) {
 	_, _ = fmt.Fprintf(a.Err, format+"\n", args...)
