@@ -92,7 +92,10 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op) (answer *lessor.Answe
 		return nil, w.refuse(ctx, err)
 	}
 	if w.route == nil {
-		return nil, w.refuse(ctx, w.lost())
+		if !w.astray() {
+			return nil, w.refuse(ctx, w.lost())
+		}
+		return w.finish(ctx)
 	}
 
 	// What would it do? The handler reads the View and touches nothing.
@@ -209,6 +212,19 @@ func (w *walk) lost() error {
 		return api.Errorf(api.NotFound, "no handler for route %q. route entry not found.", w.op.Path)
 	}
 	return api.Errorf(api.NotFound, "no handler for route %q: the %s engine at %q has no such path", w.op.Path, w.mount.Type, w.mount.Path)
+}
+
+// astray lets the engine tell somebody who may go where nothing is what they may have meant.
+func (w *walk) astray() bool {
+	if w.mount == nil {
+		return false
+	}
+	guide, ok := w.Backends[w.mount.Backend()].(engine.Guide)
+	if ok {
+		w.route = &engine.Route{}
+		w.reply = &engine.Reply{Status: 404, Warnings: []string{guide.Astray(w.mount, w.op.Verb, w.request.Path)}}
+	}
+	return ok
 }
 
 // plan lets the engine say what the operation would do.

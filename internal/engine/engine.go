@@ -275,6 +275,12 @@ type Versioner interface {
 	Current(v store.View, m *mount.Entry, path string) (version uint64, born uint64, err error)
 }
 
+// Guide is a Backend that tells who asks for a path that is not in its method table what they may have meant.
+type Guide interface {
+	// Astray is the warning in the answer, a 404, to an operation on a path within the mount.
+	Astray(m *mount.Entry, verb lessor.Verb, path string) string
+}
+
 // Upgrader is a Backend to which mounts can be upgraded that another one kept so far.
 type Upgrader interface {
 	// Upgrade adds to txn what makes a part of what is kept from one row on new, and says where to go on; "" means that there is nothing

@@ -160,10 +160,6 @@ func (a *Session) adviceOnRefusal(e *client.Error) string {
 		}
 		return "What the token may do there: lessor token capabilities " + path + "\nWhether it is still valid: lessor token lookup"
 	case http.StatusNotFound:
-		if _, rest, ok := strings.Cut(text, `the kv engine at "`); ok {
-			mount, _, _ := strings.Cut(rest, `"`)
-			return "An engine that keeps versions has its secrets at " + Printable(mount) + "data/PATH: use lessor kv get, put, list and so on, which know."
-		}
 		return "What there is: lessor list on the path above it, or lessor secrets list."
 	case http.StatusMethodNotAllowed:
 		return "The path exists, this operation on it does not."
@@ -225,6 +221,9 @@ func PrintableLine(text string) string {
 func ExplainMissing(err error, path, next string) error {
 	refused, ok := errors.AsType[*client.Error](err)
 	if ok && refused.Status == http.StatusNotFound && len(refused.Errors) == 0 {
+		if refused.Response != nil && len(refused.Response.Warnings) > 0 {
+			next = Printable(strings.Join(refused.Response.Warnings, "\n"))
+		}
 		return &nothingThere{path, next}
 	}
 	return err

@@ -11,6 +11,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -63,6 +64,22 @@ func (V2) Routes() []engine.Route {
 		},
 		{Pattern: "config", Help: "Settings of the mount.", Fields: settings, Ops: ops{lessor.Read: readConfig, lessor.Update: writeConfig}},
 	}
+}
+
+// Astray tells those who take version 2 for version 1. Commands of the name kv know the difference.
+func (V2) Astray(m *mount.Entry, verb lessor.Verb, path string) string {
+	switch path {
+	case "metadata", "data", "delete", "undelete", "destroy":
+		if verb != lessor.List {
+			return "Non-listing operations on the root of a K/V v2 mount are not supported."
+		}
+	}
+	command := map[lessor.Verb]string{lessor.Read: "get", lessor.List: "list", lessor.Patch: "patch", lessor.Delete: "delete"}[verb]
+	if command == "" {
+		command = "put"
+	}
+	return "Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use. If using the CLI, use 'kv " +
+		command + "' for this operation. Secrets are at " + m.Path + "data/PATH."
 }
 
 func exists(r *engine.Request) (bool, error) {
