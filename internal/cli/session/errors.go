@@ -160,6 +160,9 @@ func (a *Session) adviceOnRefusal(e *client.Error) string {
 		}
 		return "What the token may do there: lessor token capabilities " + path + "\nWhether it is still valid: lessor token lookup"
 	case http.StatusNotFound:
+		if hint := warnings(e); hint != "" {
+			return hint
+		}
 		return "What there is: lessor list on the path above it, or lessor secrets list."
 	case http.StatusMethodNotAllowed:
 		return "The path exists, this operation on it does not."
@@ -221,10 +224,18 @@ func PrintableLine(text string) string {
 func ExplainMissing(err error, path, next string) error {
 	refused, ok := errors.AsType[*client.Error](err)
 	if ok && refused.Status == http.StatusNotFound && len(refused.Errors) == 0 {
-		if refused.Response != nil && len(refused.Response.Warnings) > 0 {
-			next = Printable(strings.Join(refused.Response.Warnings, "\n"))
+		if hint := warnings(refused); hint != "" {
+			next = hint
 		}
 		return &nothingThere{path, next}
 	}
 	return err
+}
+
+// warnings are what the server says beside a refusal; empty if it says nothing.
+func warnings(e *client.Error) string {
+	if e.Response == nil {
+		return ""
+	}
+	return Printable(strings.Join(e.Response.Warnings, "\n"))
 }
