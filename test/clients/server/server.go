@@ -26,6 +26,20 @@ const Root = "root-of-the-test"
 // Start runs "lessor server -dev" until the test ends and returns its address.
 func Start(t testing.TB) string {
 	t.Helper()
+	return Run(t, "-dev", "-dev-root-token-id="+Root, "-dev-listen-address=127.0.0.1:0", "-dev-no-store-token").Address
+}
+
+// Server is a lessor under way.
+type Server struct {
+	Address string // URL
+	t       testing.TB
+	cmd     *exec.Cmd
+	ended   bool
+}
+
+// Run runs "lessor server" with these arguments until the test ends, or until it is stopped or killed.
+func Run(t testing.TB, args ...string) *Server {
+	t.Helper()
 	bin, err := filepath.Abs("../../../bin/lessor")
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +52,7 @@ func Start(t testing.TB) string {
 			t.Fatalf("building lessor: %v\n%s", err, out)
 		}
 	}
-	cmd := exec.Command(bin, "server", "-dev", "-dev-root-token-id="+Root, "-dev-listen-address=127.0.0.1:0", "-dev-no-store-token")
+	cmd := exec.Command(bin, append([]string{"server"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = &lines{t: t}
 	out, err := cmd.StdoutPipe()
@@ -48,31 +62,47 @@ func Start(t testing.TB) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the server did not end cleanly: %v", err)
-		}
-	})
+	s := &Server{t: t, cmd: cmd}
+	t.Cleanup(s.Stop)
 	found := make(chan string, 1)
 	go func() {
 		s := bufio.NewScanner(out)
+		addr := ""
 		for s.Scan() {
-			if addr, ok := strings.CutPrefix(strings.TrimSpace(s.Text()), "Listener Address:"); ok {
-				select {
-				case found <- strings.TrimSpace(addr):
-				default:
-				}
+			if text, ok := strings.CutPrefix(strings.TrimSpace(s.Text()), "Listener Address:"); ok {
+				addr = strings.TrimSpace(text)
+			}
+			if strings.Contains(s.Text(), "lessor server started!") {
+				found <- addr
 			}
 		}
 	}()
 	select {
-	case addr := <-found:
-		return addr
+	case s.Address = <-found:
+		return s
 	case <-time.After(30 * time.Second):
 		t.Fatal("the server did not say where it listens")
-		return ""
+		return nil
 	}
+}
+
+// Stop ends the server in order.
+func (s *Server) Stop() {
+	if s.ended {
+		return
+	}
+	s.ended = true
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	if err := s.cmd.Wait(); err != nil {
+		s.t.Errorf("the server did not end cleanly: %v", err)
+	}
+}
+
+// Kill ends it at once, as a power cut would end its process.
+func (s *Server) Kill() {
+	s.ended = true
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
 }
 
 // lines sends the server's log to the test's.
