@@ -16,7 +16,7 @@ import (
 type rooting struct {
 	nonce  string
 	pad    lessor.Secret
-	to     recipients
+	to     seal.Recipients
 	quorum seal.Quorum
 }
 
@@ -55,7 +55,7 @@ func (a *rooting) fingerprint() string {
 	if len(a.to) == 0 {
 		return ""
 	}
-	return a.to.fingerprints()[0]
+	return a.to.Fingerprints()[0]
 }
 
 func (n *Node) rootBegin(_ context.Context, l *life, r *engine.Request) (*deed, error) {
@@ -73,7 +73,7 @@ func (n *Node) rootBegin(_ context.Context, l *life, r *engine.Request) (*deed, 
 			return nil, api.Errorf(api.Invalid, "OTP string is wrong length")
 		}
 	case key != "":
-		if a.to, err = parseRecipients([]string{key}); err != nil {
+		if a.to, err = seal.ParseRecipients([]string{key}); err != nil {
 			return nil, err
 		}
 	default:
@@ -154,7 +154,7 @@ func (n *Node) rootUpdate(_ context.Context, l *life, r *engine.Request) (*deed,
 // encode is the token as it leaves: under the pad, as Vault's clients take it off again, or to the PGP key.
 func (a *rooting) encode(id lessor.Secret) (string, error) {
 	if len(a.to) > 0 {
-		b, err := a.to.encrypt(0, id)
+		b, err := a.to.Encrypt(0, id)
 		return encodeBase64(b), err
 	}
 	b, pad := []byte(id.Reveal()), a.pad.Reveal()

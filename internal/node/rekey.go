@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -73,7 +72,7 @@ func (n *Node) rekeyData(l *life) (map[string]any, error) {
 		data["verification_nonce"] = r.fresh.nonce
 	}
 	if len(r.cut.to) > 0 {
-		data["pgp_fingerprints"], data["backup"] = r.cut.to.fingerprints(), r.backup
+		data["pgp_fingerprints"], data["backup"] = r.cut.to.Fingerprints(), r.backup
 	}
 	return data, nil
 }
@@ -153,7 +152,7 @@ func (n *Node) rekeyUpdate(_ context.Context, l *life, r *engine.Request) (*deed
 	if err != nil {
 		return nil, err
 	}
-	inHex, inBase64, err := a.cut.show(shares)
+	inHex, inBase64, err := system.ShareLists(shares, a.cut.to)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +160,7 @@ func (n *Node) rekeyUpdate(_ context.Context, l *life, r *engine.Request) (*deed
 		"nonce": a.nonce, "complete": true, "keys": inHex, "keys_base64": inBase64, "pgp_fingerprints": nil, "backup": a.backup, "verification_required": a.verify,
 	}
 	if len(a.cut.to) > 0 {
-		data["pgp_fingerprints"] = a.cut.to.fingerprints()
+		data["pgp_fingerprints"] = a.cut.to.Fingerprints()
 	}
 	if a.backup {
 		if err := a.keep(&txn, inHex, inBase64); err != nil {
@@ -226,7 +225,7 @@ func (n *Node) reshare(l *life, a *rekeying) (txn store.Txn, locks seal.Locks, s
 // keep adds the backup of encrypted shares to the commit that puts them in force.
 func (a *rekeying) keep(txn *store.Txn, inHex, inBase64 []any) error {
 	backup := system.Backup{Nonce: a.nonce, Keys: map[string][]string{}, Base64: map[string][]string{}}
-	for i, name := range a.cut.to.fingerprints() {
+	for i, name := range a.cut.to.Fingerprints() {
 		backup.Keys[name] = append(backup.Keys[name], fmt.Sprint(inHex[i]))
 		backup.Base64[name] = append(backup.Base64[name], fmt.Sprint(inBase64[i]))
 	}
@@ -235,7 +234,6 @@ func (a *rekeying) keep(txn *store.Txn, inHex, inBase64 []any) error {
 	return err
 }
 
-func encodeHex(b []byte) string    { return hex.EncodeToString(b) }
 func encodeBase64(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
 
 func wrongNonce(what, nonce string) error {

@@ -357,9 +357,9 @@ func (n *Node) initRite(ctx context.Context, l *life, r *engine.Request) (*deed,
 	if err != nil {
 		return nil, err
 	}
-	var owner recipients
+	var owner seal.Recipients
 	if key := r.Str("root_token_pgp_key"); key != "" {
-		if owner, err = parseRecipients([]string{key}); err != nil {
+		if owner, err = seal.ParseRecipients([]string{key}); err != nil {
 			return nil, err
 		}
 	}
@@ -379,7 +379,7 @@ func (n *Node) initRite(ctx context.Context, l *life, r *engine.Request) (*deed,
 // cut is how a key is to be shared.
 type cut struct {
 	shares, threshold int
-	to                recipients // empty, or one for each share
+	to                seal.Recipients // empty, or one for each share
 }
 
 // readCut reads it from a request. prefix begins what is wrong with it, in Vault's words.
@@ -392,27 +392,11 @@ func readCut(r *engine.Request, prefix string) (c cut, err error) {
 	if len(keys) > 0 && len(keys) != c.shares {
 		return c, api.Errorf(api.Invalid, "%scount mismatch between number of provided PGP keys and number of shares", prefix)
 	}
-	c.to, err = parseRecipients(keys)
+	c.to, err = seal.ParseRecipients(keys)
 	return c, err
 }
 
-// show is how shares leave: in hex and in base64, and, if they go to PGP keys, encrypted.
-func (c cut) show(shares []seal.Share) (inHex, inBase64 []any, err error) {
-	if len(c.to) == 0 {
-		inHex, inBase64 = system.ShareLists(shares)
-		return inHex, inBase64, nil
-	}
-	for i, s := range shares {
-		b, err := c.to.encrypt(i, s.Hex())
-		if err != nil {
-			return nil, nil, err
-		}
-		inHex, inBase64 = append(inHex, encodeHex(b)), append(inBase64, encodeBase64(b))
-	}
-	return inHex, inBase64, nil
-}
-
-func (n *Node) initStore(ctx context.Context, c cut, owner recipients) (map[string]any, error) {
+func (n *Node) initStore(ctx context.Context, c cut, owner seal.Recipients) (map[string]any, error) {
 	shamir, shares, err := seal.NewShamir(n.o.Random, c.shares, c.threshold)
 	if err != nil {
 		return nil, err
@@ -440,7 +424,7 @@ func (n *Node) initStore(ctx context.Context, c cut, owner recipients) (map[stri
 	if err != nil {
 		return nil, err
 	}
-	inHex, inBase64, err := c.show(shares)
+	inHex, inBase64, err := system.ShareLists(shares, c.to)
 	if err != nil {
 		return nil, err
 	}
@@ -450,7 +434,7 @@ func (n *Node) initStore(ctx context.Context, c cut, owner recipients) (map[stri
 	}
 	data := map[string]any{"keys": inHex, "keys_base64": inBase64, "root_token": root}
 	if len(owner) > 0 {
-		b, err := owner.encrypt(0, root)
+		b, err := owner.Encrypt(0, root)
 		if err != nil {
 			return nil, err
 		}

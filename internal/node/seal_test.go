@@ -22,6 +22,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/seal"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // under makes a place whose server's configuration has these seal stanzas. KEYS is the folder for keys.
@@ -454,6 +455,14 @@ func TestPGP(t *testing.T) {
 		p.do(err)
 		shares = append(shares, open(i, b))
 	}
+	// Shares that are added beside a key file go to the same people.
+	other := newPlace(t).start()
+	other.fails(400, "count mismatch", "POST", "sys/lessor/seal/shamir", `{"secret_shares":2,"secret_threshold":2,"pgp_keys":`+string(list)+`}`)
+	added := other.must(200, "POST", "sys/lessor/seal/shamir", `{"secret_shares":3,"secret_threshold":2,"pgp_keys":`+string(list)+`}`)["data"].(map[string]any)
+	theirs := texts(added["keys_base64"])
+	other.must(204, "PUT", "sys/seal", "")
+	other.give(open(0, decoded(theirs[0])), open(1, decoded(theirs[1])))
+
 	begun = r.must(200, "PUT", "sys/generate-root/attempt", `{"pgp_key":"`+public[0]+`"}`)
 	nonce = begun["nonce"].(string)
 	if begun["otp"] != "" || begun["pgp_fingerprint"] != hex.EncodeToString(entities[0].PrimaryKey.Fingerprint) {
@@ -810,4 +819,35 @@ func TestStopWhileSealing(t *testing.T) {
 	if err := r.Stop(context.Background()); err != nil {
 		t.Error(err)
 	}
+}
+
+// What is wrong with a store that waits for people is told at the start, if it can be; else it stays sealed, and the log says why.
+func TestSharesDoNotOpenWhatIsWrong(t *testing.T) {
+	p := under(t, byShares)
+	r := p.start()
+	keys := r.initialise(3, 2)
+	r.give(keys[:2]...)
+	r.stop()
+	p.do(os.CopyFS(p.dir+"/old", os.DirFS(p.data())))
+	again := p.start()
+	again.token = r.token
+	again.give(keys[:2]...)
+	again.fill()
+	_, err := again.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: store.Key{Table: store.Meta, Name: "schema"}, Value: []byte("2")}}})
+	p.do(err)
+	again.stop()
+	if _, err := p.try(); err == nil || !strings.Contains(err.Error(), "written by a newer lessor (schema 2") {
+		t.Errorf("a newer store: %v", err)
+	}
+	p.remove(p.data())
+	p.do(os.CopyFS(p.data(), os.DirFS(p.dir+"/old")))
+	back := p.start()
+	back.must(200, "PUT", "sys/unseal", `{"key":"`+keys[0]+`"}`)
+	back.fails(500, "internal error", "PUT", "sys/unseal", `{"key":"`+keys[1]+`"}`)
+	back.must(503, "GET", "sys/health", "")
+	if text := p.log.String(); !strings.Contains(text, "it was put back to an earlier state") {
+		t.Errorf("the log does not say why: %s", text)
+	}
+	p.remove(p.key() + config.AnchorSuffix) // as an operator who knows what was done
+	back.give(keys[1], keys[2])
 }

@@ -278,6 +278,9 @@ func (n *Node) unseal() error {
 	}
 	locks, err := seal.ReadLocks(view)
 	view.Close()
+	if err == nil {
+		err = locks.Check()
+	}
 	if err != nil {
 		return fmt.Errorf("refusing to start: %w", err)
 	}

@@ -190,16 +190,26 @@ func unseal(meta map[string][]byte, kek KEK) (*Keyring, error) {
 	return k, nil
 }
 
-// unwrapRoot is the root key, by one of the KEKs.
-func unwrapRoot(meta map[string][]byte, kek KEK) ([]byte, error) {
+// Check says whether the store could be unsealed at all, by whatever: nil, ErrUninitialised, ErrNewer or ErrDamaged.
+func (l Locks) Check() error { return check(l.rows) }
+
+func check(meta map[string][]byte) error {
 	if len(meta) == 0 {
-		return nil, ErrUninitialised
+		return ErrUninitialised
 	}
 	if err := checkSchema(meta[schemaRow]); err != nil {
-		return nil, err
+		return err
 	}
 	if meta[keyringRow] == nil {
-		return nil, fmt.Errorf("the store has data but no keyring (%w): restore it from a backup", ErrDamaged)
+		return fmt.Errorf("the store has data but no keyring (%w): restore it from a backup", ErrDamaged)
+	}
+	return nil
+}
+
+// unwrapRoot is the root key, by one of the KEKs.
+func unwrapRoot(meta map[string][]byte, kek KEK) ([]byte, error) {
+	if err := check(meta); err != nil {
+		return nil, err
 	}
 	wrapped, ok := meta[kekRows+kek.Name()]
 	if !ok {

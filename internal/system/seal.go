@@ -3,6 +3,7 @@ package system
 import (
 	"context"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"strconv"
@@ -53,6 +54,7 @@ func (b *Backend) sealRoutes() []engine.Route {
 		{Pattern: "lessor/seal/shamir", Help: "unseal by people who hold a share each, too", Fields: []engine.Field{
 			{Name: "secret_shares", Type: engine.Int, Help: "how many shares to make; 5"},
 			{Name: "secret_threshold", Type: engine.Int, Help: "how many of them unseal; 3"},
+			{Name: "pgp_keys", Type: engine.Strings, Help: "public keys, in base64, to encrypt the shares to, one each"},
 		}, Sudo: true, Ops: ops{lessor.Update: b.addShamir, lessor.Delete: b.remove(seal.ShamirName)}},
 	}
 }
@@ -291,12 +293,20 @@ func CheckShares(shares, threshold int64, prefix string) error {
 	return api.Errorf(api.Invalid, "%s%s", prefix, text)
 }
 
-// ShareLists are shares in hex and in base64, as Vault's clients show them.
-func ShareLists(shares []seal.Share) (inHex, inBase64 []any) {
-	for _, s := range shares {
-		inHex, inBase64 = append(inHex, s.Hex()), append(inBase64, s.Base64())
+// ShareLists are shares as they leave, in hex and in base64, as Vault's clients show them; with recipients, one for each share, encrypted.
+func ShareLists(shares []seal.Share, to seal.Recipients) (inHex, inBase64 []any, err error) {
+	for i, s := range shares {
+		if len(to) == 0 {
+			inHex, inBase64 = append(inHex, s.Hex()), append(inBase64, s.Base64())
+			continue
+		}
+		b, err := to.Encrypt(i, s.Hex())
+		if err != nil {
+			return nil, nil, err
+		}
+		inHex, inBase64 = append(inHex, hex.EncodeToString(b)), append(inBase64, base64.StdEncoding.EncodeToString(b))
 	}
-	return inHex, inBase64
+	return inHex, inBase64, nil
 }
 
 func (b *Backend) addShamir(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -305,6 +315,14 @@ func (b *Backend) addShamir(_ context.Context, r *engine.Request) (*engine.Reply
 		shares, threshold = r.Int("secret_shares"), r.Int("secret_threshold")
 	}
 	if err := CheckShares(shares, threshold, ""); err != nil {
+		return nil, err
+	}
+	keys := r.List("pgp_keys")
+	if len(keys) > 0 && int64(len(keys)) != shares {
+		return nil, api.Errorf(api.Invalid, "count mismatch between number of provided PGP keys and number of shares")
+	}
+	to, err := seal.ParseRecipients(keys)
+	if err != nil {
 		return nil, err
 	}
 	row, err := r.View.Get(seal.KEKKey(seal.ShamirName))
@@ -326,8 +344,14 @@ func (b *Backend) addShamir(_ context.Context, r *engine.Request) (*engine.Reply
 	reply := &engine.Reply{Note: "unseal keys added"}
 	reply.Txn.Require(row)
 	reply.Txn.Puts = append(reply.Txn.Puts, put)
-	inHex, inBase64 := ShareLists(made)
+	inHex, inBase64, err := ShareLists(made, to)
+	if err != nil {
+		return nil, err
+	}
 	reply.Data = map[string]any{"name": seal.ShamirName, "keys": inHex, "keys_base64": inBase64, "secret_shares": shares, "secret_threshold": threshold}
+	if len(to) > 0 {
+		reply.Data["pgp_fingerprints"] = to.Fingerprints()
+	}
 	if !b.used(seal.ShamirName) {
 		reply.Warnings = append(reply.Warnings, `the server's configuration has no seal "shamir" {} yet: without it a start does not wait for the shares`)
 	}

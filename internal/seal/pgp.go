@@ -1,4 +1,4 @@
-package node
+package seal
 
 import (
 	"bytes"
@@ -12,12 +12,12 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
-// recipients are the public keys that something is encrypted to, one each (OpenPGP, RFC 9580).
-type recipients []*openpgp.Entity
+// Recipients are the public keys that something is encrypted to, one each (OpenPGP, RFC 9580).
+type Recipients []*openpgp.Entity
 
-// parseRecipients reads public keys, each in base64 without armor, as Vault's clients send them.
-func parseRecipients(keys []string) (recipients, error) {
-	var all recipients
+// ParseRecipients reads public keys, each in base64 without armor, as Vault's clients send them.
+func ParseRecipients(keys []string) (Recipients, error) {
+	var all Recipients
 	for i, key := range keys {
 		b, err := base64.StdEncoding.DecodeString(key)
 		if err != nil {
@@ -35,8 +35,8 @@ func parseRecipients(keys []string) (recipients, error) {
 	return all, nil
 }
 
-// fingerprints are those of the keys, in hex.
-func (r recipients) fingerprints() []string {
+// Fingerprints are those of the keys, in hex.
+func (r Recipients) Fingerprints() []string {
 	all := make([]string, len(r))
 	for i, e := range r {
 		all[i] = hex.EncodeToString(e.PrimaryKey.Fingerprint)
@@ -44,8 +44,8 @@ func (r recipients) fingerprints() []string {
 	return all
 }
 
-// encrypt is text, for the i-th recipient only.
-func (r recipients) encrypt(i int, text lessor.Secret) ([]byte, error) {
+// Encrypt is text, for the i-th recipient only.
+func (r Recipients) Encrypt(i int, text lessor.Secret) ([]byte, error) {
 	var out bytes.Buffer
 	w, err := openpgp.Encrypt(&out, r[i:i+1], nil, nil, nil)
 	if err != nil {
