@@ -65,6 +65,7 @@ type Core struct {
 	turning  claims
 	counters counters
 
+	tidying   chan struct{} // asks for a round before its time
 	strangers *tally.Tally
 	guard     lockout.Guard
 	quotas    *quota.Guard
@@ -91,7 +92,7 @@ func New(o Options) (*Core, error) {
 	if o.Patience == 0 {
 		o.Patience = 45 * time.Second
 	}
-	c := &Core{Options: o, routers: map[string]*engine.Router{}}
+	c := &Core{Options: o, routers: map[string]*engine.Router{}, tidying: make(chan struct{}, 1)}
 	for name, b := range o.Backends {
 		c.routers[name] = engine.NewRouter(b.Routes())
 	}
@@ -121,6 +122,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
 	all.Go(func() { c.every(ctx, retentionEvery, "dropping locks that are over", c.expireLocks) })
+	all.Go(func() { c.keepTidy(ctx) })
 	all.Wait()
 }
 

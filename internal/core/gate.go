@@ -283,6 +283,9 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	if txn.Urgent {
 		w.reaper.Nudge()
 	}
+	if w.reply.Tidy {
+		w.tidySoon()
+	}
 	if w.reply.Then != nil {
 		if err := w.reply.Then(ctx); err != nil {
 			return nil, err

@@ -220,3 +220,36 @@ func TestTokenTypeOfMounts(t *testing.T) {
 		g.self(a.Token)
 	}
 }
+
+// Secret ids whose time is over go by themselves, on record; a wrapping of one tells its accessor.
+func TestSecretIDsGoByThemselves(t *testing.T) {
+	g := start(t)
+	g.write("sys/auth/approle", `{"type":"approle"}`)
+	g.write("auth/approle/role/app", `{"secret_id_ttl":"1h"}`)
+	for range 5 {
+		g.write("auth/approle/role/app/secret-id", `{}`)
+	}
+	op := g.op(g.root, lessor.Update, "auth/approle/role/app/secret-id", `{"ttl":"30m"}`)
+	op.WrapTTL = time.Minute
+	wrapped, err := g.core.Handle(t.Context(), op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accessor := wrapped.Wrap.WrappedAccessor
+	if d := g.do(g.root, lessor.Update, "auth/approle/role/app/secret-id-accessor/lookup", `{"secret_id_accessor":"`+accessor+`"}`).Data; d["secret_id_ttl"] != int64(1800) {
+		t.Errorf("the wrapped secret id, by its accessor: %v", d)
+	}
+	g.clock.Advance(2 * time.Hour)
+	rows := func() int { return g.rows(g.uuid("auth/approle"))["secrets"] }
+	if rows() != 6 {
+		t.Errorf("%d secret ids before", rows())
+	}
+	a := g.do(g.root, lessor.Update, "auth/approle/tidy/secret-id", `{}`)
+	if a.Status != 202 || len(a.Warnings) != 1 {
+		t.Errorf("answer: %+v", a)
+	}
+	g.eventually("the secret ids are gone", func() bool { return rows() == 0 })
+	if rec := g.last("auth/approle/"); len(rec) != 1 || rec[0].Operation != "tidy" || rec[0].System != "upkeep" {
+		t.Errorf("record: %+v", rec)
+	}
+}

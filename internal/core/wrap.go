@@ -40,7 +40,7 @@ func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
 	if w.reply.Static != nil {
 		kept.Lease = rec.Lease // it may be one that clients do not see
 	}
-	if a.Auth != nil {
+	if kept.Accessor = w.reply.Accessor; a.Auth != nil {
 		kept.Accessor = a.Auth.Accessor
 	}
 	body := w.reply.Rewrap

@@ -168,6 +168,8 @@ type Reply struct {
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
 	Then      func(ctx context.Context) error                   // after the commit, before the answer: what it changes on this node
 	Extend    *Extend
+	Tidy      bool   // asks for what Tidiers do in the background, soon
+	Accessor  string // of the credential in Data: who wraps it learns of it
 	Note      string // audit.Record.Note, a fixed text
 	Lease     string // audit.Record.Lease, where the act is about a lease that it does not make
 }
@@ -266,6 +268,14 @@ type Renewer interface {
 	// Renew looks at what the token was given for, a role or a user, and puts into terms what that says now. What it rests on goes into
 	// txn. An error of kind Invalid refuses the renewal. The request is at the method's mount; its operation is somebody else's.
 	Renew(r *Request, txn *store.Txn, t *token.Token, terms *token.Lifetime) error
+}
+
+// Tidier is a Backend that keeps what is over by itself, and is asked in the background, now and then, to clear it away.
+type Tidier interface {
+	Backend
+	// Tidy adds to txn the removal of what is over at now, of some thousands of rows from where the last call left off ("" at first), each
+	// required to be still what the View shows. It says where to go on; "" means that it came to the end.
+	Tidy(v store.View, txn *store.Txn, m *mount.Entry, from string, now time.Time) (next string, err error)
 }
 
 // Versioner is a Backend whose secrets have versions: a renewal of a lease on one tells its holder when there is a newer one.

@@ -134,9 +134,12 @@ func (a *Auth) append(b []byte) []byte {
 		return append(b, "null"...)
 	}
 	m := map[string]any{
-		"client_token": a.Token, "accessor": a.Accessor, "policies": nonNil(a.Policies), "token_policies": nonNil(a.TokenPolicies),
+		"client_token": a.Token, "accessor": a.Accessor, "policies": nonNil(a.Policies),
 		"metadata": a.Metadata, "lease_duration": seconds(a.Duration), "renewable": a.Renewable, "entity_id": a.Entity,
 		"token_type": a.Kind.String(), "orphan": a.Orphan, "mfa_requirement": nil, "num_uses": a.NumUses,
+	}
+	if len(a.TokenPolicies) > 0 {
+		m["token_policies"] = a.TokenPolicies
 	}
 	if len(a.IdentityPolicies) > 0 {
 		m["identity_policies"] = a.IdentityPolicies

@@ -235,6 +235,7 @@ func (ro *role) data() map[string]any {
 	}
 	auth.TermsData(&ro.Token, data)
 	older.Show(data, ro.Older)
+	delete(data, "bound_cidr_list") // Vault shows it by its present name only
 	return data
 }
 
@@ -318,6 +319,9 @@ func (s setting) read(_ context.Context, r *engine.Request) (*engine.Reply, erro
 	}
 	all, reply := ro.data(), &engine.Reply{}
 	all["role_id"] = ro.RoleID
+	if len(ro.Token.BoundCIDRs) == 0 {
+		all["token_bound_cidrs"] = nil
+	}
 	if s.path == "bound-cidr-list" {
 		all["bound_cidr_list"] = blocks(ro.SecretIDBound)
 		reply.Warnings = []string{`The "bound_cidr_list" field is deprecated and will be removed. Please use "secret_id_bound_cidrs" instead.`}
@@ -327,13 +331,21 @@ func (s setting) read(_ context.Context, r *engine.Request) (*engine.Reply, erro
 	return reply, nil
 }
 
+// missing is the parameter that a write lacks, by the name that clients know.
+func (s setting) missing() string {
+	if s.path == "period" {
+		return s.path
+	}
+	return s.parameters[0]
+}
+
 func (s setting) write(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	ro, row, err := known(r)
 	if err != nil {
 		return nil, err
 	}
 	if !slices.ContainsFunc(s.parameters, r.Has) {
-		return nil, api.Errorf(api.Invalid, "missing %s", s.parameters[0])
+		return nil, api.Errorf(api.Invalid, "missing %s", s.missing())
 	}
 	reply := &engine.Reply{}
 	if err := ro.apply(r, false, reply); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/auth"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -66,6 +67,15 @@ func over(expires, now time.Time) bool { return !expires.IsZero() && !now.Before
 
 // find reads the secret id with this hash; nil if there is none, or if its time is over.
 func (ro *role) find(r *engine.Request, hash string) (*secretID, store.Row, error) {
+	s, row, err := ro.kept(r, hash)
+	if s != nil && over(s.Expires, r.Now) {
+		s = nil
+	}
+	return s, row, err
+}
+
+// kept reads the secret id with this hash, even if its time is over; nil if there is none.
+func (ro *role) kept(r *engine.Request, hash string) (*secretID, store.Row, error) {
 	row, err := r.View.Get(secretKey(r, ro.Key, hash))
 	if err != nil || !row.Exists() {
 		return nil, row, err
@@ -77,9 +87,6 @@ func (ro *role) find(r *engine.Request, hash string) (*secretID, store.Row, erro
 	s := &secretID{}
 	if err := auth.Decode(value.Reveal(), s); err != nil {
 		return nil, row, err
-	}
-	if over(s.Expires, r.Now) {
-		return nil, row, nil
 	}
 	return s, row, nil
 }
@@ -115,38 +122,46 @@ func (ro *role) drop(r *engine.Request, txn *store.Txn, s *secretID, row store.R
 	txn.Delete(k.Table, k.Name)
 }
 
-// sweep looks at no more than limit accessors from a row on, drops secret ids whose time is over, and yields the others.
-// It returns how many it dropped, and whether it came to the end.
-func sweep(r *engine.Request, txn *store.Txn, from, to string, limit int, yield func(name string)) (dropped int, end bool, err error) {
-	begin := len(accessorKey(r, "", "").Name)
-	for row, err := range r.View.Scan(store.Engine, from, to) {
+// sweep looks at no more than limit accessors of a mount from a row on, drops secret ids whose time is over, and yields the others. next
+// is where to go on; "" if it came to the end.
+func sweep(v store.View, txn *store.Txn, m *mount.Entry, from, to string, now time.Time, limit int, yield func(name string)) (next string, err error) {
+	begin := len(store.MountKey(m.Namespace, m.UUID, "a/"))
+	for row, err := range v.Scan(store.Engine, from, to) {
 		if err != nil {
-			return dropped, false, err
+			return "", err
 		}
 		if limit--; limit < 0 {
-			return dropped, false, nil
+			return row.Name, nil
 		}
 		var a accessor
 		if err := auth.Decode(row.Value, &a); err != nil {
-			return dropped, false, err
+			return "", err
 		}
 		role, name := row.Name[begin:begin+16], row.Name[begin+16:]
-		if !over(a.Expires, r.Now) {
+		if !over(a.Expires, now) {
 			yield(name)
 			continue
 		}
-		k := secretKey(r, role, a.Hash)
-		txn.Delete(k.Table, k.Name)
+		txn.Require(row) // who registers the same secret id again drops it first
 		txn.Delete(row.Table, row.Name)
-		dropped++
+		txn.Delete(store.Secrets, store.MountKey(m.Namespace, m.UUID, "s/", role, a.Hash))
 	}
-	return dropped, true, nil
+	return "", nil
+}
+
+// Tidy clears away the secret ids of all roles whose time is over.
+func (Backend) Tidy(v store.View, txn *store.Txn, m *mount.Entry, from string, now time.Time) (next string, err error) {
+	all := store.MountKey(m.Namespace, m.UUID, "a/")
+	if from == "" {
+		from = all
+	}
+	return sweep(v, txn, m, from, store.PrefixEnd(all), now, tidied, func(string) {})
 }
 
 const (
-	longest    = 4096  // bytes of a role id or secret id
-	neighbours = 32    // accessors that a new secret id looks at, to clear away what is over
-	tidied     = 10000 // accessors that one tidy looks at
+	longest    = 4096 // bytes of a role id or secret id
+	neighbours = 32   // accessors that a new secret id looks at, to clear away what is over
+	tidied     = 2000 // accessors that one commit of a tidy looks at
 	most       = 1 << 31
 )
 
@@ -194,14 +209,15 @@ func register(r *engine.Request, id lessor.Secret) (*engine.Reply, error) {
 		return nil, err
 	}
 	hash := r.Opener.TokenHash(id.Reveal())
-	row, err := r.View.Get(secretKey(r, ro.Key, hash))
+	before, row, err := ro.kept(r, hash)
 	if err != nil {
 		return nil, err
 	}
-	if row.Exists() {
+	if before != nil && !over(before.Expires, r.Now) {
 		return nil, api.Errorf(api.Invalid, "SecretID is already registered")
 	}
 	reply := &engine.Reply{
+		Accessor: s.Accessor,
 		Data: map[string]any{
 			"secret_id": id, "secret_id_accessor": s.Accessor, "secret_id_ttl": auth.Seconds(capped(r, s.TTL)), "secret_id_num_uses": s.NumUses,
 		},
@@ -211,9 +227,16 @@ func register(r *engine.Request, id lessor.Secret) (*engine.Reply, error) {
 	txn.Require(roleRow)
 	txn.Require(row)
 	txn.Put(row.Table, row.Name, auth.Encode(s))
+	if before != nil { // its time is over: its accessor must not lead to the new one
+		old := accessorKey(r, ro.Key, before.Accessor)
+		txn.Delete(old.Table, old.Name)
+	}
 	index := accessorKey(r, ro.Key, s.Accessor)
 	txn.Put(index.Table, index.Name, auth.Encode(accessor{hash, s.Expires}))
-	_, _, err = sweep(r, txn, index.Name, store.PrefixEnd(accessorKey(r, ro.Key, "").Name), neighbours, func(string) {})
+	if before != nil {
+		return reply, nil
+	}
+	_, err = sweep(r.View, txn, r.Mount, index.Name, store.PrefixEnd(accessorKey(r, ro.Key, "").Name), r.Now, neighbours, func(string) {})
 	return reply, err
 }
 
@@ -264,35 +287,25 @@ func notInside() error {
 }
 
 func listSecretIDs(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	ro, _, err := known(r)
+	ro, _, err := named(r)
 	if err != nil {
 		return nil, err
+	}
+	if ro == nil {
+		return nil, api.Errorf(api.Invalid, "role %q does not exist", r.Param("role_name"))
 	}
 	var names []string
-	var swept store.Txn
 	all := accessorKey(r, ro.Key, "").Name
-	_, _, err = sweep(r, &swept, all, store.PrefixEnd(all), most, func(name string) { names = append(names, name) })
+	_, err = sweep(r.View, &store.Txn{}, r.Mount, all, store.PrefixEnd(all), r.Now, most, func(name string) { names = append(names, name) })
 	if err != nil {
 		return nil, err
 	}
-	reply, err := engine.Keys(names)
-	if reply != nil && len(swept.Deletes) <= 2*tidied {
-		reply.Txn = swept
-	}
-	return reply, err
+	return engine.Keys(names)
 }
 
-// tidy clears away the secret ids of all roles whose time is over.
-func tidy(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	reply := &engine.Reply{Status: 202}
-	all := accessorKey(r, "", "").Name
-	n, end, err := sweep(r, &reply.Txn, all, store.PrefixEnd(all), tidied, func(string) {})
-	text := fmt.Sprintf("Removed %d expired secret ids.", n)
-	if !end {
-		text += fmt.Sprintf(" There are more than %d secret ids; the others are looked at as new ones are made.", tidied)
-	}
-	reply.Warnings = []string{text}
-	return reply, err
+// tidy asks for expired secret ids to be cleared away now, rather than within the hour.
+func tidy(context.Context, *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Status: 202, Tidy: true, Warnings: []string{"Tidy operation successfully started. What it removes is in the audit trail."}}, nil
 }
 
 // data is the secret id as clients see it.

@@ -70,6 +70,7 @@ type Bench struct {
 	Reads     int // point reads of the last handler
 	Scanned   int // rows that it scanned
 
+	engine engine.Backend
 	random io.Reader
 	router *engine.Router
 	acl    *policy.ACL
@@ -93,7 +94,7 @@ func New(t testing.TB, backend engine.Backend, options map[string]string) *Bench
 	_, err = db.Commit(t.Context(), store.Txn{Puts: puts})
 	check(t, err)
 	return &Bench{
-		T: t, DB: db, Keys: keys, Clock: clock, random: chance, router: engine.NewRouter(backend.Routes()),
+		T: t, DB: db, Keys: keys, Clock: clock, engine: backend, random: chance, router: engine.NewRouter(backend.Routes()),
 		Mount:     &mount.Entry{UUID: MountUUID, Namespace: lessor.RootNamespace, Path: "bench/", Options: options, Created: Epoch},
 		Principal: &lessor.Principal{Root: true, TokenKind: lessor.Service, Token: strings.Repeat("t", 20), Accessor: "root"},
 		Client:    netip.MustParseAddr("10.1.2.3"),
@@ -296,10 +297,34 @@ func (b *Bench) Try(verb lessor.Verb, path, body string) (*engine.Reply, error) 
 			return nil, err
 		}
 		if err = act.Commit(); !errors.As(err, new(*store.Conflict)) {
+			if err == nil && act.Reply.Tidy {
+				err = b.tidy()
+			}
 			return act.Reply, err
 		}
 	}
 	return nil, errors.New("enginetest: conflicts without end")
+}
+
+// tidy does what the core does in the background.
+func (b *Bench) tidy() error {
+	for from, more := "", true; more; more = from != "" {
+		v, err := b.DB.View()
+		if err != nil {
+			return err
+		}
+		var txn store.Txn
+		from, err = b.engine.(engine.Tidier).Tidy(v, &txn, b.Mount, from, b.Clock.Now())
+		v.Close()
+		if err != nil {
+			return err
+		}
+		txn.Audit = []audit.Record{{Time: b.Clock.Now(), Operation: "tidy", Path: b.Mount.Path, Phase: audit.Done}}
+		if _, err := b.DB.Commit(context.Background(), txn); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Do is Try for what has to succeed.
