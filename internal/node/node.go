@@ -182,6 +182,7 @@ func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error
 
 // serve begins to answer.
 func (n *Node) serve(context.Context) error {
+	connections := server.NewConnections(server.Most(server.Files()))
 	for _, l := range n.listeners {
 		l.handler = server.New(server.Options{
 			Gate: n, Clock: n, Random: n.o.Random, Log: n.log, Proxies: l.config.TrustedProxies,
@@ -195,7 +196,7 @@ func (n *Node) serve(context.Context) error {
 			if l.certificate != nil {
 				serve = func(nl net.Listener) error { return l.http.ServeTLS(nl, "", "") }
 			}
-			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			if err := serve(connections.Bound(l.Listener)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				n.log.Error("listener failed", "address", l.Addr().String(), "error", err)
 			}
 		})

@@ -63,3 +63,12 @@ func shed(env []string) []string {
 	}
 	return lean
 }
+
+// Files is how many files the process may have open.
+func Files() uint64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 1024
+	}
+	return l.Cur
+}
