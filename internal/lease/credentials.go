@@ -20,10 +20,8 @@ func Credentials(v store.View, yield func(row string)) error {
 		if err != nil {
 			return err
 		}
-		const head = 20 // MountKey: namespace and mount
-		target := row.Name[len(queuePrefix)+head:]
-		if i := strings.IndexByte(target, 0); i >= 0 && len(target) > i+1+8 {
-			yield(target[i+1+8:])
+		if _, _, name, ok := parseQueue(row.Name); ok {
+			yield(name)
 		}
 	}
 	return nil
