@@ -136,6 +136,10 @@ func TestMountsAsVaultTellsThem(t *testing.T) {
 	if a := g.do(g.root, lessor.Update, "sys/auth/people/tune", `{"options":{"gone":""},"max_lease_ttl":"system","allowed_managed_keys":[]}`); !a.Empty() {
 		t.Errorf("an answer to plain tuning: %+v", a)
 	}
+	g.do(g.root, lessor.Update, "sys/mounts/odd", `{"type":"kv","config":{"max_lease_ttl":"1h","delegated_auth_accessors":"x"}}`)
+	g.same("the server's default beyond a mount's maximum", g.do(g.root, lessor.Read, "sys/mounts/odd/tune", "").Data,
+		`{"default_lease_ttl":2764800,"max_lease_ttl":3600,"force_no_cache":false,"description":""}`)
+	g.do(g.root, lessor.Delete, "sys/mounts/odd", "")
 	g.same("tuned", g.do(g.root, lessor.Read, "sys/auth/people/tune", "").Data, `{"default_lease_ttl":600,"max_lease_ttl":2764800,"force_no_cache":false,"description":"of people",
 		"listing_visibility":"unauth","token_type":"default-service","options":{"lease":"quiet"}}`)
 	if a := g.do(g.root, lessor.Update, "sys/mounts/odd", `{"type":"kv-v2","external_entropy_access":true}`); len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "no effect") {

@@ -149,6 +149,7 @@ func TestPoliciesAsVaultTellsThem(t *testing.T) {
 		{lessor.Update, "sys/policies/acl/bad", `{"policy":"zzz {"}`, "failed to parse policy: "},
 		{lessor.Update, "sys/policies/acl/bad", `{}`, "'policy' parameter not supplied or empty"},
 		{lessor.Delete, "sys/policies/acl/default", ``, "cannot delete default policy"},
+		{lessor.Update, "sys/capabilities-accessor", `{"paths":["x"]}`, "missing accessor"},
 		{lessor.Delete, "sys/policies/acl/root", ``, `cannot delete "root" policy`},
 		{lessor.Update, "sys/policies/acl/root", `{"policy":"x"}`, `cannot update "root" policy`},
 		{lessor.Update, "sys/policies/password/bad", `{}`, "missing policy"},
@@ -183,6 +184,9 @@ func TestIrrevocableLeases(t *testing.T) {
 		if a := g.do(g.root, lessor.Update, path, ""); !a.Empty() || a.Status != status {
 			t.Errorf("%s: %d %s", path, a.Status, body(a))
 		}
+	}
+	if a := g.do(g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"nosuch","sync":false}`); a.Status != 202 {
+		t.Errorf("an unknown lease, without waiting: %d", a.Status)
 	}
 	g.do(g.root, lessor.Update, "sys/leases/revoke-force/target", "")
 	g.target.set(false, false)

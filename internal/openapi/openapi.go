@@ -188,7 +188,7 @@ func (d *document) operation(m *Mount, r *engine.Route, path string, verb lessor
 			if verb == lessor.Patch {
 				kind = "application/merge-patch+json"
 			}
-			op["requestBody"] = map[string]any{"content": map[string]any{kind: content(name)["application/json"]}}
+			op["requestBody"] = map[string]any{"required": true, "content": map[string]any{kind: content(name)["application/json"]}}
 		}
 		op["responses"] = map[string]any{"200": ok, "204": done}
 	}

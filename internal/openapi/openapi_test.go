@@ -37,7 +37,7 @@ func TestDocument(t *testing.T) {
 			"/db/roles/{name}":{"description":"a role","x-vault-sudo":true,"x-vault-createSupported":true,` + role + `],
 				"get":{"operationId":"x-read-roles-name","summary":"a role","tags":["secrets"],"responses":{"200":{"description":"OK"}}},
 				"post":{"operationId":"x-write-roles-name","summary":"a role","tags":["secrets"],
-					"requestBody":{"content":{"application/json":{"schema":{"$ref":"#/components/schemas/XWriteRolesNameRequest"}}}},
+					"requestBody":{"required":true,"content":{"application/json":{"schema":{"$ref":"#/components/schemas/XWriteRolesNameRequest"}}}},
 					"responses":{"200":{"description":"OK"},"204":{"description":"empty body"}}},
 				"delete":{"operationId":"x-delete-roles-name","summary":"a role","tags":["secrets"],"responses":{"204":{"description":"empty body"}}}},
 			"/db/roles/{name}/":{"description":"a role","x-vault-sudo":true,` + role + `],

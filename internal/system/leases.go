@@ -163,8 +163,12 @@ func (b *Backend) revokeLease(_ context.Context, r *engine.Request) (*engine.Rep
 	if err != nil {
 		return nil, err
 	}
-	if l == nil {
-		return &engine.Reply{}, nil // revoked already
+	if l == nil { // revoked already
+		reply := &engine.Reply{}
+		if !asked(r) {
+			reply.Status = 202
+		}
+		return reply, nil
 	}
 	reply := &engine.Reply{Lease: id, Shown: exposed(l)}
 	lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)

@@ -246,6 +246,9 @@ func (b *Backend) capabilities(_ context.Context, r *engine.Request) (*engine.Re
 }
 
 func (b *Backend) capabilitiesAccessor(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	if r.Str("accessor") == "" {
+		return nil, api.Errorf(api.Invalid, "missing accessor")
+	}
 	t, _, err := token.ByAccessor(r.View, r.Str("accessor"))
 	if err != nil {
 		return nil, err

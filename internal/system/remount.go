@@ -27,7 +27,7 @@ func (b *Backend) remount(_ context.Context, r *engine.Request) (*engine.Reply, 
 	case strings.TrimSpace(to) != to:
 		return nil, api.Errorf(api.Invalid, "'to' path cannot contain trailing whitespace")
 	case path.Clean(to) != strings.TrimSuffix(to, "/"):
-		return nil, api.Errorf(api.Invalid, "invalid destination mount: path '%s' does not match cleaned path '%s'", to, path.Clean(to))
+		return nil, api.Errorf(api.Invalid, "invalid destination mount: path '%s' does not match cleaned path '%s'", strings.TrimSuffix(to, "/")+"/", path.Clean(to)+"/")
 	case strings.ContainsFunc(to, func(c rune) bool { return !unicode.IsPrint(c) }):
 		return nil, api.Errorf(api.Invalid, "invalid destination mount: path cannot contain non-printable characters")
 	}

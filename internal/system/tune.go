@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -67,8 +68,9 @@ func (b *Backend) readTune(r *engine.Request, class mount.Class, path string) (*
 		return nil, api.Errorf(api.Invalid, "cannot fetch sysview for path %q", full(class, path))
 	}
 	data := configData(e)
-	limit := limits(r, e)
-	data["default_lease_ttl"], data["max_lease_ttl"], data["description"] = whole(limit.TTL), whole(limit.MaxTTL), e.Description
+	delete(data, "delegated_auth_accessors") // told with the mount only
+	data["default_lease_ttl"], data["max_lease_ttl"] = whole(cmp.Or(e.Config.DefaultTTL, r.Default.TTL)), whole(cmp.Or(e.Config.MaxTTL, r.Default.MaxTTL))
+	data["description"] = e.Description
 	if e.Entropy {
 		data["external_entropy_access"] = true
 	}
@@ -80,19 +82,6 @@ func (b *Backend) readTune(r *engine.Request, class mount.Class, path string) (*
 		data["owner"] = name
 	}
 	return &engine.Reply{Data: data, Flat: true}, nil
-}
-
-// limits are the ttl bounds in force at a mount. Those of sys/, which cannot be tuned, are the server's.
-func limits(r *engine.Request, e *mount.Entry) engine.Limits {
-	l := r.Default
-	if e.Config.DefaultTTL > 0 {
-		l.TTL = e.Config.DefaultTTL
-	}
-	if e.Config.MaxTTL > 0 {
-		l.MaxTTL = e.Config.MaxTTL
-	}
-	l.TTL = min(l.TTL, l.MaxTTL)
-	return l
 }
 
 func (b *Backend) tune(r *engine.Request, class mount.Class, path string) (*engine.Reply, error) {

@@ -45,7 +45,7 @@ func wrapped(r *engine.Request) (*token.Token, store.Row, error) {
 		id = r.Op.Token
 	}
 	if id.Empty() {
-		return nil, store.Row{}, api.Errorf(api.Invalid, "missing \"token\" value in input")
+		return nil, store.Row{}, api.Errorf(api.Unauthenticated, "error validating wrapping token: token is empty")
 	}
 	t, row, err := r.System.Token(id)
 	if err != nil {
