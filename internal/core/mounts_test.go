@@ -1,6 +1,7 @@
 package core_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/system"
 )
 
 // body is an answer as it goes over the wire, without the request's id.
@@ -320,4 +322,33 @@ func TestWhatIsSeenWithoutAToken(t *testing.T) {
 	}
 	g.same("namespaces", g.do(reader, lessor.Read, "sys/internal/ui/namespaces", "").Data, `{"keys":[""]}`)
 	g.same("resultant ACL of root", g.do(g.root, lessor.Read, "sys/internal/ui/resultant-acl", "").Data, `{"root":true,"chroot_namespace":""}`)
+}
+
+// While what it keeps is upgraded a mount serves nothing; what a crash cuts short, the background finishes.
+func TestAMountUnderUpgradeServesNothing(t *testing.T) {
+	g := start(t)
+	g.backends["system"].(*system.Backend).Upgrade = func(context.Context) error { return nil } // as if the server had died
+	refused := false
+	for i := 0; i < 10 && !refused; i++ { // the background may be faster
+		path := fmt.Sprint("plain", i)
+		g.do(g.root, lessor.Update, "sys/mounts/"+path, `{"type":"kv"}`)
+		g.do(g.root, lessor.Update, path+"/app", `{"k":"v"}`)
+		g.do(g.root, lessor.Update, "sys/mounts/"+path+"/tune", `{"options":{"version":"2"}}`)
+		if _, err := g.try(g.root, lessor.Update, path+"/data/app", `{"data":{"k":"new"}}`); err != nil {
+			refused = true
+			if api.KindOf(err) != api.Invalid || !strings.Contains(err.Error(), "Upgrading from non-versioned to versioned data") {
+				t.Errorf("during the upgrade: %v", err)
+			}
+			g.refused(api.Denied, g.token(`{"policies":["default"]}`), lessor.Read, path+"/data/app", "")
+			if err := g.core.Upgrade(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if a := g.do(g.root, lessor.Read, path+"/data/app", ""); !strings.Contains(body(a), `"k":"v"`) {
+				t.Errorf("after the upgrade: %s", body(a))
+			}
+		}
+	}
+	if !refused {
+		t.Error("a mount under upgrade was never seen")
+	}
 }
