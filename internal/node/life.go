@@ -319,6 +319,31 @@ func (n *Node) look() error {
 	return nil
 }
 
+// watchEvery is how often a sealed node looks at what other nodes do to their store.
+const watchEvery = time.Second
+
+// watch keeps what a sealed node tells of the store up to date, until ctx ends: another node may have initialised it, or made new shares.
+func (n *Node) watch(ctx context.Context) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s := n.state.Load(); s.life != nil || s.rested != nil || !n.turn.TryLock() {
+			continue
+		}
+		if n.state.Load().life == nil && n.broken.Load() == nil && ctx.Err() == nil {
+			if err := n.look(); err != nil {
+				n.log.Warn("the sealed store could not be looked at; it is tried again", "error", err)
+			}
+		}
+		n.turn.Unlock()
+	}
+}
+
 // fail ends the process, which another start may mend.
 func (n *Node) fail(err error) {
 	n.log.Error("the node cannot go on", "error", err)

@@ -85,7 +85,7 @@ type Node struct {
 	unheard   []audit.Record // what happened while sealed, for the trail
 	warned    bool           // of keys that could be swapped out
 
-	running sync.WaitGroup // listeners
+	running sync.WaitGroup // what goes on whether sealed or not
 	once    sync.Once
 	stopped error
 	release []func() error // what was acquired, in order
@@ -221,7 +221,9 @@ func (n *Node) Stop(ctx context.Context) error {
 		n.resting.Wait()
 		n.turn.Lock()
 		defer n.turn.Unlock()
-		if n.stopped = n.free(); n.stopped == nil {
+		n.stopped = n.free()
+		n.running.Wait()
+		if n.stopped == nil {
 			n.log.Info("stopped")
 		}
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -850,4 +851,47 @@ func TestSharesDoNotOpenWhatIsWrong(t *testing.T) {
 	}
 	p.remove(p.key() + config.AnchorSuffix) // as an operator who knows what was done
 	back.give(keys[1], keys[2])
+}
+
+// Two nodes on one database: what one does to the seal, the other, which is sealed, comes to know.
+func TestSharesOfTwoNodes(t *testing.T) {
+	db := pgtest.Start(t, pgtest.Fsync())
+	url := db.URL(pgtest.Superuser, db.Password(), db.Database(t))
+	start := func() *running {
+		p := under(t, byShares)
+		c := p.config()
+		c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
+		n, err := Start(t.Context(), c, p.o)
+		p.do(err)
+		r := &running{p, n, "", http.DefaultClient}
+		t.Cleanup(r.stop)
+		return r
+	}
+	one, two := start(), start()
+	keys := one.initialise(3, 2)
+	for end := time.Now().Add(10 * time.Second); two.must(200, "GET", "sys/seal-status", "")["initialized"] != true; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the other node never saw that the store is initialised")
+		}
+	}
+	two.fails(400, "already initialized", "PUT", "sys/init", `{"secret_shares":1,"secret_threshold":1}`)
+	one.give(keys[:2]...)
+	one.fill()
+	two.must(200, "PUT", "sys/unseal", `{"key":"`+keys[0]+`"}`)
+	nonce := one.rekey(`{"secret_shares":2,"secret_threshold":2}`)
+	one.must(200, "PUT", "sys/rekey/update", gives(nonce, keys[0]))
+	fresh := texts(one.must(200, "PUT", "sys/rekey/update", gives(nonce, keys[1]))["keys"])
+	one.must(204, "PUT", "sys/rotate", "")
+	one.must(200, "POST", "secret/data/later", `{"data":{"x":"y"}}`)
+	two.fails(400, "of an earlier set", "PUT", "sys/unseal", `{"key":"`+keys[1]+`"}`)
+	two.give(fresh...)
+	two.token = one.token
+	two.checkFilled()
+	two.must(200, "GET", "secret/data/later", "")
+	one.must(204, "PUT", "sys/seal", "") // and the other goes on
+	two.must(200, "POST", "secret/data/later", `{"data":{"x":"z"}}`)
+	one.give(fresh...)
+	if got := one.must(200, "GET", "secret/data/later", ""); !strings.Contains(fmt.Sprint(got), "x:z") {
+		t.Errorf("read %v", got)
+	}
 }

@@ -49,6 +49,11 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.release = append(n.release, n.shut)
+	if n.config.Storage.Type == config.PostgreSQL {
+		watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		n.running.Go(func() { n.watch(watching) })
+		n.release = append(n.release, func() error { cancel(); return nil })
+	}
 	if err := n.look(); err != nil {
 		return err
 	}
