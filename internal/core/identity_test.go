@@ -33,11 +33,6 @@ func (g *gate) made(path, data string) string {
 	return id
 }
 
-func (g *gate) entityOf(name string) string {
-	g.Helper()
-	return g.show("identity/entity/name/" + name)["id"].(string)
-}
-
 // accessor of an auth mount.
 func (g *gate) accessor(path string) string {
 	g.Helper()

@@ -117,9 +117,8 @@ func TestEntityAliasOfTokens(t *testing.T) {
 	if a := create("build-1"); strings.Join(a.IdentityPolicies, " ") != "p1" || strings.Join(a.Policies, " ") != "default p1" {
 		t.Errorf("policies: %+v", a)
 	}
-	rec := g.last("auth/token/lookup-self")
 	g.self(a.Token)
-	if rec = g.last("auth/token/lookup-self"); rec[0].Entity != a.Entity || rec[0].Alias != "Build-1" {
+	if rec := g.last("auth/token/lookup-self"); rec[0].Entity != a.Entity || rec[0].Alias != "Build-1" {
 		t.Errorf("record: %+v", rec[0].Record)
 	}
 	g.write("identity/entity/id/"+a.Entity, `{"disabled":true}`)

@@ -76,7 +76,7 @@ func newWorld(t *testing.T, s *pgtest.Server) *world {
 	return w
 }
 
-// boot starts a lessor on what the disk holds; crash ends it as a kill does.
+// boot starts a lessor on what the disk holds.
 func (w *world) boot(e *database.Engine) {
 	w.Helper()
 	var err error
@@ -103,13 +103,6 @@ func (w *world) boot(e *database.Engine) {
 		e.Shutdown()
 		_ = db.Close()
 	}
-}
-
-// crash ends lessor and starts it again on what was durable.
-func (w *world) crash() {
-	w.Helper()
-	w.end()
-	w.boot(database.New(postgres.Driver{}))
 }
 
 func (w *world) must(err error) {
