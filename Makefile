@@ -52,8 +52,8 @@ release: ## the same for this machine, built twice and compared, and tried: pack
 docs: servers build ## runs every command and program in the documents
 	scripts/docs-test
 
-fuzz: ## every parser for ten minutes
-	scripts/fuzz 10m
+fuzz: ## every parser for ten minutes; the inputs that reach what no others do are kept
+	KEEP=1 scripts/fuzz 10m
 
 clean:
 	rm -rf bin dist

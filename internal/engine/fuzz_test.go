@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -37,6 +39,28 @@ func FuzzMatch(f *testing.F) {
 		}
 		if got := strings.Join(segments, "/"); got != strings.TrimSuffix(path, "/") {
 			t.Fatalf("%q is found as %q of %q", path, got, r.Pattern)
+		}
+	})
+}
+
+// FuzzField: a value that a field takes is of the field's type, whatever JSON it came as; none stands for nothing.
+func FuzzField(f *testing.F) {
+	for _, s := range []string{`"1h"`, `3600`, `1e300`, `-1`, `true`, `"yes"`, `["a",1,null]`, `"a, b,,c"`, `{"k":"v","n":1}`, `"k=v,x="`, `"{\"a\":1} x"`, `null`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		d := json.NewDecoder(strings.NewReader(text))
+		d.UseNumber()
+		var raw any
+		if d.Decode(&raw) != nil || raw == nil {
+			return
+		}
+		for kind, want := range map[FieldType]string{
+			String: "string", Int: "int64", Bool: "bool", Duration: "time.Duration", Strings: "[]string", Map: "map[string]interface {}", Pairs: "map[string]string",
+		} {
+			if v, ok := parse(kind, raw); ok && fmt.Sprintf("%T", v) != want {
+				t.Fatalf("%s as %s is a %T", text, kind, v)
+			}
 		}
 	})
 }

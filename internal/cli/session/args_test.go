@@ -136,3 +136,28 @@ func TestFlagValues(t *testing.T) {
 		t.Errorf("%v, %v", d, err)
 	}
 }
+
+// FuzzData: arguments are data or an error, and the error does not repeat a value.
+func FuzzData(f *testing.F) {
+	f.Add("key=value", "key=again", "{}")
+	f.Add("-", "a=-", `{"a":1}`)
+	f.Add("=x", "\\@x", "null")
+	f.Fuzz(func(t *testing.T, a, b, stdin string) {
+		for _, arg := range []string{a, b} {
+			if strings.Contains(arg, "@") {
+				return // files are for TestData
+			}
+		}
+		i := input{Stdin: strings.NewReader(stdin)}
+		data, err := i.Data([]string{a, b})
+		if (data == nil) == (err == nil) {
+			t.Fatalf("%q %q: %v, %v", a, b, data, err)
+		}
+		if key, value, ok := strings.Cut(a, "="); ok && key != "" && err == nil && value != "-" && a != "-" && data[key] == nil {
+			t.Fatalf("%q %q: no %s in %v", a, b, key, data)
+		}
+		if _, value, ok := strings.Cut(a, "="); ok && err != nil && len(value) > 40 && strings.Contains(err.Error(), value) {
+			t.Fatalf("%q %q: %v", a, b, err)
+		}
+	})
+}
