@@ -1,7 +1,7 @@
 package lease
 
 import (
-	"reflect"
+	"bytes"
 	"testing"
 	"time"
 
@@ -21,7 +21,7 @@ func FuzzRow(f *testing.F) {
 		}
 		again := row
 		again.Value = l.Encode()
-		if m, err := Decode(again); err != nil || !reflect.DeepEqual(l, m) {
+		if m, err := Decode(again); err != nil || !bytes.Equal(again.Value, m.Encode()) { // an empty list is none
 			t.Fatalf("%x is %+v, then %+v (%v)", value, l, m, err)
 		}
 	})

@@ -1,7 +1,7 @@
 package token
 
 import (
-	"reflect"
+	"bytes"
 	"testing"
 	"time"
 )
@@ -15,7 +15,8 @@ func FuzzRow(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again, err := Decode("hash", tok.Encode()); err != nil || !reflect.DeepEqual(tok, again) {
+		written := tok.Encode()
+		if again, err := Decode("hash", written); err != nil || !bytes.Equal(written, again.Encode()) { // an empty list is none
 			t.Fatalf("%x is %+v, then %+v (%v)", value, tok, again, err)
 		}
 		if tok.Expired(time.Unix(1e9, 0)) && tok.Left(time.Unix(1e9, 0)) != 0 {
