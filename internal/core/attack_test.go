@@ -881,6 +881,7 @@ func TestShapesThatClientsRead(t *testing.T) {
 		{api.Invalid, lessor.Update, "sys/wrapping/unwrap", `{"token":"none"}`, "wrapping token is not valid or does not exist"},
 		{api.Invalid, lessor.Update, "sys/wrapping/wrap", `{"k":"v"}`, "endpoint requires response wrapping to be used"},
 		{api.NotFound, lessor.Read, "nowhere/x", "", `no handler for route "nowhere/x". route entry not found.`},
+		{api.NotFound, lessor.Read, "sys/none/x", "", `unsupported path: the system engine at "sys/" has no "none/x"`},
 		{api.Unsupported, lessor.Delete, "auth/token/create", "", "unsupported operation"},
 		{api.NotFound, lessor.List, "identity/entity/id/", "", ""},
 		{api.Invalid, lessor.Update, "sys/policies/acl/root", `{"policy":"path \"x\" {}"}`, `cannot update "root" policy`},

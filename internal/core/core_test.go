@@ -20,6 +20,8 @@ import (
 	"github.com/lessor-dev/lessor/internal/core"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/engine/cubbyhole"
+	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
 	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/engine/kv"
 	"github.com/lessor-dev/lessor/internal/identity"
@@ -75,7 +77,7 @@ func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) 
 	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: db, Keys: keys}
 	backends := map[string]engine.Backend{
 		"kv": kv.V1{}, "kv-v2": kv.V2{}, "cubbyhole": cubbyhole.Backend{}, "userpass": userpass.New(), "approle": approle.Backend{},
-		"token": tokens, "system": sys, "identity": identity.Backend{},
+		"token": tokens, "system": sys, "identity": identity.Backend{}, "database": database.New(postgres.Driver{}),
 	}
 	g := &gate{T: t, db: db, clock: clock, backends: backends, target: &target{accounts: map[string]bool{}}}
 	backends["target"] = g.target
@@ -96,7 +98,8 @@ func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) 
 	}
 	sys.Reported, sys.Upgrade = "1.20.0", c.Upgrade
 	sys.Info = func() map[string]any { return map[string]any{"version": "test"} }
-	sys.Metrics = func(context.Context, io.Writer) error { return nil }
+	sys.Metrics = system.Metrics{Text: writes("lessor_up 1\n"), JSON: writes(`{"Gauges":[]}`)}
+	sys.Outside = []engine.Route{{Pattern: "health", Help: "whether to send requests here", Open: true, Ops: map[lessor.Verb]engine.Handler{lessor.Read: nil}}}
 	g.core = c
 	if g.root, err = c.Init(t.Context(), rows, lessor.Secret{}, 0); err != nil {
 		t.Fatal(err)
@@ -115,6 +118,14 @@ func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) 
 		}
 	})
 	return g
+}
+
+// writes is a stream of one text.
+func writes(text string) func(context.Context, io.Writer) error {
+	return func(_ context.Context, w io.Writer) error {
+		_, err := io.WriteString(w, text)
+		return err
+	}
 }
 
 // op makes an operation; data is JSON.

@@ -206,12 +206,13 @@ func (w *walk) folded() *lessor.Op {
 	return &op
 }
 
-// lost is the answer to somebody who may go where nothing is.
+// lost is the answer to somebody who may go where nothing is. Clients tell by its first words whether there is no mount, which some of
+// them then make, or no such path in one.
 func (w *walk) lost() error {
 	if w.mount == nil {
 		return api.Errorf(api.NotFound, "no handler for route %q. route entry not found.", w.op.Path)
 	}
-	return api.Errorf(api.NotFound, "no handler for route %q: the %s engine at %q has no such path", w.op.Path, w.mount.Type, w.mount.Path)
+	return api.Errorf(api.NotFound, "unsupported path: the %s engine at %q has no %q", w.mount.Type, w.mount.Path, w.request.Path)
 }
 
 // astray lets the engine tell somebody who may go where nothing is what they may have meant.

@@ -31,7 +31,7 @@ func (c *Core) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) 
 	if err := w.find(); err != nil {
 		return nil, outcome(w.refuse(ctx, err))
 	}
-	if w.mount == nil {
+	if w.mount == nil || !w.describes() {
 		return nil, outcome(w.refuse(ctx, w.lost()))
 	}
 	rec := w.record(audit.Done)
@@ -42,9 +42,18 @@ func (c *Core) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) 
 	return &lessor.Answer{Bare: true, Data: map[string]any{"help": w.help(), "see_also": nil, "openapi": w.described()}}, nil
 }
 
+// routes are all that there is to describe in the mount.
+func (w *walk) routes() []engine.Route { return engine.Described(w.Backends[w.mount.Backend()]) }
+
+// describes finds the route that the path names, whatever may be done there. The mount itself is described by all of its routes.
+func (w *walk) describes() bool {
+	w.route, _ = engine.NewRouter(w.routes()).Match(w.op.Verb, w.request.Path)
+	return w.route != nil || w.request.Path == ""
+}
+
 // described is the same as an OpenAPI document, of paths within the mount.
 func (w *walk) described() map[string]any {
-	m := openapi.Mount{Type: w.mount.Backend(), Routes: w.Backends[w.mount.Backend()].Routes()}
+	m := openapi.Mount{Type: w.mount.Backend(), Routes: w.routes()}
 	if w.route != nil {
 		m.Routes = slices.DeleteFunc(slices.Clone(m.Routes), func(r engine.Route) bool { return r.Pattern != w.route.Pattern })
 	}
@@ -65,8 +74,7 @@ func (w *walk) help() string {
 		return b.String()
 	}
 	fmt.Fprintf(&b, "## PATHS of the %s engine at %s\n\n", w.mount.Type, w.mount.Path)
-	routes := w.Backends[w.mount.Backend()].Routes()
-	for _, r := range routes {
+	for _, r := range w.routes() {
 		var verbs []string
 		for v := range r.Ops {
 			verbs = append(verbs, v.String())

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
@@ -24,7 +25,7 @@ func TestSystemAsVaultTellsIt(t *testing.T) {
 		{lessor.Update, "sys/tools/hash", `{}`, `{"sum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`},
 		{lessor.Update, "sys/tools/hash/sha2-224", `{"input":"dGVzdA==","algorithm":"sha2-512"}`, `{"sum":"90a3ed9e32b2aaf4c61c410eb925426119e1a9dc53d4286ade99a809"}`},
 		{lessor.Update, "sys/tools/hash", `{"input":"dGVzdA==","algorithm":"sha3-256","format":"base64"}`, `{"sum":"NvAoWAuwLMgnKpoCD0IA40bidq5mTkXugHRVdOL1q4A="}`},
-		{lessor.Read, "sys/plugins/catalog", ``, `{"auth":["approle","userpass"],"secret":["kv","target"],"detailed":"*"}`},
+		{lessor.Read, "sys/plugins/catalog", ``, `{"auth":["approle","userpass"],"database":["postgresql-database-plugin"],"secret":["database","kv","target"],"detailed":"*"}`},
 		{lessor.List, "sys/plugins/catalog/auth/", ``, `{"keys":["approle","userpass"]}`},
 		{lessor.Read, "sys/plugins/catalog/secret/kv", ``, `{"args":null,"builtin":true,"command":"","deprecation_status":"supported","name":"kv","sha256":"","version":"v1.20.0+builtin.lessor"}`},
 		{lessor.Read, "sys/plugins/pins", ``, `{"pinned_versions":[]}`},
@@ -224,11 +225,76 @@ func TestSpecificationAsSeen(t *testing.T) {
 		}
 	}
 	g.refused(api.Unauthenticated, lessor.NewSecret("hvs.nonesuch"), lessor.Read, "sys/internal/specs/openapi", "")
+	if all := g.do(g.root, lessor.Read, "sys/internal/specs/openapi", "").Data["paths"].(map[string]any); says(all["/sys/health"].(map[string]any), "x-vault-unauthenticated") != "true" {
+		t.Errorf("what the node answers itself: %v", all["/sys/health"])
+	}
 	help, err := g.core.Help(t.Context(), g.op(g.root, lessor.Read, "sys/mounts/x/tune", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := says(help.Data["openapi"].(map[string]any), "paths"); !strings.HasPrefix(got, `{"/mounts/{path}/tune":`) || strings.Contains(got, "/remount") || says(help.Data, "see_also") != "null" {
 		t.Errorf("help: %s", got)
+	}
+}
+
+// TestHelpOfEveryRoute: each path has its own help, whatever may be done there, and only a path that is.
+func TestHelpOfEveryRoute(t *testing.T) {
+	g := start(t)
+	g.matrix()
+	help := func(path string) (string, error) {
+		a, err := g.core.Help(t.Context(), g.op(g.root, lessor.Read, path, ""))
+		if err != nil {
+			return "", err
+		}
+		return a.Data["help"].(string), nil
+	}
+	for _, m := range own {
+		for _, r := range engine.Described(g.backends[m.backend]) {
+			path := strings.TrimSuffix(m.mount+sample(r.Pattern, lessor.Read), "/")
+			text, err := help(path)
+			if err != nil || !strings.Contains(text, "Matching Route: "+r.Pattern+"\n") || !strings.Contains(text, r.Help) {
+				t.Errorf("%s: %v\n%s", path, err, text)
+			}
+			for _, f := range r.Fields {
+				if !strings.Contains(text, "    "+f.Name+" (") || !strings.Contains(text, f.Help) {
+					t.Errorf("%s does not tell of %s", path, f.Name)
+				}
+			}
+		}
+	}
+	if text, err := help("sys/"); err != nil || !strings.Contains(text, "    mounts/{path...}/tune\n") || !strings.Contains(text, "    health\n") {
+		t.Errorf("sys/: %v\n%s", err, text)
+	}
+	for path, want := range map[string]string{"sys/nonesuch": "unsupported path", "secret/nonesuch/x": "unsupported path", "nonesuch/x": "no handler for route"} {
+		if _, err := help(path); api.KindOf(err) != api.NotFound || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// TestMetricsFormats: Prometheus is told in its own format, by what it asks for or accepts, everybody else in JSON.
+func TestMetricsFormats(t *testing.T) {
+	g := start(t)
+	for _, c := range []struct{ format, accept, kind string }{
+		{"", "", "application/json"},
+		{"", "*/*", "application/json"},
+		{"", "application/json", "application/json"},
+		{"prometheus", "", "text/plain; version=0.0.4; charset=utf-8"},
+		{"prometheus", "application/json", "text/plain; version=0.0.4; charset=utf-8"},
+		{"", "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", "text/plain; version=0.0.4; charset=utf-8"},
+		{"", "text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8"},
+	} {
+		op := g.op(g.root, lessor.Read, "sys/metrics", "")
+		op.Accept = c.accept
+		if c.format != "" {
+			op.Data = map[string]any{"format": c.format}
+		}
+		a, err := g.core.Handle(t.Context(), op)
+		if err != nil || a.RawType != c.kind {
+			t.Errorf("%q, accepting %q: %+v %v", c.format, c.accept, a, err)
+		}
+	}
+	if text := g.refused(api.Invalid, g.root, lessor.Read, "sys/metrics", `{"format":"xml"}`); text != `metric response format "xml" unknown` {
+		t.Errorf("xml: %s", text)
 	}
 }

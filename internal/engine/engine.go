@@ -291,6 +291,21 @@ type Guide interface {
 	Astray(m *mount.Entry, verb lessor.Verb, path string) string
 }
 
+// Fronted is a Backend some of whose paths something before the gate answers: what anybody may know, and what people do who show keys.
+type Fronted interface {
+	// Front is the method table of those paths. It is described (?help=1, OpenAPI), never served.
+	Front() []Route
+}
+
+// Described is the method table of all that a mount of the backend answers, whoever does.
+func Described(b Backend) []Route {
+	routes := b.Routes()
+	if f, ok := b.(Fronted); ok {
+		routes = append(routes[:len(routes):len(routes)], f.Front()...)
+	}
+	return routes
+}
+
 // Upgrader is a Backend to which mounts can be upgraded that another one kept so far.
 type Upgrader interface {
 	// Upgrade adds to txn what makes a part of what is kept from one row on new, and says where to go on; "" means that there is nothing

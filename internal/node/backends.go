@@ -7,7 +7,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/common/expfmt"
 
 	"github.com/lessor-dev/lessor/internal/auth/approle"
 	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
@@ -54,24 +53,13 @@ func (b backends) connect(l *life) {
 		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: l.about(),
 		Lockout:     n.config.Lockout,
 		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters,
-		Metrics: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
+		Metrics: system.Metrics{
+			Text: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
+			JSON: func(_ context.Context, w io.Writer) error { return summarize(registry, n.Now(), w) },
+		},
+		Outside: n.outside(),
 	}
 	b.system.Quotas = c.Quotas()
-}
-
-// expose writes the metrics in Prometheus's text format.
-func expose(from prometheus.Gatherer, w io.Writer) error {
-	families, err := from.Gather()
-	if err != nil {
-		return err
-	}
-	encoder := expfmt.NewEncoder(w, expfmt.NewFormat(expfmt.TypeTextPlain))
-	for _, f := range families {
-		if err := encoder.Encode(f); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // close drops what issuers keep open: connections to targets.

@@ -52,30 +52,30 @@ func (n *Node) openRites() map[string]*engine.Route {
 		list("pgp_keys", "public keys, in base64, to encrypt the shares to, one each"),
 	}
 	table := map[string]*engine.Route{}
-	add := func(path string, fields []engine.Field, rites map[lessor.Verb]rite) {
-		route := &engine.Route{Pattern: path, Fields: fields, Ops: map[lessor.Verb]engine.Handler{}}
+	add := func(path, help string, fields []engine.Field, rites map[lessor.Verb]rite) {
+		route := &engine.Route{Pattern: path, Help: help, Open: true, Fields: fields, Ops: map[lessor.Verb]engine.Handler{}}
 		for verb, f := range rites {
 			route.Ops[verb] = n.inTurn(f)
 		}
 		table[path] = route
 	}
-	add("sys/init", append([]engine.Field{
+	add("sys/init", "make the store's keys; with GET, whether that was done", append([]engine.Field{
 		text("root_token_pgp_key", "public key, in base64, to encrypt the root token to"), integer("recovery_shares", "not for this seal"),
 		integer("recovery_threshold", "not for this seal"), list("recovery_pgp_keys", "not for this seal"),
 	}, shares...), map[lessor.Verb]rite{lessor.Update: n.initRite})
-	add("sys/unseal", []engine.Field{key, flag("reset", "forget the keys given so far"), flag("migrate", "ignored: each seal unseals alone")},
+	add("sys/unseal", "give one of the keys that unseal", []engine.Field{key, flag("reset", "forget the keys given so far"), flag("migrate", "ignored: each seal unseals alone")},
 		map[lessor.Verb]rite{lessor.Update: n.unsealRite})
-	add("sys/rekey/init", append([]engine.Field{
+	add("sys/rekey/init", "begin, look at or give up making new unseal keys", append([]engine.Field{
 		nonce, flag("backup", "keep the encrypted shares"), flag("require_verification", "the new shares count only when they were shown"),
 	}, shares...), map[lessor.Verb]rite{lessor.Read: n.rekeyStatus, lessor.Update: n.rekeyBegin, lessor.Delete: n.rekeyCancel})
-	add("sys/rekey/update", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Update: n.rekeyUpdate})
-	add("sys/rekey/verify", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Read: n.verifyStatus, lessor.Update: n.verifyUpdate, lessor.Delete: n.verifyRestart})
+	add("sys/rekey/update", "give one of the keys that a rekey asks for", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Update: n.rekeyUpdate})
+	add("sys/rekey/verify", "show that a new unseal key has arrived", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Read: n.verifyStatus, lessor.Update: n.verifyUpdate, lessor.Delete: n.verifyRestart})
 	for _, path := range []string{"init", "update", "verify"} {
-		add("sys/rekey-recovery-key/"+path, nil, map[lessor.Verb]rite{lessor.Read: noRecoveryKeys, lessor.Update: noRecoveryKeys, lessor.Delete: noRecoveryKeys})
+		add("sys/rekey-recovery-key/"+path, "there are no recovery keys: each seal unseals alone", nil, map[lessor.Verb]rite{lessor.Read: noRecoveryKeys, lessor.Update: noRecoveryKeys, lessor.Delete: noRecoveryKeys})
 	}
-	add("sys/generate-root/attempt", []engine.Field{text("otp", "one-time pad; made if not given"), text("pgp_key", "public key, in base64, instead of a pad")},
+	add("sys/generate-root/attempt", "begin, look at or give up making a root token", []engine.Field{text("otp", "one-time pad; made if not given"), text("pgp_key", "public key, in base64, instead of a pad")},
 		map[lessor.Verb]rite{lessor.Read: n.rootStatus, lessor.Update: n.rootBegin, lessor.Delete: n.rootCancel})
-	add("sys/generate-root/update", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Update: n.rootUpdate})
+	add("sys/generate-root/update", "give one of the keys that a root token asks for", []engine.Field{key, nonce}, map[lessor.Verb]rite{lessor.Update: n.rootUpdate})
 	return table
 }
 

@@ -119,6 +119,7 @@ func readHeader(op *lessor.Op, header http.Header) error {
 		}
 		op.WrapTTL = ttl
 	}
+	op.Accept = first(header, "Accept")
 	if op.Instance = first(header, "X-Lessor-Instance"); len(op.Instance) > maxInstance || !printable(op.Instance) {
 		return &api.Error{Kind: api.Invalid, Text: "X-Lessor-Instance must be at most 128 bytes of printable text"}
 	}

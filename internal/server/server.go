@@ -134,7 +134,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if draining {
 		header["Connection"] = closing
 	}
-	if answer := public(r.Method, path); answer != nil {
+	if answer := answerer(r, path); answer != nil {
 		if err := h.admitPublic(w, r, path); err != nil {
 			h.refuse(w, err)
 			return
@@ -168,7 +168,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, op, err)
 	case answer.Raw != nil:
 		h.stream(w, r, op, answer)
-	case op.Path == "sys/unseal":
+	case op.Path == "sys/unseal" && !help:
 		h.sendStatus(w)
 	default:
 		write(w, answer, id)

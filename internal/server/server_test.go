@@ -365,6 +365,24 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+func TestHelpOfWhatAnybodyMayKnow(t *testing.T) {
+	for _, path := range append(Public(), "sys/unseal") {
+		if w := ask(answering(nil, nil, nil), "GET", "/v1/"+path+"?help=1", ""); w.Body.String() != `{"help":"about `+path+`"}` {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+func TestAccept(t *testing.T) {
+	var got string
+	h := answering(&lessor.Answer{}, nil, func(op *lessor.Op) { got = op.Accept })
+	r := httptest.NewRequest("GET", "/v1/a", nil)
+	r.Header.Set("Accept", "application/openmetrics-text, text/plain")
+	if h.ServeHTTP(httptest.NewRecorder(), r); got != "application/openmetrics-text, text/plain" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestForwarded(t *testing.T) {
 	var got netip.Addr
 	h := answering(&lessor.Answer{}, nil, func(op *lessor.Op) { got = op.Client })

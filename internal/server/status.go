@@ -2,30 +2,31 @@ package server
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
 )
 
-// public returns what answers a path to anybody, unaudited, in Vault's shapes; nil if the request goes through the Gate.
-func public(method, path string) func(*Handler, http.ResponseWriter, *http.Request) {
-	switch path {
-	case "sys/health":
-		return (*Handler).health
-	case "sys/seal-status":
-		return (*Handler).sealStatus
-	case "sys/seal-backend-status":
-		return (*Handler).sealBackends
-	case "sys/leader":
-		return (*Handler).leader
-	case "sys/init":
-		if method != http.MethodPut && method != http.MethodPost {
-			return (*Handler).initialized
-		}
+// public is what is answered to anybody, unaudited, in Vault's shapes.
+var public = map[string]func(*Handler, http.ResponseWriter, *http.Request){
+	"sys/health": (*Handler).health, "sys/seal-status": (*Handler).sealStatus, "sys/seal-backend-status": (*Handler).sealBackends,
+	"sys/leader": (*Handler).leader, "sys/init": (*Handler).initialized,
+}
+
+// Public are the paths that are answered without the Gate; sys/init, where it only asks.
+func Public() []string { return slices.Sorted(maps.Keys(public)) }
+
+// answerer is what answers a request for a public path; nil if the request goes through the Gate.
+func answerer(r *http.Request, path string) func(*Handler, http.ResponseWriter, *http.Request) {
+	answer := public[path]
+	if answer == nil || path == "sys/init" && (r.Method == http.MethodPut || r.Method == http.MethodPost) || r.URL.Query().Has("help") {
+		return nil
 	}
-	return nil
+	return answer
 }
 
 type healthAnswer struct {

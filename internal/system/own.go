@@ -60,7 +60,9 @@ func (b *Backend) ownRoutes() []engine.Route {
 		{Pattern: "lessor/outlived", Help: "credentials that outlived their lease", Ops: read(b.outlived)},
 		{Pattern: "lessor/fence", Help: "a restored copy touches no target until it is resumed (DELETE)", Sudo: true,
 			Ops: ops{lessor.Read: b.readFence, lessor.Delete: b.resume}},
-		{Pattern: "metrics", Help: "metrics in Prometheus's format", Fields: []engine.Field{{Name: "format", Type: engine.String, Help: "prometheus"}}, Ops: read(b.metrics)},
+		{Pattern: "metrics", Help: "metrics, as JSON or in Prometheus's format", Ops: read(b.metrics), Fields: []engine.Field{
+			{Name: "format", Type: engine.String, Help: "prometheus; without it, what the client accepts tells"},
+		}},
 	}
 }
 
@@ -68,8 +70,22 @@ func (b *Backend) info(context.Context, *engine.Request) (*engine.Reply, error) 
 	return &engine.Reply{Data: b.Info()}, nil
 }
 
-func (b *Backend) metrics(context.Context, *engine.Request) (*engine.Reply, error) {
-	return &engine.Reply{Raw: &engine.Raw{Type: "text/plain; version=0.0.4; charset=utf-8", Write: b.Metrics}}, nil
+// metrics tells Prometheus, by the parameter that Vault's users put into its configuration or by what it accepts, in its own format, everybody
+// else in Vault's JSON.
+func (b *Backend) metrics(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	switch format := r.Str("format"); {
+	case format == "prometheus", format == "" && scrapes(r.Op.Accept):
+		return &engine.Reply{Raw: &engine.Raw{Type: "text/plain; version=0.0.4; charset=utf-8", Write: b.Metrics.Text}}, nil
+	case format == "":
+		return &engine.Reply{Raw: &engine.Raw{Type: "application/json", Write: b.Metrics.JSON}}, nil
+	default:
+		return nil, api.Errorf(api.Invalid, "metric response format %q unknown", format)
+	}
+}
+
+// scrapes reports whether who accepts such media types is Prometheus, or its like.
+func scrapes(accept string) bool {
+	return strings.Contains(accept, "application/openmetrics-text") || strings.HasPrefix(accept, "text/plain")
 }
 
 func moment(r *engine.Request, name string) (time.Time, error) {

@@ -37,7 +37,7 @@ func (b *Backend) spec(_ context.Context, r *engine.Request) (*engine.Reply, err
 		if !ok {
 			continue
 		}
-		m := openapi.Mount{Path: e.Path, Type: e.Backend(), Tag: tag(e), Routes: backend.Routes()}
+		m := openapi.Mount{Path: e.Path, Type: e.Backend(), Tag: tag(e), Routes: engine.Described(backend)}
 		if r.Bool("generic_mount_paths") && !slices.Contains(singletons, e.Type) {
 			if seen[m.Type] {
 				continue

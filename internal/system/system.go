@@ -32,14 +32,21 @@ type Backend struct {
 	RequireOwner bool
 	Lockout      lockout.Settings // of users who fail to log in
 	Node         Node
-	Reported     string                                       // the version that Vault's clients compare with
-	Upgrade      func(ctx context.Context) error              // makes what was kv of version 1 version 2, where that was asked for
-	PrefixAudit  bool                                         // files of audit devices may have a prefix before each line
-	Exporters    *exporter.Exporters                          // nil: devices are configuration only
-	Metrics      func(ctx context.Context, w io.Writer) error // Prometheus's text format
-	Info         func() map[string]any                        // answer of sys/lessor/info
+	Reported     string                          // the version that Vault's clients compare with
+	Upgrade      func(ctx context.Context) error // makes what was kv of version 1 version 2, where that was asked for
+	PrefixAudit  bool                            // files of audit devices may have a prefix before each line
+	Exporters    *exporter.Exporters             // nil: devices are configuration only
+	Metrics      Metrics
+	Info         func() map[string]any // answer of sys/lessor/info
 	Keys         *seal.Keyring
 	Seal         Seal
+	Outside      []engine.Route // below sys/, what the node answers before the gate: told in Front
+}
+
+// Metrics write what the node counts and measures.
+type Metrics struct {
+	Text func(ctx context.Context, w io.Writer) error // in Prometheus's text format
+	JSON func(ctx context.Context, w io.Writer) error // in the shape of Vault's sink in memory
 }
 
 type ops = map[lessor.Verb]engine.Handler
@@ -58,6 +65,9 @@ func (b *Backend) Routes() []engine.Route {
 	}
 	return append(routes, b.quotaRoutes()...)
 }
+
+// Front makes the Backend an engine.Fronted.
+func (b *Backend) Front() []engine.Route { return b.Outside }
 
 // builtinVersion is the version of the engines in this binary.
 func (b *Backend) builtinVersion() string { return "v" + b.Reported + "+builtin.lessor" }

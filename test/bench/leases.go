@@ -467,7 +467,7 @@ func (s *scene) watchDrain(p *postgres, due time.Time, n int) (rolesGone, allGon
 
 // expired is how many leases the server has ended since it started because their time was over.
 func (s *scene) expired() (int, error) {
-	body, err := s.fetch(s.root, "GET", "sys/metrics", nil)
+	body, err := s.fetch(s.root, "GET", "sys/metrics?format=prometheus", nil)
 	if err != nil {
 		return 0, err
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -92,7 +91,6 @@ func (w *world) boot(e *database.Engine) {
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	sys.Reaper, sys.Backends = c.Reaper(), backends
 	sys.Info = func() map[string]any { return nil }
-	sys.Metrics = func(context.Context, io.Writer) error { return nil }
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); c.Run(ctx) }()
