@@ -324,6 +324,28 @@ func TestWhatIsSeenWithoutAToken(t *testing.T) {
 	g.same("resultant ACL of root", g.do(g.root, lessor.Read, "sys/internal/ui/resultant-acl", "").Data, `{"root":true,"chroot_namespace":""}`)
 }
 
+// A mount without a version is one of version 1: to say so changes nothing of what it serves.
+func TestKVOfNoVersionIsOfVersion1(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/plain", `{"type":"kv"}`)
+	g.do(g.root, lessor.Update, "plain/a", `{"k":"v"}`)
+	if a := g.do(g.root, lessor.Update, "sys/mounts/plain/tune", `{"options":{"version":"1"}}`); !a.Empty() {
+		t.Errorf("tuned: %s", body(a))
+	}
+	if a := g.do(g.root, lessor.Read, "plain/a", ""); !strings.Contains(body(a), `"data":{"k":"v"}`) {
+		t.Errorf("read: %s", body(a))
+	}
+	if options := says(g.do(g.root, lessor.Read, "sys/mounts/plain", "").Data, "options"); options != `{"version":"1"}` {
+		t.Errorf("options: %s", options)
+	}
+	if a := g.do(g.root, lessor.Update, "sys/mounts/plain/tune", `{"options":{"version":"2"}}`); len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "from version 1 to version 2") {
+		t.Errorf("upgraded: %s", body(a))
+	}
+	if a := g.do(g.root, lessor.Read, "plain/data/a", ""); !strings.Contains(body(a), `"data":{"k":"v"}`) {
+		t.Errorf("read as version 2: %s", body(a))
+	}
+}
+
 // While what it keeps is upgraded a mount serves nothing; what a crash cuts short, the background finishes.
 func TestAMountUnderUpgradeServesNothing(t *testing.T) {
 	g := start(t)

@@ -153,18 +153,24 @@ func (c *Core) Upgrade(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var failed []error
 	for _, e := range table.All() {
-		if !e.Upgrading || e.Removing {
-			continue
-		}
-		for from, done := "", false; !done; {
-			if from, err = c.upgrade(ctx, e.UUID, from); err != nil {
-				return err
-			}
-			done = from == ""
+		if e.Upgrading && !e.Removing {
+			failed = append(failed, c.upgradeAll(ctx, e.UUID))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
+}
+
+// upgradeAll finishes the upgrade of one mount.
+func (c *Core) upgradeAll(ctx context.Context, uuid string) error {
+	for from := ""; ; {
+		next, err := c.upgrade(ctx, uuid, from)
+		if err != nil || next == "" {
+			return err
+		}
+		from = next
+	}
 }
 
 // upgrade commits one chunk, and with the last one the mount's return to service. The decision is the system's own, for this mount only.

@@ -148,7 +148,7 @@ func (b *Backend) tuneOptions(e *mount.Entry, options map[string]string, reply *
 			return api.Errorf(api.Invalid, "invalid version provided: %d", to)
 		case from > to:
 			return api.Errorf(api.Invalid, "cannot downgrade mount from version %d", from)
-		case from < to:
+		case from < to && to == 2: // what has no version yet is of version 1
 			e.Upgrading = true
 			reply.Warnings = append(reply.Warnings, fmt.Sprintf("Upgrading mount from version %d to version %d. This mount will be unavailable for a brief period and will resume service shortly.", from, to))
 			reply.Then = b.Upgrade
