@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
@@ -296,5 +297,24 @@ func TestMetricsFormats(t *testing.T) {
 	}
 	if text := g.refused(api.Invalid, g.root, lessor.Read, "sys/metrics", `{"format":"xml"}`); text != `metric response format "xml" unknown` {
 		t.Errorf("xml: %s", text)
+	}
+}
+
+// TestNothingIsNotWrapped: who asks to have every answer wrapped, as VAULT_WRAP_TTL does, is not refused what has none.
+func TestNothingIsNotWrapped(t *testing.T) {
+	g := start(t)
+	for _, c := range []tried{
+		{lessor.Update, "sys/rotate", "", ""}, {lessor.Update, "sys/rotate/config", `{"enabled":true}`, ""}, {lessor.Update, "sys/quotas/config", "", ""},
+		{lessor.Update, "sys/quotas/rate-limit/all", `{"rate":1000}`, ""}, {lessor.Delete, "sys/quotas/rate-limit/all", "", ""},
+		{lessor.Update, "sys/mounts/plain", `{"type":"kv"}`, ""}, {lessor.Update, "sys/loggers", `{"level":"info"}`, ""},
+	} {
+		op := g.op(g.root, c.verb, c.path, c.data)
+		op.WrapTTL = time.Minute
+		if a, err := g.core.Handle(t.Context(), op); err != nil || !a.Empty() {
+			t.Errorf("%s %s: %+v %v", c.verb, c.path, a, err)
+		}
+	}
+	if term := says(g.do(g.root, lessor.Read, "sys/key-status", "").Data, "term"); term != "2" {
+		t.Errorf("term %s", term)
 	}
 }

@@ -62,9 +62,7 @@ func (b *Backend) quotaRoutes() []engine.Route {
 }
 
 // inForce lets the answer wait until the change that it reports is in force on this node.
-func (b *Backend) inForce(ctx context.Context) (map[string]any, error) {
-	return nil, b.Quotas.Sync(ctx)
-}
+func (b *Backend) inForce(ctx context.Context) error { return b.Quotas.Sync(ctx) }
 
 func rules(r *engine.Request) (*quota.Rules, error) {
 	mounts, err := mount.Load(r.View)
@@ -89,7 +87,7 @@ func (b *Backend) readQuotas(_ context.Context, r *engine.Request) (*engine.Repl
 
 // writeQuotas sets all settings: what is not sent is off, or empty.
 func (b *Backend) writeQuotas(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	reply := &engine.Reply{Later: b.inForce}
+	reply := &engine.Reply{Then: b.inForce}
 	quota.PutConfig(&reply.Txn, quota.Config{
 		AuditLogging: r.Bool("enable_rate_limit_audit_logging"), ResponseHeaders: r.Bool("enable_rate_limit_response_headers"),
 		Exempt: r.List("rate_limit_exempt_paths"), Absolute: r.List("absolute_rate_limit_exempt_paths"),
@@ -128,7 +126,7 @@ func (b *Backend) readQuota(ctx context.Context, r *engine.Request, kind quota.K
 }
 
 func (b *Backend) deleteQuota(_ context.Context, r *engine.Request, kind quota.Kind) (*engine.Reply, error) {
-	reply := &engine.Reply{Later: b.inForce}
+	reply := &engine.Reply{Then: b.inForce}
 	quota.Delete(&reply.Txn, kind, r.Param("name"))
 	return reply, nil
 }
@@ -162,7 +160,7 @@ func (b *Backend) writeQuota(_ context.Context, r *engine.Request, kind quota.Ki
 	if other := rs.Alike(q); other != nil && other.Name != q.Name {
 		return nil, api.Errorf(api.Invalid, "quota rule with similar properties exists under the name %q", other.Name)
 	}
-	reply := &engine.Reply{Later: b.inForce}
+	reply := &engine.Reply{Then: b.inForce}
 	quota.Put(&reply.Txn, q, r.View.Position())
 	return reply, nil
 }

@@ -68,7 +68,7 @@ func (b *Backend) rest(context.Context, *engine.Request) (*engine.Reply, error) 
 	if b.Seal == nil {
 		return nil, errNoNode
 	}
-	return &engine.Reply{Later: func(context.Context) (map[string]any, error) { b.Seal.Rest(); return nil, nil }}, nil
+	return &engine.Reply{Then: func(context.Context) error { b.Seal.Rest(); return nil }}, nil
 }
 
 // keyStatus tells, as the number of encryptions, that of the term's commits: each of them seals some rows under a key derived anew.
@@ -100,7 +100,7 @@ func Rotate(v store.View, txn *store.Txn, keys *seal.Keyring, random io.Reader, 
 func (b *Backend) rotate(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{}
 	adopt, err := Rotate(r.View, &reply.Txn, b.Keys, r.Random, r.Now)
-	reply.Later = func(context.Context) (map[string]any, error) { return nil, adopt() }
+	reply.Then = func(context.Context) error { return adopt() }
 	return reply, err
 }
 
