@@ -318,3 +318,13 @@ func TestNothingIsNotWrapped(t *testing.T) {
 		t.Errorf("term %s", term)
 	}
 }
+
+// TestCapabilitiesOfManyPaths: there is a bound to what one question may cost.
+func TestCapabilitiesOfManyPaths(t *testing.T) {
+	g := start(t)
+	ask := func(n int) string { return `{"paths":["` + strings.Repeat(`a","`, n-1) + `b"]}` }
+	if a := g.do(g.root, lessor.Update, "sys/capabilities-self", ask(10_000)); says(a.Data, "b") != `["root"]` {
+		t.Errorf("many: %v", a.Data)
+	}
+	g.refusals([]tried{{lessor.Update, "sys/capabilities-self", ask(10_001), "10001 paths in one request: ask about 10000 at most"}})
+}

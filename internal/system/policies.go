@@ -268,10 +268,16 @@ func (b *Backend) capabilitiesAccessor(_ context.Context, r *engine.Request) (*e
 	return tell(r, t)
 }
 
+// mostPaths bounds the paths of one question: every token may ask, and each path costs more to answer than to send.
+const mostPaths = 10_000
+
 func tell(r *engine.Request, t *token.Token) (*engine.Reply, error) {
 	paths := append(r.List("paths"), r.List("path")...)
-	if len(paths) == 0 {
+	switch {
+	case len(paths) == 0:
 		return nil, api.Errorf(api.Invalid, "paths must be supplied")
+	case len(paths) > mostPaths:
+		return nil, api.Errorf(api.Invalid, "%d paths in one request: ask about %d at most", len(paths), mostPaths)
 	}
 	data := map[string]any{}
 	for _, p := range paths {
