@@ -340,7 +340,7 @@ func TestChildPoliciesAreASubset(t *testing.T) {
 	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create", `{"id":"a-custom-token-id"}`)
 	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create", `{"no_parent":true}`)
 	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create", `{"period":"1h"}`)
-	g.refused(api.Denied, maker, lessor.Update, "auth/token/create-orphan", `{}`)
+	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create-orphan", `{"policies":["other"]}`)
 	expiring := g.token(`{"policies":["root"],"ttl":"1h"}`)
 	g.refused(api.Invalid, expiring, lessor.Update, "auth/token/create", `{"policies":["root"]}`)
 	g.do(expiring, lessor.Update, "auth/token/create", `{"policies":["root"],"ttl":"10m"}`)

@@ -30,7 +30,7 @@ func (b *Backend) pluginRoutes() []engine.Route {
 		{Pattern: "plugins/catalog/{type}/{name}", Help: "one of them", Sudo: true, Fields: register,
 			Ops: ops{lessor.Read: b.readPlugin, lessor.Update: b.register, lessor.Delete: b.unregister}},
 		{Pattern: "plugins/pins", Help: "versions that are pinned: none", Ops: read(constant(map[string]any{"pinned_versions": []any{}}))},
-		{Pattern: "plugins/runtimes/catalog", Help: "runtimes of external plugins: none", Fields: []engine.Field{{Name: "type", Type: engine.String, Help: "type of runtime"}},
+		{Pattern: "plugins/runtimes/catalog", Help: "runtimes of external plugins: none", Sudo: true, Fields: []engine.Field{{Name: "type", Type: engine.String, Help: "type of runtime"}},
 			Ops: ops{lessor.List: constant(map[string]any{"runtimes": []any{}}), lessor.Read: constant(map[string]any{"runtimes": []any{}})}},
 		{Pattern: "plugins/reload/backend", Help: "reload an engine; what is built in has nothing to reload", Ops: update(b.reloadBackend), Fields: []engine.Field{
 			{Name: "plugin", Type: engine.String, Help: "name of the engine"}, {Name: "mounts", Type: engine.Strings, Help: "paths of its mounts"}, scope,

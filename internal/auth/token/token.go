@@ -55,7 +55,7 @@ func (b *Backend) Routes() []engine.Route {
 	update := func(h engine.Handler) ops { return ops{lessor.Update: h} }
 	return []engine.Route{
 		{Pattern: "create", Help: "create a token", Fields: creation, Ops: update(b.create)},
-		{Pattern: "create-orphan", Help: "create a token without a parent", Fields: creation, Sudo: true, Ops: update(b.createOrphan)},
+		{Pattern: "create-orphan", Help: "create a token without a parent", Fields: creation, Ops: update(b.createOrphan)},
 		{Pattern: "create/{role}", Help: "create a token by a token role", Fields: creation, Fold: true, Ops: update(b.createByRole)},
 		{Pattern: "lookup", Help: "look a token up", Fields: tokenField, Ops: ops{lessor.Read: b.lookup, lessor.Update: b.lookup}},
 		{Pattern: "lookup/{token}", Help: "look a token up", Ops: ops{lessor.Read: b.lookup, lessor.Update: b.lookup}},

@@ -57,12 +57,12 @@ func shellQuote(text string) string { return "'" + strings.ReplaceAll(text, "'",
 
 // rootProtected are the paths that need the capability sudo, as policies write paths.
 var rootProtected = []string{
-	"auth/token/accessors", "auth/token/create-orphan", "auth/token/revoke-orphan",
+	"auth/token/accessors", "auth/token/revoke-orphan",
 	"sys/audit", "sys/audit/*", "sys/auth/*", "sys/config/auditing/*", "sys/config/cors", "sys/config/ui/*",
 	"sys/leases", "sys/leases/lookup/*", "sys/leases/revoke-force/*", "sys/leases/revoke-prefix/*",
 	"sys/lessor/audit/*", "sys/lessor/backup", "sys/lessor/fence", "sys/lessor/revoke", "sys/lessor/seal", "sys/lessor/seal/*",
-	"sys/plugins/catalog/*", "sys/plugins/runtimes/catalog/*", "sys/remount", "sys/revoke-force/*", "sys/revoke-prefix/*",
-	"sys/rotate", "sys/rotate/*", "sys/seal", "sys/step-down",
+	"sys/plugins/catalog/*", "sys/plugins/runtimes/catalog", "sys/remount", "sys/revoke-force/*", "sys/revoke-prefix/*",
+	"sys/rotate", "sys/seal", "sys/step-down",
 }
 
 // asPolicy shows the policy that a call needs.

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +166,7 @@ func testOpenAPI(t *testing.T) {
 	if p := doc.Paths.Value("/auth/userpass/login/{username}"); p == nil || p.Extensions["x-vault-unauthenticated"] != true {
 		t.Errorf("a login: %+v", p)
 	}
+	testSudo(t, doc)
 	doc, _ = load("?generic_mount_paths=true&context=x", server.Root)
 	if p := doc.Paths.Value("/auth/{userpass_mount_path}/login/{username}"); p == nil || p.Parameters.GetByInAndName("path", "userpass_mount_path") == nil || p.Post == nil || !strings.HasSuffix(p.Post.OperationID, "_x") {
 		t.Errorf("a generic login: %+v", p)
@@ -175,5 +177,23 @@ func testOpenAPI(t *testing.T) {
 				t.Fatalf("without a token: %.300s", raw)
 			}
 		}
+	}
+}
+
+// testSudo compares what takes sudo with what Vault's client believes, by which its users write their policies.
+func testSudo(t *testing.T, doc *openapi3.T) {
+	compared := 0
+	for path, item := range doc.Paths.Map() {
+		if strings.HasPrefix(path, "/sys/lessor/") || path == "/sys/leases/lookup" { // the client takes that for its list
+			continue
+		}
+		compared++
+		asked := strings.TrimSuffix(regexp.MustCompile(`\{\w+\}`).ReplaceAllString(path, "x"), "/")
+		if sudo := item.Extensions["x-vault-sudo"] == true; sudo != api.IsSudoPath(asked) {
+			t.Errorf("%s takes sudo: %t, Vault's client believes the contrary", path, sudo)
+		}
+	}
+	if compared < 150 {
+		t.Errorf("only %d paths were compared", compared)
 	}
 }
