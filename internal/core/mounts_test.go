@@ -224,14 +224,18 @@ func TestRemount(t *testing.T) {
 	move := func(from, to string) {
 		t.Helper()
 		a := g.do(g.root, lessor.Update, "sys/remount", `{"from":"`+from+`","to":"`+to+`"}`)
-		if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "do not move") || !a.Flat {
+		if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "policies and owners that name "+from+"/ do not") || !a.Flat {
 			t.Errorf("answer to a move: %s", body(a))
 		}
 		id := a.Data["migration_id"].(string)
 		g.same("status", g.do(g.root, lessor.Read, "sys/remount/status/"+id, "").Data,
 			`{"migration_id":"`+id+`","migration_info":{"source_mount":"`+from+`/","target_mount":"`+to+`/","status":"success"}}`)
 	}
+	g.do(g.root, lessor.Update, "sys/quotas/rate-limit/app", `{"rate":1000,"path":"secret/data/app"}`)
 	move("secret", "team/kv")
+	if path := g.do(g.root, lessor.Read, "sys/quotas/rate-limit/app", "").Data["path"]; path != "team/kv/data/app" {
+		t.Errorf("the quota is about %s after the move", path)
+	}
 	g.refused(api.NotFound, g.root, lessor.Read, "secret/data/app", "")
 	moved := g.do(g.root, lessor.Read, "team/kv/data/app", "")
 	if !strings.Contains(body(moved), `"k":"v"`) || !strings.HasPrefix(moved.Lease.ID, "team/kv/") || moved.Lease.ID == held {

@@ -62,7 +62,7 @@ func (b *Backend) remount(_ context.Context, r *engine.Request) (*engine.Reply, 
 	reply := &engine.Reply{
 		Data: map[string]any{"migration_id": move.ID}, Flat: true, Note: "moved",
 		Warnings: []string{
-			fmt.Sprintf("Mount move is done. Its leases and the tokens that it gave are revoked; policies, owners and quotas that name %s do not move with it.", from),
+			fmt.Sprintf("Mount move is done. Its leases and the tokens that it gave are revoked; its quotas move with it; policies and owners that name %s do not.", from),
 		},
 	}
 	table.Save(&reply.Txn, &e, from)
