@@ -328,3 +328,21 @@ func TestCapabilitiesOfManyPaths(t *testing.T) {
 	}
 	g.refusals([]tried{{lessor.Update, "sys/capabilities-self", ask(10_001), "10001 paths in one request: ask about 10000 at most"}})
 }
+
+// TestVersionHistory: versions are told in the order in which they ran, which is not that of their names.
+func TestVersionHistory(t *testing.T) {
+	g := start(t)
+	for _, version := range []string{"0.9.0", "0.10.0", "0.9.0", "0.11.0"} {
+		g.clock.Advance(time.Hour)
+		if err := g.core.Installed(t.Context(), version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data := g.do(g.root, lessor.List, "sys/version-history/", "").Data
+	if keys := says(data, "keys"); keys != `["0.9.0","0.10.0","0.11.0"]` {
+		t.Errorf("keys: %s", keys)
+	}
+	if info := data["key_info"].(map[string]any)["0.11.0"].(map[string]any); info["previous_version"] != "0.10.0" {
+		t.Errorf("0.11.0: %v", info)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
@@ -146,14 +147,15 @@ func eachVersion(v store.View, yield func(string, installed)) error {
 	return nil
 }
 
+// versions lists what ran on the store, in that order.
 func (b *Backend) versions(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	keys, info := []string{}, map[string]any{}
+	keys, info, since := []string{}, map[string]any{}, map[string]time.Time{}
 	err := eachVersion(r.View, func(name string, it installed) {
 		var previous any
 		if it.Previous != "" {
 			previous = it.Previous
 		}
-		keys = append(keys, name)
+		keys, since[name] = append(keys, name), it.Since
 		info[name] = map[string]any{"build_date": "", "previous_version": previous, "timestamp_installed": it.Since.UTC().Format(time.RFC3339)}
 	})
 	if err != nil {
@@ -162,5 +164,6 @@ func (b *Backend) versions(_ context.Context, r *engine.Request) (*engine.Reply,
 	if len(keys) == 0 {
 		return nil, empty()
 	}
+	slices.SortFunc(keys, func(a, b string) int { return since[a].Compare(since[b]) })
 	return &engine.Reply{Data: map[string]any{"keys": keys, "key_info": info}}, nil
 }
