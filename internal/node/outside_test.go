@@ -101,3 +101,23 @@ func TestOutsideByRole(t *testing.T) {
 		t.Errorf("not as testdata/outside has it:\n%s", &table)
 	}
 }
+
+// TestMatrixKnowsEveryEngine: the matrix of routes and roles, which the tests of the core keep, has every route that a server has.
+func TestMatrixKnowsEveryEngine(t *testing.T) {
+	matrix, err := os.ReadFile("../core/testdata/routes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, backend := range (&life{}).mountable().all {
+		for _, route := range backend.Routes() {
+			for verb := range route.Ops {
+				if verb == lessor.Create && route.Ops[lessor.Update] != nil {
+					continue // one HTTP method for both
+				}
+				if !strings.Contains(string(matrix), "/"+route.Pattern+" "+verb.String()+":") {
+					t.Errorf("%s of %s, an engine of type %s, is not in the matrix", verb, route.Pattern, kind)
+				}
+			}
+		}
+	}
+}
