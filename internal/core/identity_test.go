@@ -160,6 +160,28 @@ func TestEntityAliases(t *testing.T) {
 	}
 }
 
+// Aliases are found under the names that their paths had once, too: persona, then alias.
+func TestAliasesUnderOlderPaths(t *testing.T) {
+	g := start(t)
+	g.write("sys/auth/userpass", `{"type":"userpass"}`)
+	accessor, ann := g.accessor("userpass/"), g.made("identity/entity", `{"name":"ann"}`)
+	for _, older := range []string{"persona", "alias"} {
+		id := g.made("identity/"+older, `{"name":"`+older+`","mount_accessor":"`+accessor+`","entity_id":"`+ann+`"}`)
+		if d := g.show("identity/entity-alias/id/" + id); d["name"] != older || d["canonical_id"] != ann {
+			t.Errorf("made as %s: %v", older, d)
+		}
+		g.write("identity/"+older+"/id/"+id, `{"name":"renamed"}`)
+		if d := g.show("identity/" + older + "/id/" + id); d["name"] != "renamed" {
+			t.Errorf("renamed as %s: %v", older, d)
+		}
+		if keys := g.do(g.root, lessor.List, "identity/"+older+"/id/", "").Data["keys"].([]string); !slices.Equal(keys, []string{id}) {
+			t.Errorf("listed as %s: %v", older, keys)
+		}
+		g.do(g.root, lessor.Delete, "identity/"+older+"/id/"+id, "")
+		g.refused(api.NotFound, g.root, lessor.Read, "identity/entity-alias/id/"+id, "")
+	}
+}
+
 func TestLookups(t *testing.T) {
 	g := start(t)
 	g.write("sys/auth/userpass", `{"type":"userpass"}`)
@@ -311,6 +333,8 @@ func TestExternalGroupsFollowLogins(t *testing.T) {
 	// The older token lost the group, too.
 	if d := g.do(first.Token, lessor.Read, "auth/token/lookup-self", "").Data; strings.Join(d["identity_policies"].([]string), " ") != policies(again) {
 		t.Errorf("older token: %v", d["identity_policies"])
+	} else if elsewhere, ok := d["external_namespace_policies"].(map[string]any); !ok || len(elsewhere) != 0 {
+		t.Errorf("policies of other namespaces: %v", d["external_namespace_policies"])
 	}
 	if got := policies(login("one", `{"name":"ann"}`)); got != "p-internal p-two-admins" {
 		t.Errorf("without groups: %s", got)

@@ -72,7 +72,7 @@ func (Backend) Routes() []engine.Route {
 	all := func(read, update, remove engine.Handler) ops {
 		return ops{lessor.Read: read, lessor.Update: update, lessor.Delete: remove}
 	}
-	return []engine.Route{
+	return append(aliasRoutes(), []engine.Route{
 		{Pattern: "entity", Help: "create or update an entity", Fields: entityFields, Ops: write(writeEntity)},
 		{Pattern: "entity/id", Help: "list entities by id", Ops: list(listEntities)},
 		{Pattern: "entity/id/{id}", Help: "entities", Fields: entityFields, Ops: all(readEntity, writeEntity, deleteEntity)},
@@ -80,9 +80,6 @@ func (Backend) Routes() []engine.Route {
 		{Pattern: "entity/name/{name...}", Help: "entities by name", Fold: true, Fields: entityFields, Ops: all(readEntity, writeEntity, deleteEntity)},
 		{Pattern: "entity/batch-delete", Help: "delete entities", Fields: batchFields, Ops: write(deleteEntities)},
 		{Pattern: "entity/merge", Help: "merge entities into one, with their tokens and leases", Fields: mergeFields, Ops: write(merge)},
-		{Pattern: "entity-alias", Help: "create or update an alias", Fields: aliasFields, Ops: write(writeAlias)},
-		{Pattern: "entity-alias/id", Help: "list aliases", Ops: list(listAliases)},
-		{Pattern: "entity-alias/id/{id}", Help: "aliases", Fields: aliasFields, Ops: all(readAlias, writeAlias, deleteAlias)},
 		{Pattern: "group", Help: "create or update a group", Fields: groupFields, Ops: write(writeGroup)},
 		{Pattern: "group/id", Help: "list groups by id", Ops: list(listGroups)},
 		{Pattern: "group/id/{id}", Help: "groups", Fields: groupFields, Ops: all(readGroup, writeGroup, deleteGroup)},
@@ -93,7 +90,26 @@ func (Backend) Routes() []engine.Route {
 		{Pattern: "group-alias/id/{id}", Help: "aliases of groups", Fields: groupAliasFields, Ops: all(readGroupAlias, writeGroupAlias, deleteGroupAlias)},
 		{Pattern: "lookup/entity", Help: "find an entity", Fields: lookupFields, Ops: write(lookupEntity)},
 		{Pattern: "lookup/group", Help: "find a group", Fields: lookupFields, Ops: write(lookupGroup)},
+	}...)
+}
+
+// aliasRoutes are those of entities' aliases, under their name and under the two that they had before.
+func aliasRoutes() (routes []engine.Route) {
+	for _, name := range []string{"entity-alias", "alias", "persona"} {
+		older := ""
+		if name != "entity-alias" {
+			older = "; an older path of entity-alias"
+		}
+		routes = append(routes,
+			engine.Route{Pattern: name, Help: "create or update an alias" + older, Fields: aliasFields, Ops: ops{lessor.Update: writeAlias}},
+			engine.Route{Pattern: name + "/id", Help: "list aliases" + older, Ops: ops{lessor.List: listAliases}},
+			engine.Route{
+				Pattern: name + "/id/{id}", Help: "aliases" + older, Fields: aliasFields,
+				Ops: ops{lessor.Read: readAlias, lessor.Update: writeAlias, lessor.Delete: deleteAlias},
+			},
+		)
 	}
+	return routes
 }
 
 // mostListed bounds one list.

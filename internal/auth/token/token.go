@@ -423,7 +423,7 @@ func data(r *engine.Request, t *token.Token, id lessor.Secret) (*engine.Reply, e
 		if s != nil {
 			d["entity_id"] = s.Entity.ID // it may have been merged since
 			if len(s.Policies) > 0 {
-				d["identity_policies"] = s.Policies
+				d["identity_policies"], d["external_namespace_policies"] = s.Policies, map[string]any{}
 			}
 		}
 	}
