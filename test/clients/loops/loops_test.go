@@ -1,16 +1,11 @@
-// Package loops lets the clients that watch and renew do so for a while, with leases of seconds, and looks at what they did to
-// the server: whether one of them looped, kept an old version, or left leases behind. Between each client and lessor stands a
-// proxy that counts.
+// Package loops lets consul-template watch and renew for a while, with leases of seconds, and looks at what it did to the server:
+// whether it looped, kept an old version, or left leases behind. Between it and lessor stands a proxy that counts. The
+// loops around other clients' watchers are tested with these clients.
 package loops
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,59 +16,11 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/lessor-dev/lessor/test/clients/server"
 )
 
-// counter is a reverse proxy that counts requests by method and path.
-type counter struct {
-	*httptest.Server
-	mu    sync.Mutex
-	seen  map[string]int
-	fails map[int]int // by status, 400 and above
-}
-
-func count(t *testing.T, address string) *counter {
-	target, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &counter{seen: map[string]int{}, fails: map[int]int{}}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.ModifyResponse = func(r *http.Response) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.seen[r.Request.Method+" "+strings.TrimPrefix(r.Request.URL.Path, "/v1/")]++
-		if r.StatusCode >= 400 {
-			c.fails[r.StatusCode]++
-		}
-		return nil
-	}
-	c.Server = httptest.NewServer(proxy)
-	t.Cleanup(c.Close)
-	return c
-}
-
-// requests is how many requests there were whose method and path begin so.
-func (c *counter) requests(prefix string) (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for what, times := range c.seen {
-		if strings.HasPrefix(what, prefix) {
-			n += times
-		}
-	}
-	return n
-}
-
-// between fails the test unless there were at least low and at most high requests.
-func (c *counter) between(t *testing.T, prefix string, low, high int) {
-	t.Helper()
-	if n := c.requests(prefix); n < low || n > high {
-		t.Errorf("%d requests %q, want %d to %d; all: %v, failures: %v", n, prefix, low, high, c.seen, c.fails)
-	}
-}
+func TestMain(m *testing.M) { server.Main(m) }
 
 func client(t *testing.T, address string) *api.Client {
 	t.Helper()
@@ -104,23 +51,19 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// leases are the ids of the leases under a prefix.
-func leases(t *testing.T, c *api.Client, prefix string) []any {
-	t.Helper()
-	s := must[*api.Secret](t)(c.Logical().List("sys/leases/lookup/" + prefix))
-	if s == nil {
-		return nil
+// consulTemplate builds the program, which may take minutes: before there are tokens that live for seconds.
+var consulTemplate = sync.OnceValues(func() (string, error) {
+	path, err := exec.Command("go", "tool", "-n", "consul-template").Output()
+	if err != nil {
+		return "", fmt.Errorf("building consul-template: %w", err)
 	}
-	return s.Data["keys"].([]any)
-}
+	return strings.TrimSpace(string(path)), nil
+})
 
 // template runs consul-template, as its users do, until the test ends, and returns the file that it keeps up to date.
 func template(t *testing.T, address, token, text string) (rendered string) {
 	t.Helper()
-	tool, err := exec.Command("go", "tool", "-n", "consul-template").Output()
-	if err != nil {
-		t.Fatalf("building consul-template: %v", err)
-	}
+	tool := must[string](t)(consulTemplate())
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "in.tpl"), filepath.Join(dir, "out")
 	check(t, os.WriteFile(from, []byte(text), 0o600))
@@ -137,7 +80,7 @@ template {
   destination = %q
 }
 `, address, token, from, to), 0o600))
-	cmd := exec.Command(strings.TrimSpace(string(tool)), "-config", config, "-log-level", "err")
+	cmd := exec.Command(tool, "-config", config, "-log-level", "err")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
 	cmd.Stderr = os.Stderr
@@ -165,6 +108,7 @@ func waitFor(t *testing.T, file string, within time.Duration, want func(string) 
 
 func TestLoops(t *testing.T) {
 	os.Unsetenv("VAULT_TOKEN")
+	must[string](t)(consulTemplate())
 	address, db := server.Start(t), server.Postgres(t)
 	root := client(t, address)
 	check(t, root.Sys().PutPolicy("loops", `path "*" { capabilities = ["create", "read", "update", "list"] }`))
@@ -179,11 +123,6 @@ func TestLoops(t *testing.T) {
 		t.Run("consul-template on kv version 2", func(t *testing.T) { t.Parallel(); templateKV2(t, address) })
 		t.Run("consul-template on kv version 1", func(t *testing.T) { t.Parallel(); templateKV1(t, address) })
 		t.Run("consul-template on database credentials", func(t *testing.T) { t.Parallel(); templateDatabase(t, address, db) })
-		t.Run("watcher of a token", func(t *testing.T) { t.Parallel(); watchToken(t, address) })
-		t.Run("watcher of a periodic token", func(t *testing.T) { t.Parallel(); watchPeriodic(t, address) })
-		t.Run("watcher of a static secret", func(t *testing.T) { t.Parallel(); watchStatic(t, address) })
-		t.Run("watcher of database credentials", func(t *testing.T) { t.Parallel(); watchDatabase(t, address) })
-		t.Run("watcher whose lease is revoked", func(t *testing.T) { t.Parallel(); watchRevoked(t, address) })
 	})
 }
 
@@ -197,41 +136,42 @@ func child(t *testing.T, address string, r *api.TokenCreateRequest) *api.Secret 
 }
 
 func templateKV2(t *testing.T, address string) {
-	ctx, root, proxy := t.Context(), client(t, address), count(t, address)
-	must[*api.KVSecret](t)(root.KVv2("fast").Put(ctx, "templated", map[string]any{"n": "1"}))
 	tok := child(t, address, &api.TokenCreateRequest{TTL: "5s", Period: "5s"})
-	out := template(t, proxy.URL, tok.Auth.ClientToken, `{{ with secret "fast/data/templated" }}{{ .Data.data.n }}{{ end }}`)
-	waitFor(t, out, 10*time.Second, func(s string) bool { return s == "1" })
-	for n := 2; n <= 4; n++ {
-		time.Sleep(4 * time.Second)
-		must[*api.KVSecret](t)(root.KVv2("fast").Put(ctx, "templated", map[string]any{"n": n}))
-		waitFor(t, out, 6*time.Second, func(s string) bool { return s == fmt.Sprint(n) })
-	}
-	// Some 13 s of leases of 2 s, re-read at about 0.85 to 0.95 of it.
-	proxy.between(t, "GET fast/data/templated", 5, 20)
-	proxy.between(t, "PUT sys/leases/renew", 0, 0)
-	proxy.between(t, "PUT auth/token/renew-self", 2, 20)
-	if l := leases(t, root, "fast/data/templated"); len(l) > 4 {
-		t.Errorf("%d leases for 4 versions and one reader: %v", len(l), l)
-	}
+	proxy, seconds := templateStatic(t, address, tok, "fast/data/templated", `{{ .Data.data.n }}`, func(n int) map[string]any {
+		return map[string]any{"data": map[string]any{"n": fmt.Sprint(n)}}
+	})
+	proxy.Between("PUT auth/token/renew-self", seconds/7, seconds*3/2)
 }
 
 func templateKV1(t *testing.T, address string) {
-	root, proxy := client(t, address), count(t, address)
-	write := func(n int) {
-		must[*api.Secret](t)(root.Logical().Write("old/templated", map[string]any{"n": fmt.Sprint(n), "ttl": "2s"}))
-	}
+	templateStatic(t, address, child(t, address, &api.TokenCreateRequest{}), "old/templated", `{{ .Data.n }}`, func(n int) map[string]any {
+		return map[string]any{"n": fmt.Sprint(n), "ttl": "2s"}
+	})
+}
+
+// templateStatic has a secret rendered whose leases take two seconds, and which has a new version every four.
+func templateStatic(t *testing.T, address string, tok *api.Secret, path, field string, value func(n int) map[string]any) (*server.Counter, int) {
+	root, proxy := client(t, address), server.Count(t, address)
+	write := func(n int) { must[*api.Secret](t)(root.Logical().Write(path, value(n))) }
 	write(1)
-	out := template(t, proxy.URL, child(t, address, &api.TokenCreateRequest{}).Auth.ClientToken, `{{ with secret "old/templated" }}{{ .Data.n }}{{ end }}`)
+	out := template(t, proxy.URL, tok.Auth.ClientToken, fmt.Sprintf(`{{ with secret %q }}%s{{ end }}`, path, field))
 	waitFor(t, out, 10*time.Second, func(s string) bool { return s == "1" })
-	time.Sleep(5 * time.Second)
-	write(2)
-	waitFor(t, out, 6*time.Second, func(s string) bool { return s == "2" })
-	proxy.between(t, "GET old/templated", 3, 12)
-	proxy.between(t, "PUT sys/leases/renew", 0, 0)
-	if l := leases(t, root, "old/templated"); len(l) > 2 {
-		t.Errorf("%d leases for 2 versions and one reader: %v", len(l), l)
+	versions, begun := 1, time.Now()
+	for time.Since(begun) < server.Lasting(t) {
+		time.Sleep(4 * time.Second)
+		versions++
+		write(versions)
+		waitFor(t, out, 6*time.Second, func(s string) bool { return s == fmt.Sprint(versions) })
 	}
+	// consul-template reads again at about 0.85 to 0.95 of a lease.
+	seconds := int(time.Since(begun) / time.Second)
+	proxy.Between("GET "+path, seconds/3, seconds*3/2)
+	proxy.Between("PUT sys/leases/renew", 0, 0)
+	proxy.Calm(15)
+	if l := server.Leases(t, address, path); len(l) == 0 || len(l) > versions {
+		t.Errorf("%d leases for %d versions and one reader: %v", len(l), versions, l)
+	}
+	return proxy, seconds
 }
 
 const createRole = `CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'`
@@ -245,7 +185,7 @@ func role(t *testing.T, root *api.Client, name, ttl, most string) {
 }
 
 func templateDatabase(t *testing.T, address, db string) {
-	ctx, root, proxy := t.Context(), client(t, address), count(t, address)
+	ctx, root, proxy := t.Context(), client(t, address), server.Count(t, address)
 	role(t, root, "templated", "3s", "9s")
 	tok := child(t, address, &api.TokenCreateRequest{TTL: "1h"})
 	out := template(t, proxy.URL, tok.Auth.ClientToken, `{{ with secret "database/creds/templated" }}{"u":"{{ .Data.username }}","p":"{{ .Data.password }}"}{{ end }}`)
@@ -253,13 +193,16 @@ func templateDatabase(t *testing.T, address, db string) {
 
 	// What the file says opens the database at every moment; a file that is just being replaced gets a second chance.
 	users := map[string]bool{}
-	for end := time.Now().Add(22 * time.Second); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+	for end := time.Now().Add(server.Lasting(t)); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+		if l := server.Leases(t, address, "database/creds/templated"); len(l) > 3 {
+			t.Errorf("one template has %d leases at once: %v", len(l), l)
+		}
 		var err error
 		for range 3 {
 			var c struct{ U, P string }
 			text, _ := os.ReadFile(out)
 			if err = json.Unmarshal(text, &c); err == nil {
-				if err = login(ctx, db, c.U, c.P); err == nil {
+				if err = server.Login(ctx, db, c.U, c.P); err == nil {
 					users[c.U] = true
 					break
 				}
@@ -270,141 +213,14 @@ func templateDatabase(t *testing.T, address, db string) {
 			t.Fatalf("the rendered credentials do not open the database: %v", err)
 		}
 	}
-	if len(users) < 2 || len(users) > 8 {
-		t.Errorf("%d credentials in 22 s of at most 9 s each", len(users))
+	seconds := int(server.Lasting(t) / time.Second)
+	if n := len(users); n < seconds/12 || n > seconds/3+1 {
+		t.Errorf("%d credentials in %d s of at most 9 s each", n, seconds)
 	}
-	proxy.between(t, "GET database/creds/templated", 2, 8)
-	proxy.between(t, "PUT sys/leases/renew", 4, 60)
+	proxy.Between("GET database/creds/templated", seconds/12, seconds/3+1)
+	proxy.Between("PUT sys/leases/renew", seconds/5, seconds*3)
+	proxy.Calm(15)
 
 	check(t, root.Auth().Token().RevokeTree(tok.Auth.ClientToken))
-	gone(t, root, db, "database/creds/templated", users)
-}
-
-func login(ctx context.Context, db, user, password string) error {
-	cfg, err := pgx.ParseConfig(db)
-	if err != nil {
-		return err
-	}
-	cfg.User, cfg.Password = user, password
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	return conn.Close(ctx)
-}
-
-// gone fails the test unless leases and accounts are soon gone.
-func gone(t *testing.T, root *api.Client, db, prefix string, users map[string]bool) {
-	t.Helper()
-	conn := must[*pgx.Conn](t)(pgx.Connect(t.Context(), db))
-	defer conn.Close(t.Context())
-	var names []string
-	for u := range users {
-		names = append(names, u)
-	}
-	var left int
-	var ids []any
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		check(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = ANY($1)", names).Scan(&left))
-		if ids = leases(t, root, prefix); left == 0 && len(ids) == 0 {
-			return
-		}
-	}
-	t.Errorf("%d accounts and the leases %v are left", left, ids)
-}
-
-// watch runs a LifetimeWatcher until it is done or time is over, and counts its renewals.
-func watch(t *testing.T, c *api.Client, in *api.LifetimeWatcherInput, most time.Duration) (renewals int, done bool, err error) {
-	t.Helper()
-	w := must[*api.LifetimeWatcher](t)(c.NewLifetimeWatcher(in))
-	go w.Start()
-	defer w.Stop()
-	timeout := time.After(most)
-	for {
-		select {
-		case <-w.RenewCh():
-			renewals++
-		case err := <-w.DoneCh():
-			return renewals, true, err
-		case <-timeout:
-			return renewals, false, nil
-		}
-	}
-}
-
-func watchToken(t *testing.T, address string) {
-	proxy := count(t, address)
-	tok := child(t, address, &api.TokenCreateRequest{TTL: "3s", ExplicitMaxTTL: "12s"})
-	c := client(t, proxy.URL)
-	c.SetToken(tok.Auth.ClientToken)
-	renewals, done, err := watch(t, c, &api.LifetimeWatcherInput{Secret: tok, Increment: 3}, 20*time.Second)
-	if !done || err != nil || renewals < 3 || renewals > 20 {
-		t.Errorf("%d renewals, done %v, error %v", renewals, done, err)
-	}
-	proxy.between(t, "PUT auth/token/renew-self", 3, 20)
-}
-
-func watchPeriodic(t *testing.T, address string) {
-	proxy := count(t, address)
-	tok := child(t, address, &api.TokenCreateRequest{Period: "2s"})
-	c := client(t, proxy.URL)
-	c.SetToken(tok.Auth.ClientToken)
-	renewals, done, err := watch(t, c, &api.LifetimeWatcherInput{Secret: tok}, 15*time.Second)
-	if done || renewals < 6 || renewals > 40 {
-		t.Errorf("%d renewals, done %v, error %v", renewals, done, err)
-	}
-	proxy.between(t, "PUT auth/token/renew-self", 6, 40)
-}
-
-// watchStatic: a static secret's lease is not renewable, so a watcher only waits until it is time to read again.
-func watchStatic(t *testing.T, address string) {
-	ctx, root, proxy := t.Context(), client(t, address), count(t, address)
-	must[*api.KVSecret](t)(root.KVv2("fast").Put(ctx, "watched", map[string]any{"n": "1"}))
-	c := client(t, proxy.URL)
-	last := ""
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); {
-		s := must[*api.Secret](t)(c.Logical().ReadWithContext(ctx, "fast/data/watched"))
-		last = s.Data["data"].(map[string]any)["n"].(string)
-		if last == "1" {
-			must[*api.KVSecret](t)(root.KVv2("fast").Put(ctx, "watched", map[string]any{"n": "2"}))
-		}
-		if renewals, done, err := watch(t, c, &api.LifetimeWatcherInput{Secret: s, RenewBehavior: api.RenewBehaviorIgnoreErrors}, 10*time.Second); !done || renewals > 1 {
-			t.Fatalf("%d renewals, done %v, error %v", renewals, done, err)
-		}
-	}
-	if last != "2" {
-		t.Errorf("the loop still has %q", last)
-	}
-	proxy.between(t, "GET fast/data/watched", 5, 20)
-	if l := leases(t, root, "fast/data/watched"); len(l) > 2 {
-		t.Errorf("%d leases for 2 versions and one reader: %v", len(l), l)
-	}
-}
-
-func watchDatabase(t *testing.T, address string) {
-	root, proxy := client(t, address), count(t, address)
-	role(t, root, "watched", "2s", "8s")
-	c := client(t, proxy.URL)
-	for range 2 {
-		s := must[*api.Secret](t)(c.Logical().Read("database/creds/watched"))
-		renewals, done, err := watch(t, c, &api.LifetimeWatcherInput{Secret: s, Increment: 2}, 15*time.Second)
-		if !done || err != nil || renewals < 2 || renewals > 20 {
-			t.Errorf("%d renewals, done %v, error %v", renewals, done, err)
-		}
-	}
-	proxy.between(t, "PUT sys/leases/renew", 4, 40)
-}
-
-// watchRevoked: refusals of renewals must end a watcher, not make it loop.
-func watchRevoked(t *testing.T, address string) {
-	root, proxy := client(t, address), count(t, address)
-	role(t, root, "revoked", "4s", "1h")
-	c := client(t, proxy.URL)
-	s := must[*api.Secret](t)(c.Logical().Read("database/creds/revoked"))
-	time.AfterFunc(3*time.Second, func() { _ = root.Sys().Revoke(s.LeaseID) })
-	_, done, _ := watch(t, c, &api.LifetimeWatcherInput{Secret: s, Increment: 4}, 20*time.Second)
-	if !done {
-		t.Error("the watcher of a revoked lease goes on")
-	}
-	proxy.between(t, "PUT sys/leases/renew", 1, 30)
+	server.Gone(t, address, db, "database/creds/templated", users)
 }

@@ -2,6 +2,7 @@
 package node
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -26,7 +27,10 @@ func TestUses(t *testing.T) {
 		}
 	}
 	uses := exec.Command("node", "--test", "uses.test.js")
-	uses.Env = []string{"PATH=" + os.Getenv("PATH"), "LESSOR_TEST_ADDR=" + server.Start(t), "LESSOR_TEST_TOKEN=" + server.Root, "LESSOR_TEST_POSTGRES=" + server.Postgres(t)}
+	uses.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "LESSOR_TEST_ADDR=" + server.Start(t), "LESSOR_TEST_TOKEN=" + server.Root,
+		"LESSOR_TEST_POSTGRES=" + server.Postgres(t), fmt.Sprintf("LESSOR_TEST_LOOPS=%f", server.Lasting(t).Seconds()),
+	}
 	out, err := uses.CombinedOutput()
 	if err != nil {
 		t.Fatalf("node-vault: %v\n%s", err, out)

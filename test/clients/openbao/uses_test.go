@@ -24,14 +24,19 @@ var address string
 // connect is a client of one server for all tests, with the root token.
 func connect(t *testing.T) *api.Client {
 	t.Helper()
+	return dial(t, address, server.Root)
+}
+
+// dial is a client of the server at an address, which tries nothing twice.
+func dial(t *testing.T, address, token string) *api.Client {
+	t.Helper()
 	cfg := api.DefaultConfig()
-	cfg.Address = address
-	cfg.MaxRetries = 0
+	cfg.Address, cfg.MaxRetries = address, 0
 	c, err := api.NewClient(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetToken(server.Root)
+	c.SetToken(token)
 	return c
 }
 
