@@ -2,6 +2,7 @@ package core_test
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strings"
 	"testing"
@@ -317,6 +318,46 @@ func TestBatchTokensStayDead(t *testing.T) {
 	g.refused(api.Invalid, child, lessor.Update, "cubbyhole/x", `{"k":"v"}`)
 	g.do(parent, lessor.Update, "auth/token/revoke-self", "")
 	g.refused(api.Unauthenticated, child, lessor.Read, "auth/token/lookup-self", "")
+}
+
+// A batch token may live longer than the mount that gave it, and longer than any mount that is left would let it.
+func TestBatchTokensOfLongLifeStayDead(t *testing.T) {
+	g := start(t)
+	g.write("sys/auth/up", `{"type":"userpass","config":{"token_type":"batch","max_lease_ttl":"9000h","default_lease_ttl":"9000h"}}`)
+	tok := g.login("up", "ann").Auth.Token
+	g.do(tok, lessor.Read, "auth/token/lookup-self", "")
+	g.do(g.root, lessor.Delete, "sys/auth/up", "")
+	other, err := core.New(core.Options{Store: g.db, Keys: g.core.Keys, Random: rand.Reader, Backends: g.backends})
+	if err != nil {
+		t.Fatal(err)
+	}
+	revocations := func(wait time.Duration) int {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
+		other.Run(ctx) // it forgets at its start what it may
+		v, err := g.db.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		past, err := lease.LoadPast(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(past)
+	}
+	revocations(300 * time.Millisecond) // and removes what is left of the mount
+	g.clock.Advance(60 * 24 * time.Hour)
+	if n := revocations(300 * time.Millisecond); n != 1 {
+		t.Errorf("%d revocations are on record", n)
+	}
+	g.refused(api.Unauthenticated, tok, lessor.Read, "auth/token/lookup-self", "")
+	g.clock.Advance(400 * 24 * time.Hour)
+	for i := 0; revocations(300*time.Millisecond) > 0; i++ {
+		if i == 20 {
+			t.Fatal("the revocation is on record for ever")
+		}
+	}
 }
 
 func TestPrefixEndsWithASegment(t *testing.T) {

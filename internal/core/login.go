@@ -9,6 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/identity"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
@@ -55,7 +56,9 @@ func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *
 	if err := w.reserveToken(ctx, made); err != nil {
 		return nil, err
 	}
-	secret = w.keep(txn, made, secret)
+	if secret, err = w.keep(txn, made, secret); err != nil {
+		return nil, err
+	}
 	rec.Entity, rec.Groups, rec.Owner = made.Entity, nil, made.Owner // who logs in, not who holds a token that came along
 	rec.Name, rec.Alias, rec.Accessor, rec.Role = made.Name, alias.Name, made.Accessor, made.Role
 	w.counters.logins.Add(1)
@@ -119,7 +122,9 @@ func (w *walk) give(ctx context.Context, txn *store.Txn, rec *audit.Record, m *e
 	if err := w.reserveToken(ctx, made); err != nil {
 		return nil, err
 	}
-	secret = w.keep(txn, made, secret)
+	if secret, err = w.keep(txn, made, secret); err != nil {
+		return nil, err
+	}
 	if rec.Note = "token " + made.Accessor; made.Accessor == "" {
 		rec.Note = "batch token"
 	}
@@ -188,13 +193,13 @@ func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path stri
 }
 
 // keep puts a service token's rows, or seals a batch token into its id.
-func (w *walk) keep(txn *store.Txn, t *token.Token, secret lessor.Secret) lessor.Secret {
+func (w *walk) keep(txn *store.Txn, t *token.Token, secret lessor.Secret) (lessor.Secret, error) {
 	if t.Kind == lessor.Batch {
-		return lessor.NewSecret(w.Keys.SealToken(t.Encode()))
+		return lessor.NewSecret(w.Keys.SealToken(t.Encode())), lease.Outlast(w.view, txn, t.TTL)
 	}
 	txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Tombs, Position: t.Position})
 	t.Store(txn)
-	return secret
+	return secret, nil
 }
 
 // batch decides between service and batch token. A mount that is tuned to one of them gives that whatever a role says; else the

@@ -84,7 +84,8 @@ func leased(v store.View, e *mount.Entry) (bool, error) {
 	return false, nil
 }
 
-// forget drops wide revocations that no batch token can be older than.
+// forget drops wide revocations that no batch token can be older than: neither one by what was given so far, whatever became of the mount
+// that gave it, nor one by the limits in force.
 func (c *Core) forget(ctx context.Context) error {
 	v, err := c.Store.View()
 	if err != nil {
@@ -95,7 +96,11 @@ func (c *Core) forget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	longest := c.MaxTTL
+	longest, err := lease.Longest(v)
+	if err != nil {
+		return err
+	}
+	longest = max(longest, c.MaxTTL)
 	for _, e := range table.All() {
 		longest = max(longest, c.limits(e).MaxTTL)
 	}

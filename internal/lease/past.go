@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -23,6 +24,40 @@ func LoadPast(v store.View) (Tombs, error) {
 	var all Tombs
 	err := scanPast(v, func(t Tomb) { all = append(all, t) })
 	return all, err
+}
+
+// longestLife is the longest life that a batch token was given so far: a row whose value is whole days.
+var longestLife = store.Key{Table: store.Config, Name: store.MountKey(lessor.RootNamespace, "", "batch/longest")}
+
+const day = 24 * time.Hour
+
+// Longest is the longest life that a batch token was given so far, to the next day.
+func Longest(v store.View) (time.Duration, error) {
+	life, _, err := longest(v)
+	return life, err
+}
+
+func longest(v store.View) (time.Duration, store.Row, error) {
+	row, err := v.Get(longestLife)
+	if err != nil || !row.Exists() {
+		return 0, row, err
+	}
+	var days uint64
+	if err := decoding.Unmarshal(row.Value, &days); err != nil {
+		return 0, row, fmt.Errorf("lease: damaged record of batch tokens: %w", err)
+	}
+	return time.Duration(days) * day, row, nil
+}
+
+// Outlast puts on record that a batch token lives so long. It belongs in the commit that gives it.
+func Outlast(v store.View, txn *store.Txn, life time.Duration) error {
+	most, row, err := longest(v)
+	if err != nil || life <= most {
+		return err
+	}
+	txn.Require(row)
+	txn.Put(row.Table, row.Name, encode(uint64((life-1)/day)+1))
+	return nil
 }
 
 // Forget adds to txn the deletion of those from before a time.
