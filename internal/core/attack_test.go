@@ -202,10 +202,11 @@ func TestWhoMayMakeWhichToken(t *testing.T) {
 		{sudoer, "sudoer", "create", `{"policies":["Root"]}`, "root tokens may not be created"},
 		{sudoer, "sudoer", "create-orphan", `{"policies":["root"]}`, "root tokens may not be created"},
 		{sudoer, "sudoer", "create", `{"policies":["anything"],"no_parent":true,"period":"1h"}`, ""},
-		{maker, "maker", "create-orphan", `{}`, ""}, // as in Vault: the path is the right to it
+		{maker, "maker", "create-orphan", `{}`, ""}, // who may call it may make orphans, of what he has himself
 		{maker, "maker", "create-orphan", `{"policies":["sudoer"]}`, "child policies must be subset of parent"},
 		{maker, "maker", "create-orphan", `{"period":"1h"}`, "root or sudo privileges required to create periodic token"},
 		{maker, "maker", "create-orphan", `{"id":"a-custom-token-id"}`, "root or sudo privileges required to specify token id"},
+		{g.token(`{"policies":["default"]}`), "default", "create-orphan", `{}`, "permission denied"},
 		{maker, "maker", "create", `{"no_parent":true}`, "root or sudo privileges required to create orphan token"},
 		{maker, "maker", "create", `{"period":"1h"}`, "root or sudo privileges required to create periodic token"},
 		{maker, "maker", "create/app", `{"period":"1h"}`, "root or sudo privileges required to create periodic token"},

@@ -341,6 +341,9 @@ func TestChildPoliciesAreASubset(t *testing.T) {
 	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create", `{"no_parent":true}`)
 	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create", `{"period":"1h"}`)
 	g.refused(api.Invalid, maker, lessor.Update, "auth/token/create-orphan", `{"policies":["other"]}`)
+	if a := g.do(maker, lessor.Update, "auth/token/create-orphan", `{}`); !a.Auth.Orphan || fmt.Sprint(a.Auth.TokenPolicies) != "[default maker]" {
+		t.Errorf("an orphan: %+v", a.Auth)
+	}
 	expiring := g.token(`{"policies":["root"],"ttl":"1h"}`)
 	g.refused(api.Invalid, expiring, lessor.Update, "auth/token/create", `{"policies":["root"]}`)
 	g.do(expiring, lessor.Update, "auth/token/create", `{"policies":["root"],"ttl":"10m"}`)

@@ -81,7 +81,7 @@ func role(v store.View, mount, name string) (*Role, store.Row, error) {
 }
 
 func roleExists(r *engine.Request) (bool, error) {
-	ro, _, err := role(r.View, r.Mount.UUID, r.Param("role"))
+	ro, _, err := role(r.View, r.Mount.UUID, r.Param("role_name"))
 	return ro != nil, err
 }
 
@@ -105,7 +105,7 @@ func (b *Backend) listRoles(_ context.Context, r *engine.Request) (*engine.Reply
 }
 
 func (b *Backend) readRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	ro, _, err := role(r.View, r.Mount.UUID, r.Param("role"))
+	ro, _, err := role(r.View, r.Mount.UUID, r.Param("role_name"))
 	if err != nil {
 		return nil, err
 	}
@@ -142,16 +142,16 @@ func (ro *Role) name(r *engine.Request) string {
 	if ro.Name != "" {
 		return ro.Name
 	}
-	return strings.ToLower(r.Param("role"))
+	return strings.ToLower(r.Param("role_name"))
 }
 
 func (b *Backend) writeRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	ro, row, err := role(r.View, r.Mount.UUID, r.Param("role"))
+	ro, row, err := role(r.View, r.Mount.UUID, r.Param("role_name"))
 	if err != nil {
 		return nil, err
 	}
 	if ro == nil {
-		ro = &Role{Type: "default-service", Name: r.Param("role")}
+		ro = &Role{Type: "default-service", Name: r.Param("role_name")}
 	}
 	reply := &engine.Reply{}
 	if err := ro.set(r, reply); err != nil {
@@ -262,7 +262,7 @@ func (ro *Role) check() error {
 
 func (b *Backend) deleteRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{}
-	reply.Txn.Delete(store.Config, roleName(r.Mount.UUID, strings.ToLower(r.Param("role"))))
+	reply.Txn.Delete(store.Config, roleName(r.Mount.UUID, strings.ToLower(r.Param("role_name"))))
 	return reply, nil
 }
 

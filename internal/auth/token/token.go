@@ -56,7 +56,7 @@ func (b *Backend) Routes() []engine.Route {
 	return []engine.Route{
 		{Pattern: "create", Help: "create a token", Fields: creation, Ops: update(b.create)},
 		{Pattern: "create-orphan", Help: "create a token without a parent", Fields: creation, Ops: update(b.createOrphan)},
-		{Pattern: "create/{role}", Help: "create a token by a token role", Fields: creation, Fold: true, Ops: update(b.createByRole)},
+		{Pattern: "create/{role_name}", Help: "create a token by a token role", Fields: creation, Fold: true, Ops: update(b.createByRole)},
 		{Pattern: "lookup", Help: "look a token up", Fields: tokenField, Ops: ops{lessor.Read: b.lookup, lessor.Update: b.lookup}},
 		{Pattern: "lookup/{token}", Help: "look a token up", Ops: ops{lessor.Read: b.lookup, lessor.Update: b.lookup}},
 		{Pattern: "lookup-self", Help: "look the calling token up", Ops: ops{lessor.Read: b.lookupSelf, lessor.Update: b.lookupSelf}},
@@ -70,7 +70,7 @@ func (b *Backend) Routes() []engine.Route {
 		{Pattern: "revoke-orphan", Help: "revoke a token and leave its children as orphans", Fields: tokenField, Sudo: true, Ops: update(b.revokeOrphan)},
 		{Pattern: "accessors", Help: "list the accessors of all tokens", Sudo: true, Ops: ops{lessor.List: b.accessors}},
 		{Pattern: "roles", Help: "list token roles", Ops: ops{lessor.List: b.listRoles}},
-		{Pattern: "roles/{role}", Help: "token roles", Fields: roleFields, Exists: roleExists, Fold: true,
+		{Pattern: "roles/{role_name}", Help: "token roles", Fields: roleFields, Exists: roleExists, Fold: true,
 			Ops: ops{lessor.Read: b.readRole, lessor.Create: b.writeRole, lessor.Update: b.writeRole, lessor.Delete: b.deleteRole}},
 		{Pattern: "tidy", Help: "clean up what expired; lessor does so by itself", Ops: update(b.tidy)},
 	}
@@ -85,12 +85,12 @@ func (b *Backend) createOrphan(ctx context.Context, r *engine.Request) (*engine.
 }
 
 func (b *Backend) createByRole(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
-	ro, _, err := role(r.View, r.Mount.UUID, r.Param("role"))
+	ro, _, err := role(r.View, r.Mount.UUID, r.Param("role_name"))
 	if err != nil {
 		return nil, err
 	}
 	if ro == nil {
-		return nil, api.Errorf(api.Invalid, "unknown role %s", r.Param("role"))
+		return nil, api.Errorf(api.Invalid, "unknown role %s", r.Param("role_name"))
 	}
 	return b.make(r, ro, ro.Orphan)
 }
@@ -147,7 +147,7 @@ func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply,
 	}
 	reply := &engine.Reply{Mint: m}
 	if ro != nil {
-		m.Role = r.Param("role")
+		m.Role = r.Param("role_name")
 		reply.Warnings = ro.apply(m)
 	} else {
 		orphan = orphan || r.Bool("no_parent")
