@@ -321,6 +321,26 @@ func TestBatchTokensStayDead(t *testing.T) {
 	g.refused(api.Unauthenticated, child, lessor.Read, "auth/token/lookup-self", "")
 }
 
+// Who may write users and roles gives nobody what only lessor itself gives.
+func TestLoginsGiveNoBuiltInPower(t *testing.T) {
+	g := start(t)
+	g.write("sys/auth/up", `{"type":"userpass"}`)
+	g.write("sys/auth/app", `{"type":"approle"}`)
+	for policies, text := range map[string]string{
+		`"root"`: "auth methods cannot give the root policy", `["default"," Root "]`: "auth methods cannot give the root policy",
+		`"default,response-wrapping"`: `cannot assign policy "response-wrapping"`, `["RESPONSE-WRAPPING"]`: `cannot assign policy "response-wrapping"`,
+	} {
+		g.write("auth/up/users/ann", `{"password":"a long password","token_policies":`+policies+`}`)
+		if got := g.refused(api.Invalid, lessor.Secret{}, lessor.Update, "auth/up/login/ann", `{"password":"a long password"}`); got != text {
+			t.Errorf("a user with %s: %s", policies, got)
+		}
+		g.write("auth/app/role/r", `{"role_id":"r","bind_secret_id":false,"token_bound_cidrs":"127.0.0.0/8","token_policies":`+policies+`}`)
+		if got := g.refused(api.Invalid, lessor.Secret{}, lessor.Update, "auth/app/login", `{"role_id":"r"}`); got != text {
+			t.Errorf("a role with %s: %s", policies, got)
+		}
+	}
+}
+
 // A batch token may live longer than the mount that gave it, and longer than any mount that is left would let it.
 func TestBatchTokensOfLongLifeStayDead(t *testing.T) {
 	g := start(t)

@@ -11,6 +11,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/policy/book"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
 )
@@ -29,8 +30,11 @@ func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *
 		m.Name += "-" + l.Name
 	}
 	m.Batch = batch(t.Type, w.mount.Config.TokenType)
-	if slices.Contains(policiesOf(m.Policies, true), token.RootPolicy) {
+	switch given := policiesOf(m.Policies, true); {
+	case slices.Contains(given, token.RootPolicy):
 		return nil, api.Errorf(api.Invalid, "auth methods cannot give the root policy")
+	case slices.Contains(given, book.WrappingPolicy):
+		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", book.WrappingPolicy)
 	}
 	var alias identity.Alias
 	var identityPolicies []string
