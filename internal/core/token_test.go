@@ -181,6 +181,24 @@ func TestRenewalsAskTheMethod(t *testing.T) {
 	g.do(g.root, lessor.Delete, "auth/token/roles/r", "")
 	refused(`original token role "r" could not be found, not renewing`, tok)
 
+	// The end that a token was given stays, whatever its role says of others; a role may bring it nearer.
+	g.write("auth/token/roles/e", `{"token_period":"2h"}`)
+	ends := g.do(g.root, lessor.Update, "auth/token/create/e", `{"policies":["default"],"explicit_max_ttl":"5h"}`).Auth.Token
+	g.clock.Advance(90 * time.Minute)
+	renew(ends)
+	g.clock.Advance(110 * time.Minute)
+	if got := renew(ends); got != 100*time.Minute {
+		t.Errorf("renewed to %v, its explicit end is in 100m", got)
+	}
+	g.write("auth/token/roles/e", `{"token_explicit_max_ttl":"4h"}`)
+	if got := renew(ends); got != 40*time.Minute {
+		t.Errorf("renewed to %v, the role's explicit end is in 40m", got)
+	}
+	g.write("auth/token/roles/e", `{"token_explicit_max_ttl":"90h"}`)
+	if got := renew(ends); got != 40*time.Minute {
+		t.Errorf("renewed to %v after the role's explicit end went further away", got)
+	}
+
 	// What a mount is tuned to counts at the next renewal.
 	bob := g.login("userpass", "bob").Auth.Token
 	g.write("sys/auth/userpass/tune", `{"default_lease_ttl":"3h","max_lease_ttl":"6h"}`)

@@ -348,7 +348,8 @@ func matches(globs []string, s string) bool {
 	return slices.ContainsFunc(globs, func(g string) bool { return glob(g, s) })
 }
 
-// Renew says on which terms a token of the method is renewed: those of its role now, if it has one.
+// Renew says on which terms a token of the method is renewed: those of its role now, if it has one. The end that it was given stays; a role
+// can only bring it nearer.
 func (b *Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms *token.Lifetime) error {
 	if t.Role == "" {
 		return nil
@@ -361,7 +362,10 @@ func (b *Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms
 		return api.Errorf(api.Invalid, "original token role %q could not be found, not renewing", t.Role)
 	}
 	txn.Require(row)
-	terms.Period, terms.Explicit = ro.Period, ro.ExplicitMaxTTL
+	terms.Period = ro.Period
+	if ro.ExplicitMaxTTL > 0 && (terms.Explicit == 0 || ro.ExplicitMaxTTL < terms.Explicit) {
+		terms.Explicit = ro.ExplicitMaxTTL
+	}
 	return nil
 }
 
