@@ -150,7 +150,7 @@ func present(r *engine.Request, ro *role, reply *engine.Reply) (*secretID, error
 		return nil, err
 	case s == nil:
 		return nil, refused()
-	case !auth.Inside(ro.SecretIDBound, s.Bound):
+	case !auth.Inside(ro.SecretIDBound, s.Bound) || !auth.Inside(ro.Token.BoundCIDRs, s.Token): // the role may have been narrowed since
 		return nil, notInside()
 	case !auth.Within(s.Bound, r.Op.Client):
 		return nil, api.Errorf(api.Invalid, "source address %q unauthorized through CIDR restrictions on the secret ID", r.Op.Client)

@@ -311,6 +311,10 @@ func TestAddresses(t *testing.T) {
 	if got := fmt.Sprint(l.Token.BoundCIDRs); got != "[10.9.0.0/16]" {
 		t.Errorf("the token is bound to %s", got)
 	}
+	id, _ = issue(b, `{"token_bound_cidrs":"10.9.0.0/16"}`)
+	b.Do(put, "role/app/token-bound-cidrs", `{"token_bound_cidrs":"10.8.0.0/16"}`)
+	refused(t, b, "app-id", id, outside)
+	b.Do(put, "role/app/token-bound-cidrs", `{"token_bound_cidrs":"10.0.0.0/8"}`)
 	id, _ = issue(b, `{"cidr_list":"10.1.0.0/16"}`)
 	b.Do(put, "role/app/secret-id-bound-cidrs", `{"secret_id_bound_cidrs":"10.2.0.0/16"}`)
 	refused(t, b, "app-id", id, outside)
