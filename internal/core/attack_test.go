@@ -327,7 +327,7 @@ func TestLoginsGiveNoBuiltInPower(t *testing.T) {
 	g.write("sys/auth/up", `{"type":"userpass"}`)
 	g.write("sys/auth/app", `{"type":"approle"}`)
 	for policies, text := range map[string]string{
-		`"root"`: "auth methods cannot give the root policy", `["default"," Root "]`: "auth methods cannot give the root policy",
+		`"root"`: "auth methods cannot create root tokens", `["default"," Root "]`: "auth methods cannot create root tokens",
 		`"default,response-wrapping"`: `cannot assign policy "response-wrapping"`, `["RESPONSE-WRAPPING"]`: `cannot assign policy "response-wrapping"`,
 	} {
 		g.write("auth/up/users/ann", `{"password":"a long password","token_policies":`+policies+`}`)

@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
@@ -23,16 +24,13 @@ func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *
 	w.trusted(txn)
 	t := l.Token
 	m := &engine.Mint{
-		Name: w.mount.Type, Policies: t.Policies, NoDefault: t.NoDefaultPolicy, Metadata: l.Metadata,
+		Name: displayName(w.mount.Path, l.Name), Policies: t.Policies, NoDefault: t.NoDefaultPolicy, Metadata: l.Metadata,
 		TTL: t.TTL, Explicit: t.ExplicitMaxTTL, Period: t.Period, NumUses: t.NumUses, Renewable: true, Role: l.Role, BoundCIDRs: t.BoundCIDRs,
-	}
-	if l.Name != "" {
-		m.Name += "-" + l.Name
 	}
 	m.Batch = batch(t.Type, w.mount.Config.TokenType)
 	switch given := policiesOf(m.Policies, true); {
 	case slices.Contains(given, token.RootPolicy):
-		return nil, api.Errorf(api.Invalid, "auth methods cannot give the root policy")
+		return nil, api.Errorf(api.Invalid, "auth methods cannot create root tokens")
 	case slices.Contains(given, book.WrappingPolicy):
 		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", book.WrappingPolicy)
 	}
@@ -67,6 +65,11 @@ func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *
 	rec.Name, rec.Alias, rec.Accessor, rec.Role = made.Name, alias.Name, made.Accessor, made.Role
 	w.counters.logins.Add(1)
 	return authOf(made, secret, identityPolicies, now), nil
+}
+
+// displayName is the name of tokens that a login gives: where it was made, and the name that the auth method knows.
+func displayName(mount, name string) string {
+	return strings.TrimSuffix(strings.ReplaceAll(strings.TrimPrefix(mount, "auth/"), "/", "-")+name, "-")
 }
 
 // someone finds the entity behind a login, or adds a new one, with the external groups that the auth method names, and tells what

@@ -211,6 +211,22 @@ func TestRenewalsAskTheMethod(t *testing.T) {
 	}
 }
 
+// Usernames of dynamic credentials begin with the display name, and people look for those.
+func TestDisplayNamesTellTheMount(t *testing.T) {
+	g := start(t)
+	for path, want := range map[string]string{"userpass": "userpass-ann", "corp/people": "corp-people-ann"} {
+		g.write("sys/auth/"+path, `{"type":"userpass"}`)
+		if d := g.self(g.login(path, "ann").Auth.Token); d["display_name"] != want {
+			t.Errorf("a login at %s is %q, want %q", path, d["display_name"], want)
+		}
+	}
+	g.write("sys/auth/ci/approle", `{"type":"approle"}`)
+	g.write("auth/ci/approle/role/r", `{"role_id":"r","bind_secret_id":false,"token_bound_cidrs":"127.0.0.0/8"}`)
+	if d := g.self(g.do(lessor.Secret{}, lessor.Update, "auth/ci/approle/login", `{"role_id":"r"}`).Auth.Token); d["display_name"] != "ci-approle" {
+		t.Errorf("a login without a name is %q", d["display_name"])
+	}
+}
+
 // A mount that is tuned to one type of token gives that.
 func TestTokenTypeOfMounts(t *testing.T) {
 	g := start(t)

@@ -319,7 +319,7 @@ type Login struct {
 	Alias     string            // name of the alias at the mount; empty: no entity
 	AliasMeta map[string]string // metadata of the alias
 	Groups    []string          // what the method says that they are in: names of group aliases at the mount
-	Name      string            // display name, without the mount's type: "billing"
+	Name      string            // display name, without the mount's path: "billing"
 	Role      string
 	Metadata  map[string]string // of the token
 	Instance  string            // what tells running instances of this alias apart: secret-id accessor; may be empty
