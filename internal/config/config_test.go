@@ -380,8 +380,32 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+func TestEnvironment(t *testing.T) {
+	conf := file(t, "c.hcl", "log_level = \"debug\"\nlog_format = \"standard\"\napi_addr = \"https://file.example:8200\"\n")
+	c, err := flags([]string{"-config", conf, "-log-level=error"},
+		user("VAULT_API_ADDR=https://vault.example:8200", "LESSOR_API_ADDR=https://lessor.example:8200", "VAULT_REDIRECT_ADDR=https://old.example:8200",
+			"VAULT_CLUSTER_ADDR=https://10.0.0.1:8201", "VAULT_LOG_LEVEL=trace", "VAULT_LOG_FORMAT=json", "VAULT_UI="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.APIAddr != "https://lessor.example:8200" || c.ClusterAddr != "https://10.0.0.1:8201" || c.LogLevel != slog.LevelError || !c.LogJSON {
+		t.Errorf("got %+v", c)
+	}
+	if c, err = flags([]string{"-config", conf}, user("VAULT_REDIRECT_ADDR=https://old.example:8200", "LESSOR_LOG_LEVEL=warn")); err != nil || c.APIAddr != "https://old.example:8200" || c.LogLevel != slog.LevelWarn {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	for variable, want := range map[string]string{
+		"VAULT_LOG_LEVEL=loud": "VAULT_LOG_LEVEL must be trace", "LESSOR_LOG_FORMAT=xml": "LESSOR_LOG_FORMAT must be",
+		"VAULT_API_ADDR=lessor:8200": "api_addr must be a URL", "LESSOR_DISABLE_USER_LOCKOUT=perhaps": "LESSOR_DISABLE_USER_LOCKOUT must be true or false",
+	} {
+		if _, err := flags(nil, user(variable)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", variable, err, want)
+		}
+	}
+}
+
 func TestDev(t *testing.T) {
-	env := user("VAULT_DEV_ROOT_TOKEN_ID=from-env", "VAULT_DEV_LISTEN_ADDRESS=127.0.0.1:9999")
+	env := user("VAULT_DEV_ROOT_TOKEN_ID=loses", "LESSOR_DEV_ROOT_TOKEN_ID=from-env", "VAULT_DEV_LISTEN_ADDRESS=127.0.0.1:9999")
 	for what, c := range map[string]struct {
 		args []string
 		env  environment

@@ -1,49 +1,17 @@
 package config
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
-
-// environment is what defaults depend on.
-type environment struct {
-	getenv func(string) string
-	root   bool // run by the superuser
-}
-
-func system() environment { return environment{os.Getenv, os.Geteuid() == 0} }
-
-// dataDir is where data is kept when nobody says where.
-func (e environment) dataDir() (string, error) {
-	return e.place("/var/lib/lessor", "XDG_DATA_HOME", ".local/share", "", "-data")
-}
-
-// keyFile is where the key is kept when nobody says where: not below dataDir.
-func (e environment) keyFile() (string, error) {
-	return e.place("/etc/lessor", "XDG_CONFIG_HOME", ".config", "seal.key", "-key-file")
-}
-
-func (e environment) place(root, xdg, home, name, instead string) (string, error) {
-	if e.root {
-		return filepath.Join(root, name), nil
-	}
-	if dir := e.getenv(xdg); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "lessor", name), nil
-	}
-	if dir := e.getenv("HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, home, "lessor", name), nil
-	}
-	return "", fmt.Errorf("neither %s nor HOME is set: say %s", xdg, instead)
-}
 
 // arguments are the flags as given.
 type arguments struct {
@@ -65,11 +33,11 @@ func (a *arguments) flagSet() *flag.FlagSet {
 	f.StringVar(&a.data, "data", "", "keep the embedded store in this `folder`")
 	f.StringVar(&a.keyFile, "key-file", "", "unseal with this key `file`, which must not be in the data folder")
 	f.StringVar(&a.listen, "listen", "", "listen on this `address` by plain HTTP, on loopback (default "+defaultAddress+")")
-	f.StringVar(&a.logLevel, "log-level", "", "`level` of the log: trace, debug, info, warn or error")
-	f.StringVar(&a.logFormat, "log-format", "", "`format` of the log: standard or json")
+	f.StringVar(&a.logLevel, "log-level", "", "`level` of the log: trace, debug, info, warn or error (LESSOR_LOG_LEVEL, VAULT_LOG_LEVEL)")
+	f.StringVar(&a.logFormat, "log-format", "", "`format` of the log: standard or json (LESSOR_LOG_FORMAT, VAULT_LOG_FORMAT)")
 	f.BoolVar(&a.dev, "dev", false, "try lessor out: in memory, unsealed, its root token printed")
-	f.StringVar(&a.devRootToken, "dev-root-token-id", "", "with -dev: the root `token` (or VAULT_DEV_ROOT_TOKEN_ID)")
-	f.StringVar(&a.devListen, "dev-listen-address", "", "with -dev: listen on this `address` (or VAULT_DEV_LISTEN_ADDRESS)")
+	f.StringVar(&a.devRootToken, "dev-root-token-id", "", "with -dev: the root `token` (LESSOR_DEV_ROOT_TOKEN_ID, VAULT_DEV_ROOT_TOKEN_ID)")
+	f.StringVar(&a.devListen, "dev-listen-address", "", "with -dev: listen on this `address` (LESSOR_DEV_LISTEN_ADDRESS, VAULT_DEV_LISTEN_ADDRESS)")
 	f.BoolVar(&a.devNoStoreToken, "dev-no-store-token", false, "with -dev: do not leave the root token in ~/.lessor-token")
 	f.BoolVar(&a.devTLS, "dev-tls", false, "-dev with TLS, by a certificate made for the occasion; may leave loopback")
 	f.StringVar(&a.devTLSDir, "dev-tls-cert-dir", "", "with -dev-tls: write certificate and CA to this `folder`")
@@ -102,7 +70,7 @@ func flags(args []string, env environment) (Config, error) {
 		return Config{}, fmt.Errorf("lessor server takes flags only, not %q", f.Arg(0))
 	}
 	c := defaults()
-	if err := c.read(a.configs); err != nil {
+	if err := errors.Join(c.read(a.configs), c.environ(env)); err != nil {
 		return Config{}, err
 	}
 	if err := errors.Join(a.apply(&c), a.applyDev(&c, f, env)); err != nil {
@@ -164,23 +132,16 @@ func (a *arguments) applyDev(c *Config, f *flag.FlagSet, env environment) error 
 	if c.Storage.Type == "" {
 		c.Storage.Type = Mem
 	}
-	or := func(given, variable string) string {
-		if given == "" {
-			return env.getenv(variable)
-		}
-		return given
-	}
+	rootToken, _ := env.setting("DEV_ROOT_TOKEN_ID")
+	listen, _ := env.setting("DEV_LISTEN_ADDRESS")
 	c.Dev = Dev{
 		Enabled:      true,
-		RootToken:    lessor.NewSecret(or(a.devRootToken, "VAULT_DEV_ROOT_TOKEN_ID")),
+		RootToken:    lessor.NewSecret(cmp.Or(a.devRootToken, rootToken)),
 		NoStoreToken: a.devNoStoreToken,
 		TLS:          a.devTLS,
 		TLSCertDir:   a.devTLSDir,
 	}
-	first := Listener{Address: or(a.devListen, "VAULT_DEV_LISTEN_ADDRESS"), TLS: a.devTLS, MinVersion: tls.VersionTLS12}
-	if first.Address == "" {
-		first.Address = defaultAddress
-	}
+	first := Listener{Address: cmp.Or(a.devListen, listen, defaultAddress), TLS: a.devTLS, MinVersion: tls.VersionTLS12}
 	c.Listeners = slices.Insert(c.Listeners, 0, first)
 	return nil
 }

@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 
@@ -10,25 +9,6 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/lockout"
 )
-
-// lockoutVariables turn the lockout of users off, or on, whatever mounts and files say. The first that is set counts.
-var lockoutVariables = []string{"LESSOR_DISABLE_USER_LOCKOUT", "VAULT_DISABLE_USER_LOCKOUT"}
-
-func (c *Config) lockoutFrom(env environment) error {
-	for _, name := range lockoutVariables {
-		text := env.getenv(name)
-		if text == "" {
-			continue
-		}
-		off, err := strconv.ParseBool(text)
-		if err != nil {
-			return fmt.Errorf("%s must be true or false", name)
-		}
-		c.Lockout.Disabled = &off
-		return nil
-	}
-	return nil
-}
 
 // lockoutBlock reads user_lockout "TYPE" { … }. What it leaves out is as "all" has it, wherever that stands.
 func (d *decoder) lockoutBlock(b *hcl.Block) {

@@ -48,7 +48,7 @@ func TestLockout(t *testing.T) {
 	}
 	for value, want := range map[string]any{"": nil, "1": true, "false": false, "off": "VAULT_DISABLE_USER_LOCKOUT"} {
 		var c Config
-		err := c.lockoutFrom(user("VAULT_DISABLE_USER_LOCKOUT=" + value))
+		err := c.environ(user("VAULT_DISABLE_USER_LOCKOUT=" + value))
 		var got any
 		if c.Lockout.Disabled != nil {
 			got = *c.Lockout.Disabled
