@@ -65,15 +65,9 @@ func shareCores() {
 }
 
 // restore fills an empty store from a backup.
-func restore(ctx context.Context, o cli.RestoreOptions) error {
+func restore(ctx context.Context, o cli.RestoreOptions) (cli.Restored, error) {
 	made, err := node.Program{Version: version.String()}.Restore(ctx, o.Store, o.File, o.Progress)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(o.Out, "Restored up to commit %d, as incarnation %d. The store is fenced: once it is started, lift the fence with\n"+
-		"lessor operator fence resume, but only if the server that the backup was taken of will not run again.\n"+
-		"All earlier tokens are void. Bootstrap Token File: %s\n", made.Head.Seq, made.Head.Incarnation, made.TokenFile)
-	return err
+	return cli.Restored{Seq: made.Head.Seq, Incarnation: made.Head.Incarnation, TokenFile: made.TokenFile}, err
 }
 
 // admit makes a bootstrap token for a store, whose server does not run.

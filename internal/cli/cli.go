@@ -32,6 +32,7 @@ type (
 	Server         = operator.Server
 	ServerOptions  = operator.ServerOptions
 	RestoreOptions = operator.RestoreOptions
+	Restored       = operator.Restored
 	VerifyOptions  = operator.VerifyOptions
 	AdmitOptions   = operator.AdmitOptions
 	Verification   = session.Verification

@@ -29,11 +29,15 @@ func all(t *testing.T) operator.Commands {
 			Usage: "  (flags of the server's configuration)\n",
 			Run:   func(context.Context, operator.ServerOptions) error { t.Error(unexpected); return unexpected },
 		},
-		Restore: func(context.Context, operator.RestoreOptions) error { t.Error(unexpected); return unexpected },
+		Restore: func(context.Context, operator.RestoreOptions) (operator.Restored, error) {
+			t.Error(unexpected)
+			return operator.Restored{}, unexpected
+		},
 		Verify: func(context.Context, operator.VerifyOptions) (session.Verification, error) {
 			t.Error(unexpected)
 			return session.Verification{}, unexpected
 		},
+		Admit: func(context.Context, operator.AdmitOptions) (string, error) { t.Error(unexpected); return "", unexpected },
 	}
 }
 
@@ -169,7 +173,10 @@ func TestOfflineCommandsGetTheirStore(t *testing.T) {
 	var restore operator.RestoreOptions
 	var verify operator.VerifyOptions
 	commands := operator.Commands{
-		Restore: func(_ context.Context, o operator.RestoreOptions) error { restore = o; return nil },
+		Restore: func(_ context.Context, o operator.RestoreOptions) (operator.Restored, error) {
+			restore = o
+			return operator.Restored{Seq: 7, Incarnation: 2, TokenFile: "/k.token"}, nil
+		},
 		Verify: func(_ context.Context, o operator.VerifyOptions) (session.Verification, error) {
 			verify = o
 			return session.Verification{Broken: &session.Broken{Seq: 5, Reason: "altered"}}, nil
@@ -177,6 +184,9 @@ func TestOfflineCommandsGetTheirStore(t *testing.T) {
 	}
 	var out strings.Builder
 	system := session.System{In: strings.NewReader(""), Out: &out, Err: io.Discard, Env: noEnvironment}
+	if code := Run(t.Context(), system, commands, strings.Fields("operator restore -format=xml b.lessor")); code != 1 || restore.File != "" {
+		t.Errorf("restored %q before it was clear how to tell it: code %d", restore.File, code)
+	}
 	if code := Run(t.Context(), system, commands, strings.Fields("operator restore -data=/d -key-file=/k -config=1 -config=2 b.lessor")); code != 0 {
 		t.Errorf("restore: code %d", code)
 	}

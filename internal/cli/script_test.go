@@ -57,14 +57,6 @@ func TestScripts(t *testing.T) {
 					return err
 				}
 			}
-			// Configurations that name a program must name it absolutely.
-			for name, text := range map[string]string{
-				"config.hcl": "token_helper = \"" + env.WorkDir + "/helper\"\n", "config.json": `{"token_helper": "` + env.WorkDir + `/helper"}`,
-			} {
-				if err := os.WriteFile(filepath.Join(env.WorkDir, name), []byte(text), 0o600); err != nil {
-					return err
-				}
-			}
 			return os.Mkdir(home, 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

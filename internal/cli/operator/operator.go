@@ -21,7 +21,7 @@ type Commands struct {
 	Version string // of this binary
 
 	Server  *Server
-	Restore func(context.Context, RestoreOptions) error
+	Restore func(context.Context, RestoreOptions) (Restored, error)
 	Verify  func(context.Context, VerifyOptions) (session.Verification, error)
 	Admit   func(context.Context, AdmitOptions) (tokenFile string, err error)
 }
@@ -30,8 +30,14 @@ type Commands struct {
 type RestoreOptions struct {
 	File     string             // the backup
 	Store    []string           // flags that name the store and its key, as ServerOptions.Args
-	Out      io.Writer          // for people: what was done, what to do next
 	Progress func(doing string) // tells the person who waits; may be called at any time
+}
+
+// Restored is what a restore made.
+type Restored struct {
+	Seq         uint64 `json:"sequence"` // the last commit
+	Incarnation uint64 `json:"incarnation"`
+	TokenFile   string `json:"bootstrap_token_file"`
 }
 
 // VerifyOptions ask for an offline verification.
@@ -70,22 +76,16 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 // operatorBootstrapToken lets an operator in again.
 func operatorBootstrapToken(a *session.Session, commands Commands) *cobra.Command {
 	var store func() []string
-	short := "Make a new bootstrap token, with the server stopped"
-	command := &cobra.Command{
-		Use:   "bootstrap-token",
-		Short: short,
-		Long: session.Describe(short, `
+	command := a.Local("bootstrap-token", "Make a new bootstrap token, with the server stopped", `
 For an operator who has the store and its key, but no token left that is good for anything. The token is a root token, lives
-for 24 hours, and is written to a file that only you can read. That it was made is on record.`),
-		Args: session.Arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+for 24 hours, and is written to a file that only you can read. That it was made is on record.`,
+		0, 0, func(cmd *cobra.Command, _ []string) error {
 			file, err := commands.Admit(cmd.Context(), AdmitOptions{Store: store()})
 			if err != nil {
 				return err
 			}
-			return a.Say("Bootstrap Token File: %s", file)
-		},
-	}
+			return a.Print(map[string]any{"bootstrap_token_file": file}, func() error { return a.Say("Bootstrap Token File: %s", file) })
+		})
 	store = storeFlags(command)
 	return command
 }
@@ -120,8 +120,10 @@ the key is not in it. The file appears once it is complete, readable only by you
 			if err != nil {
 				return err
 			}
-			a.Complain("Success! Backed up to %s (%s).", name, byteSize(size))
-			return nil
+			return a.Print(map[string]any{"file": name, "bytes": size}, func() error {
+				a.Complain("Success! Backed up to %s (%s).", name, byteSize(size))
+				return nil
+			})
 		})
 	command.Flags().BoolVarP(&force, "force", "f", false, "replace the file if it exists")
 	return command
@@ -194,48 +196,39 @@ func storeFlags(command *cobra.Command) (store func() []string) {
 
 func operatorRestore(a *session.Session, commands Commands) *cobra.Command {
 	var store func() []string
-	short := "Restore a backup into an empty store, with the server stopped"
-	command := &cobra.Command{
-		Use:   "restore FILE",
-		Short: short,
-		Long: session.Describe(short, `
+	command := a.Local("restore FILE", "Restore a backup into an empty store, with the server stopped", `
 The seal's key must be in its place. The restored server starts fenced: it touches no database and revokes nothing until
 lessor operator fence resume, so that a copy never acts on what the original is responsible for. Tokens, wrapped answers
-and approvals of before are void.`),
-		Args: session.Arguments(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+and approvals of before are void.`,
+		1, 1, func(cmd *cobra.Command, args []string) error {
 			a.Progress.Begin("restoring " + args[0])
-			return commands.Restore(cmd.Context(), RestoreOptions{
-				File: args[0], Store: store(), Out: a.Out, Progress: a.Progress.Say,
+			made, err := commands.Restore(cmd.Context(), RestoreOptions{File: args[0], Store: store(), Progress: a.Progress.Say})
+			if err != nil {
+				return err
+			}
+			return a.Print(made, func() error {
+				return a.Say("Restored up to commit %d, as incarnation %d. The store is fenced: once it is started, lift the fence with\n"+
+					"lessor operator fence resume, but only if the server that the backup was taken of will not run again.\n"+
+					"All earlier tokens are void. Bootstrap Token File: %s", made.Seq, made.Incarnation, made.TokenFile)
 			})
-		},
-	}
+		})
 	store = storeFlags(command)
 	return command
 }
 
 func operatorVerify(a *session.Session, commands Commands) *cobra.Command {
 	var store func() []string
-	short := "Verify a store and its audit chain, with the server stopped"
-	command := &cobra.Command{
-		Use:   "verify",
-		Short: short,
-		Long:  session.Describe(short, "It names the first record that does not fit. Exit code 2: the chain is broken."),
-		Args:  session.Arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := a.Format(); err != nil {
-				return err
-			}
+	command := a.Local("verify", "Verify a store and its audit chain, with the server stopped", `
+It names the first record that does not fit. Exit code 2: the chain is broken.`,
+		0, 0, func(cmd *cobra.Command, _ []string) error {
 			a.Progress.Begin("verifying")
 			found, err := commands.Verify(cmd.Context(), VerifyOptions{Store: store(), Progress: a.Progress.Say})
 			if err != nil {
 				return err
 			}
 			return a.PrintVerification(found)
-		},
-	}
+		})
 	store = storeFlags(command)
-	command.Flags().StringVar(&a.Flags.Format, "format", "", session.FormatHelp)
 	return command
 }
 

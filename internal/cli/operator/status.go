@@ -120,6 +120,9 @@ func statusRows(state, info map[string]any) []session.Row {
 		add("Active Node Address", cmp.Or(session.OrEmpty(state["leader_address"]), "<none>"), mode == "standby")
 	}
 	for _, r := range session.DataRows(info) {
+		if info[r[0]] == nil { // nothing to tell, such as no alarm
+			continue
+		}
 		titles := map[string]string{
 			"version": "Lessor Version", "incarnation": "Incarnation", "storage": "Storage Type", "seal": "Seal Type",
 			"cluster_id": "Cluster ID", "cluster_name": "Cluster Name", "clock_alarm": "Clock Alarm", "fenced": "Fenced",
@@ -142,15 +145,10 @@ func VersionText(version string) string {
 
 // Version is the command version.
 func Version(a *session.Session, version string) *cobra.Command {
-	command := &cobra.Command{
-		Use: "version", Short: "Print the version of this program", Long: "Print the version of this program.",
-		Args: session.Arguments(0, 0),
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(a.Out, VersionText(version))
-			return err
-		},
-	}
-	return command
+	return a.Local("version", "Print the version of this program", "", 0, 0, func(*cobra.Command, []string) error {
+		about := map[string]any{"version": version, "go_version": runtime.Version(), "os": runtime.GOOS, "architecture": runtime.GOARCH}
+		return a.Print(about, func() error { return a.Say("%s", VersionText(version)) })
+	})
 }
 
 // VersionHistory lists which versions served the store.

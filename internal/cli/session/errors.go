@@ -163,6 +163,9 @@ func (a *Session) adviceOnRefusal(e *client.Error) string {
 		if hint := warnings(e); hint != "" {
 			return hint
 		}
+		if strings.Contains(text, "namespace not found") {
+			return "Leave the namespace out: unset LESSOR_NAMESPACE and VAULT_NAMESPACE, no -namespace."
+		}
 		return "What there is: lessor list on the path above it, or lessor secrets list."
 	case http.StatusMethodNotAllowed:
 		return "The path exists, this operation on it does not."

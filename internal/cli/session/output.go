@@ -68,6 +68,8 @@ func (a *Session) ForPeople() bool {
 	return err == nil && f == FormTable
 }
 
+var errRaw = errors.New("-format=raw is for lessor read only: use table, json or yaml")
+
 // Print writes value as JSON or YAML, or calls table to write it for people.
 func (a *Session) Print(value any, table func() error) error {
 	f, err := a.Format()
@@ -78,7 +80,7 @@ func (a *Session) Print(value any, table func() error) error {
 	case FormTable:
 		return table()
 	case FormRaw:
-		return errors.New("-format=raw is for lessor read only: use table, json or yaml")
+		return errRaw
 	}
 	text, err := marshal(value)
 	if err != nil {

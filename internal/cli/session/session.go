@@ -92,7 +92,7 @@ func (g *Globals) Register(f *pflag.FlagSet) {
 	f.StringVar(&g.serverName, "tls-server-name", "", "`name` to expect in the server's certificate (LESSOR_TLS_SERVER_NAME, VAULT_TLS_SERVER_NAME)")
 	f.BoolVar(&g.skipVerify, "tls-skip-verify", false, "accept any certificate: anyone on the way can read along (LESSOR_SKIP_VERIFY, VAULT_SKIP_VERIFY)")
 	f.StringArrayVar(&g.headers, "header", nil, "further header of the request, as `name=value`; may be repeated")
-	f.StringVar(&g.Format, "format", "", FormatHelp)
+	g.registerFormat(f)
 	f.BoolVar(&g.asCurl, "output-curl-string", false, "make no call: print the curl command that would make it")
 	f.BoolVar(&g.asPolicy, "output-policy", false, "make no call: print the policy that it would need")
 	f.BoolVar(&g.nonInteractive, "non-interactive", false, "ask nothing on the terminal: what is missing is an error")
@@ -107,8 +107,9 @@ func (g *Globals) Register(f *pflag.FlagSet) {
 	}
 }
 
-// FormatHelp is the help of -format.
-const FormatHelp = "`form` of the output: table, json or yaml; raw for lessor read (LESSOR_FORMAT, VAULT_FORMAT; default table)"
+func (g *Globals) registerFormat(f *pflag.FlagSet) {
+	f.StringVar(&g.Format, "format", "", "`form` of the output: table, json or yaml; raw for lessor read (LESSOR_FORMAT, VAULT_FORMAT; default table)")
+}
 
 // run is the body of a command.
 type run func(cmd *cobra.Command, args []string) error
@@ -118,7 +119,30 @@ type run func(cmd *cobra.Command, args []string) error
 func (a *Session) Remote(use, short, long string, least, most int, body run) *cobra.Command {
 	command := &cobra.Command{Use: use, Short: short, Long: Describe(short, long), Args: Arguments(least, most), RunE: body}
 	a.Flags.Register(command.Flags())
+	completeFormat(command)
+	return command
+}
+
+func completeFormat(command *cobra.Command) {
 	_ = command.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// Local makes a command that works without a server: of the global flags it has -format. A form that does not exist is
+// told before anything is done.
+func (a *Session) Local(use, short, long string, least, most int, body run) *cobra.Command {
+	command := &cobra.Command{
+		Use: use, Short: short, Long: Describe(short, long), Args: Arguments(least, most),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if f, err := a.Format(); err != nil {
+				return err
+			} else if f == FormRaw {
+				return errRaw
+			}
+			return body(cmd, args)
+		},
+	}
+	a.Flags.registerFormat(command.Flags())
+	completeFormat(command)
 	return command
 }
 
