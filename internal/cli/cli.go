@@ -180,7 +180,9 @@ func usageOf(cmd *cobra.Command) error {
 		fmt.Fprintf(&b, "Usage:\n  %s\n", strings.TrimRight(name+" [flags] "+rest, " "))
 		var connection session.Globals
 		shared, own := pflag.NewFlagSet("", pflag.ContinueOnError), pflag.NewFlagSet("", pflag.ContinueOnError)
-		connection.Register(shared)
+		if cmd.Flags().Lookup("address") != nil {
+			connection.Register(shared)
+		}
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
 			if shared.Lookup(f.Name) == nil && f.Name != "help" {
 				own.AddFlag(f)
@@ -189,7 +191,7 @@ func usageOf(cmd *cobra.Command) error {
 		if own.HasFlags() {
 			fmt.Fprintf(&b, "\nFlags:\n%s", own.FlagUsages())
 		}
-		if cmd.Flags().Lookup("address") != nil {
+		if shared.HasFlags() {
 			fmt.Fprintf(&b, "\nFlags of every command that calls the server:\n%s", shared.FlagUsages())
 		}
 	}

@@ -37,7 +37,10 @@ func all(t *testing.T) operator.Commands {
 			t.Error(unexpected)
 			return session.Verification{}, unexpected
 		},
-		Admit: func(context.Context, operator.AdmitOptions) (string, error) { t.Error(unexpected); return "", unexpected },
+		Admit: func(context.Context, operator.AdmitOptions) (string, error) {
+			t.Error(unexpected)
+			return "", unexpected
+		},
 	}
 }
 
