@@ -107,7 +107,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 		Args:              cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return cmd.Help()
+				return incomplete(cmd, session.ExitUnknown)
 			}
 			return session.Unknown(cmd, "there is no command %q%s", args[0], suggestion(cmd, args[0]))
 		},
@@ -199,7 +199,7 @@ func usageOf(cmd *cobra.Command) error {
 	return err
 }
 
-// completeGroups makes a bare "lessor kv" show help, and "lessor kv gte" say what is wrong, for every group of
+// completeGroups makes a bare "lessor kv" show what could follow, and "lessor kv gte" say what is wrong, for every group of
 // commands.
 func completeGroups(command *cobra.Command) {
 	for _, child := range command.Commands() {
@@ -208,12 +208,22 @@ func completeGroups(command *cobra.Command) {
 			child.Args = cobra.ArbitraryArgs
 			child.RunE = func(cmd *cobra.Command, args []string) error {
 				if len(args) == 0 {
-					return cmd.Help()
+					return incomplete(cmd, session.ExitLocal)
 				}
 				return session.Unknown(cmd, "there is no command %q%s", cmd.Name()+" "+args[0], suggestion(cmd, args[0]))
 			}
 		}
 	}
+}
+
+// incomplete shows the help of what is no command yet. It was not asked for, so it is no output, and the code is no success: a script
+// that left out half a command notices, as it does with Vault.
+func incomplete(cmd *cobra.Command, code int) error {
+	cmd.SetOut(cmd.ErrOrStderr())
+	if err := cmd.Help(); err != nil {
+		return err
+	}
+	return session.ExitCode(code)
 }
 
 func suggestion(cmd *cobra.Command, typed string) string {

@@ -95,14 +95,15 @@ func TestRun(t *testing.T) {
 		code     int
 		out, err string // parts
 	}{
-		"":                                {0, "Usage:\n  lessor COMMAND", ""},
+		"":                                {127, "", "Usage:\n  lessor COMMAND"},
 		"-help":                           {0, "Exit codes", ""},
 		"-version":                        {0, "lessor 1.2.3", ""},
 		"--version":                       {0, "lessor 1.2.3", ""},
 		"-v":                              {0, "lessor 1.2.3", ""},
 		"version":                         {0, "lessor 1.2.3", ""},
-		"kv":                              {0, "Usage:\n  lessor kv COMMAND", ""},
-		"kv metadata":                     {0, "Usage:\n  lessor kv metadata COMMAND", ""},
+		"kv":                              {1, "", "Usage:\n  lessor kv COMMAND"},
+		"kv -help":                        {0, "Usage:\n  lessor kv COMMAND", ""},
+		"kv metadata":                     {1, "", "Usage:\n  lessor kv metadata COMMAND"},
 		"server -h":                       {0, "flags of the server's configuration", ""},
 		"server -dev -help":               {0, "flags of the server's configuration", ""},
 		"raed":                            {127, "", "did you mean read?\nSee: lessor -help"},

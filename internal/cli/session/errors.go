@@ -22,7 +22,7 @@ const (
 	ExitLocal  = 1 // something is wrong on this side
 	ExitRemote = 2 // the server refused, or cannot be reached
 
-	exitUnknown = 127 // there is no such command, as shells say it
+	ExitUnknown = 127 // there is no such command, as shells say it
 )
 
 // ExitCode is an error that ends the program with this code and without a word: the command has said all.
@@ -58,7 +58,7 @@ func FlagError(cmd *cobra.Command, err error) error {
 // CodeOf is the exit code that err ends the program with.
 func CodeOf(err error) int {
 	if typed, ok := errors.AsType[*usageError](err); ok && typed.unknown {
-		return exitUnknown
+		return ExitUnknown
 	}
 	if _, ok := errors.AsType[*client.Error](err); ok {
 		return ExitRemote

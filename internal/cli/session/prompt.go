@@ -50,6 +50,7 @@ func (a *Session) Prompt(ctx context.Context, title string) (string, error) {
 	}()
 	select {
 	case <-ctx.Done():
+		_, _ = io.WriteString(a.Err, "\n")
 		return "", ctx.Err()
 	case l := <-typed:
 		_, _ = io.WriteString(a.Err, "\n")
