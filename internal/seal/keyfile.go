@@ -109,7 +109,7 @@ func OpenKeyFile(path string) (*KeyFile, error) {
 // CreateRecovery makes a new key, from random, and writes it to path, encrypted under passphrase; otherwise as CreateKeyFile.
 // Add it to the store by Init or Keyring.WrapRoot.
 func CreateRecovery(path string, passphrase lessor.Secret, random io.Reader) (*Recovery, error) {
-	if len(passphrase.Reveal()) < minPassphrase {
+	if len(line(passphrase)) < minPassphrase {
 		return nil, fmt.Errorf("the recovery passphrase must have at least %d characters: better, five random words or more", minPassphrase)
 	}
 	k := &Recovery{keyKEK{name: RecoveryName, where: "the recovery file " + path}}
@@ -213,9 +213,13 @@ func parseCost(text string) (c cost, err error) {
 	return c, nil
 }
 
+// line is a passphrase without the line breaks at its end, which files and pipes bring along and nobody types: the same words open a
+// recovery file, whatever way they come.
+func line(passphrase lessor.Secret) string { return strings.TrimRight(passphrase.Reveal(), "\r\n") }
+
 // stretch makes the key that the passphrase stands for.
 func (c cost) stretch(passphrase lessor.Secret) []byte {
-	return argon2.IDKey([]byte(passphrase.Reveal()), c.salt[:], c.time, c.memory, c.threads, keySize)
+	return argon2.IDKey([]byte(line(passphrase)), c.salt[:], c.time, c.memory, c.threads, keySize)
 }
 
 func (c cost) open(sealed []byte, passphrase lessor.Secret) (key [keySize]byte, err error) {
