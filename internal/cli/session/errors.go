@@ -146,6 +146,9 @@ func (a *Session) adviceOnRefusal(e *client.Error) string {
 	path, text := Printable(e.Path), strings.Join(e.Errors, " ")
 	switch e.Status {
 	case http.StatusForbidden:
+		if mount, _, login := strings.Cut(path, "/login"); login && strings.HasPrefix(mount, "auth/") && a.Token.Empty() {
+			return "Nobody logs in there: the auth method is enabled at another path (-path), or not at all (lessor auth list)."
+		}
 		if a.Token.Empty() {
 			return "No token was sent: log in (lessor login), or set LESSOR_TOKEN."
 		}
