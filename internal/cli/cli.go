@@ -11,7 +11,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 
@@ -116,7 +115,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 	root.SetIn(a.Input.Stdin)
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
-	root.SetUsageFunc(usageOf)
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { _, _ = io.WriteString(cmd.OutOrStdout(), help(cmd, a.Width())) })
 	root.SetFlagErrorFunc(session.FlagError)
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "ns" {
@@ -148,55 +147,6 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 	root.SetHelpCommandGroupID("server")
 	completeGroups(root)
 	return root
-}
-
-// usageOf writes how a command is called: its children or its own flags, then those that all share.
-func usageOf(cmd *cobra.Command) error {
-	var b strings.Builder
-	name, rest, _ := strings.Cut(cmd.Use, " ")
-	if cmd.HasParent() {
-		name = cmd.Parent().CommandPath() + " " + name
-	}
-	switch {
-	case cmd.HasSubCommands():
-		fmt.Fprintf(&b, "Usage:\n  %s COMMAND\n", name)
-		children := func(title, group string) {
-			var rows []session.Row
-			for _, child := range cmd.Commands() {
-				if child.IsAvailableCommand() && child.GroupID == group {
-					rows = append(rows, session.Row{"  " + child.Name(), child.Short})
-				}
-			}
-			if len(rows) > 0 {
-				fmt.Fprintf(&b, "\n%s\n%s", title, session.Align(rows))
-			}
-		}
-		children("Commands:", "")
-		for _, g := range cmd.Groups() {
-			children(g.Title, g.ID)
-		}
-		fmt.Fprintf(&b, "\nMore about a command: %s COMMAND -help\n", name)
-	default:
-		fmt.Fprintf(&b, "Usage:\n  %s\n", strings.TrimRight(name+" [flags] "+rest, " "))
-		var connection session.Globals
-		shared, own := pflag.NewFlagSet("", pflag.ContinueOnError), pflag.NewFlagSet("", pflag.ContinueOnError)
-		if cmd.Flags().Lookup("address") != nil {
-			connection.Register(shared)
-		}
-		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			if shared.Lookup(f.Name) == nil && f.Name != "help" {
-				own.AddFlag(f)
-			}
-		})
-		if own.HasFlags() {
-			fmt.Fprintf(&b, "\nFlags:\n%s", own.FlagUsages())
-		}
-		if shared.HasFlags() {
-			fmt.Fprintf(&b, "\nFlags of every command that calls the server:\n%s", shared.FlagUsages())
-		}
-	}
-	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
-	return err
 }
 
 // completeGroups makes a bare "lessor kv" show what could follow, and "lessor kv gte" say what is wrong, for every group of

@@ -33,6 +33,7 @@ type Session struct {
 	Input    *input
 	Out, Err io.Writer
 	Terminal bool // out is one
+	screen   *os.File
 	Progress *Progress
 	Flags    Globals
 	Token    client.Token // that connect found, for advice
@@ -43,10 +44,11 @@ type Session struct {
 // New begins a run. Nothing is read or called yet.
 func New(system System) *Session {
 	p := newProgress(system.Err, IsTerminal(system.Err))
+	screen, _ := system.Out.(*os.File)
 	return &Session{
 		Env: system.Env, home: system.Home,
 		Input: &input{Stdin: system.In}, Out: p.writer(system.Out), Err: p.writer(system.Err),
-		Terminal: IsTerminal(system.Out), Progress: p,
+		Terminal: IsTerminal(system.Out), screen: screen, Progress: p,
 	}
 }
 
@@ -54,6 +56,18 @@ func New(system System) *Session {
 func IsTerminal(stream any) bool {
 	file, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+// Width is how many columns the terminal of the output has; 0 if it is none.
+func (a *Session) Width() int {
+	if !a.Terminal {
+		return 0
+	}
+	width, _, err := term.GetSize(int(a.screen.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // Globals are the flags of every command that calls the server.
