@@ -106,6 +106,8 @@ type Dev struct {
 	NoStoreToken bool          // do not leave the root token in ~/.lessor-token
 	TLS          bool          // the first listener uses a certificate made for the occasion
 	TLSCertDir   string        // where that certificate and its CA go; empty: a temporary folder
+	TLSNames     []string      // further names and addresses that the certificate is for
+	KV1          bool          // secret/ keeps no versions
 }
 
 // complete fills in what neither flags nor files said.

@@ -362,6 +362,8 @@ func TestFlags(t *testing.T) {
 		{[]string{"-dev-root-token-id=x"}, "needs -dev"},
 		{[]string{"-dev-no-store-token"}, "needs -dev"},
 		{[]string{"-dev", "-dev-tls-cert-dir=/x"}, "needs -dev-tls"},
+		{[]string{"-dev", "-dev-tls-san=x"}, "-dev-tls-san needs -dev-tls"},
+		{[]string{"-dev-kv-v1"}, "needs -dev"},
 		{[]string{"-dev", "-data", "/d"}, "in memory"},
 		{[]string{"-dev", "-key-file", "/d"}, "no key file"},
 		{[]string{"-dev", "-listen", "127.0.0.1:1"}, "-dev-listen-address"},
@@ -419,8 +421,8 @@ func TestDev(t *testing.T) {
 			env, Dev{Enabled: true, RootToken: lessor.NewSecret("root"), NoStoreToken: true}, plain("localhost:0"),
 		},
 		"TLS": {
-			[]string{"-dev-tls", "-dev-listen-address=0.0.0.0:8200", "-dev-tls-cert-dir=/c"},
-			user(), Dev{Enabled: true, TLS: true, TLSCertDir: "/c"}, Listener{Address: "0.0.0.0:8200", TLS: true, MinVersion: tls.VersionTLS12},
+			[]string{"-dev-tls", "-dev-listen-address=0.0.0.0:8200", "-dev-tls-cert-dir=/c", "-dev-tls-san=a", "-dev-tls-san=10.0.0.1", "-dev-kv-v1"},
+			user(), Dev{Enabled: true, TLS: true, TLSCertDir: "/c", TLSNames: []string{"a", "10.0.0.1"}, KV1: true}, Listener{Address: "0.0.0.0:8200", TLS: true, MinVersion: tls.VersionTLS12},
 		},
 	} {
 		got, err := flags(c.args, c.env)
@@ -428,7 +430,7 @@ func TestDev(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 			continue
 		}
-		if got.Dev != c.dev || got.Storage != (Storage{Type: Mem}) || got.Seal.KeyFile != "" || !reflect.DeepEqual(got.Listeners, []Listener{c.at}) {
+		if !reflect.DeepEqual(got.Dev, c.dev) || got.Storage != (Storage{Type: Mem}) || got.Seal.KeyFile != "" || !reflect.DeepEqual(got.Listeners, []Listener{c.at}) {
 			t.Errorf("%s: got %+v", what, got)
 		}
 	}

@@ -19,6 +19,8 @@ type arguments struct {
 	data, keyFile, listen              string
 	logLevel, logFormat                string
 	dev, devNoStoreToken, devTLS       bool
+	devKV1                             bool
+	devTLSNames                        []string
 	devRootToken, devListen, devTLSDir string
 	devPluginDir                       string
 }
@@ -41,6 +43,11 @@ func (a *arguments) flagSet() *flag.FlagSet {
 	f.BoolVar(&a.devNoStoreToken, "dev-no-store-token", false, "with -dev: do not leave the root token in ~/.lessor-token")
 	f.BoolVar(&a.devTLS, "dev-tls", false, "-dev with TLS, by a certificate made for the occasion; may leave loopback")
 	f.StringVar(&a.devTLSDir, "dev-tls-cert-dir", "", "with -dev-tls: write certificate and CA to this `folder`")
+	f.Func("dev-tls-san", "with -dev-tls: a further `name` or address that the certificate is for; may be repeated", func(s string) error {
+		a.devTLSNames = append(a.devTLSNames, s)
+		return nil
+	})
+	f.BoolVar(&a.devKV1, "dev-kv-v1", false, "with -dev: mount version 1 of the key-value engine at secret/, not version 2")
 	f.StringVar(&a.devPluginDir, "dev-plugin-dir", "", "ignored: lessor has no plugins (`folder`)")
 	return f
 }
@@ -126,6 +133,9 @@ func (a *arguments) applyDev(c *Config, f *flag.FlagSet, env environment) error 
 	if a.devTLSDir != "" && !a.devTLS {
 		return errors.New("-dev-tls-cert-dir needs -dev-tls")
 	}
+	if a.devTLSNames != nil && !a.devTLS {
+		return errors.New("-dev-tls-san needs -dev-tls")
+	}
 	if a.listen != "" {
 		return errors.New("-dev listens where -dev-listen-address says: leave out -listen")
 	}
@@ -140,6 +150,8 @@ func (a *arguments) applyDev(c *Config, f *flag.FlagSet, env environment) error 
 		NoStoreToken: a.devNoStoreToken,
 		TLS:          a.devTLS,
 		TLSCertDir:   a.devTLSDir,
+		TLSNames:     a.devTLSNames,
+		KV1:          a.devKV1,
 	}
 	first := Listener{Address: cmp.Or(a.devListen, listen, defaultAddress), TLS: a.devTLS, MinVersion: tls.VersionTLS12}
 	c.Listeners = slices.Insert(c.Listeners, 0, first)

@@ -95,11 +95,15 @@ func (l *life) info() map[string]any {
 	return info
 }
 
-// mountDevSecrets mounts KV version 2 at secret/, where everybody who tries a development server looks for it.
+// mountDevSecrets mounts KV at secret/, where everybody who tries a development server looks for it.
 func (n *Node) mountDevSecrets(ctx context.Context, c *core.Core) error {
+	version := "2"
+	if n.config.Dev.KV1 {
+		version = "1"
+	}
 	_, err := c.Handle(ctx, &lessor.Op{
 		ID: "dev", Verb: lessor.Update, Namespace: lessor.RootNamespace, Path: "sys/mounts/secret", Token: n.Root, Time: n.db.Now(),
-		Data: map[string]any{"type": "kv", "options": map[string]any{"version": "2"}, "description": "key/value secret storage"},
+		Data: map[string]any{"type": "kv", "options": map[string]any{"version": version}, "description": "key/value secret storage"},
 	})
 	return err
 }

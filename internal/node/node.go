@@ -173,7 +173,7 @@ func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error
 		dir = temporary
 	}
 	host, _, _ := net.SplitHostPort(c.Address)
-	if err := makeCertificates(dir, n.o.Clock.Now(), host); err != nil {
+	if err := makeCertificates(dir, n.o.Clock.Now(), append([]string{host}, n.config.Dev.TLSNames...)...); err != nil {
 		return nil, fmt.Errorf("cannot make certificates in %s: %w", dir, err)
 	}
 	n.CAFile = filepath.Join(dir, caFile)
