@@ -103,6 +103,8 @@ func (d *server) fail(err error, secrets ...string) error {
 		return api.Errorf(api.Upstream, "%v", errForbidden)
 	case errors.As(err, &untrusted), errors.As(err, &authority), errors.As(err, &host), errors.As(err, &invalid):
 		return unreachable("its certificate is not trusted: it must be issued by tls_ca, for the name that is connected to")
+	case strings.Contains(err.Error(), "server refused TLS connection"): // pgx has no type for it
+		return unreachable("it speaks no TLS: switch it on there (ssl = on), or say sslmode=disable in connection_url")
 	case errors.Is(err, context.Canceled):
 		return unreachable("the request ended")
 	case errors.Is(err, context.DeadlineExceeded), pgconn.Timeout(err), errors.As(err, &network) && network.Timeout():

@@ -692,6 +692,9 @@ func TestPingTellsWhatIsWrong(t *testing.T) {
 		"database": {func(c *database.Connection, _ *database.Secrets) {
 			c.URL = s.URL("{{username}}", "{{password}}", "nowhere")
 		}, "3D000"},
+		"no TLS": {func(c *database.Connection, _ *database.Secrets) {
+			c.URL = strings.Replace(c.URL, "disable", "verify-full", 1)
+		}, "it speaks no TLS"},
 		"port":   {func(c *database.Connection, _ *database.Secrets) { c.URL = "postgresql://127.0.0.1:1/x" }, "connection refused"},
 		"name":   {func(c *database.Connection, _ *database.Secrets) { c.URL = "postgresql://db.invalid/x?sslmode=disable" }, "name cannot be resolved"},
 		"socket": {func(c *database.Connection, _ *database.Secrets) { c.URL = "postgresql:///x?host=/nonexistent" }, "no such file"},
