@@ -48,6 +48,7 @@ func isLetter(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 type input struct {
 	Stdin io.Reader
 	spent bool
+	ended []string // keys whose value is a word and the end of its line, as files and pipes have it
 }
 
 var errStdinSpent = errors.New("standard input was asked for twice (-): give one of the values from a file (key=@file)")
@@ -96,6 +97,9 @@ func (i *input) Data(args []string) (map[string]any, error) {
 			value, err := i.Value(value)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", key, err)
+			}
+			if word, _, ok := strings.Cut(value, "\n"); ok && len(word) == len(value)-1 && !strings.Contains(word, " ") {
+				i.ended = append(i.ended, key)
 			}
 			add(data, key, value)
 		}

@@ -115,9 +115,17 @@ func (a *Session) Advice(err error) string {
 		return adviceOnReaching(e)
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
-		return a.adviceOnRefusal(e)
+		return strings.Trim(a.adviceOnRefusal(e)+"\n"+a.adviceOnLineEnds(e), "\n")
 	}
 	return ""
+}
+
+// adviceOnLineEnds tells of passwords and the like that were refused, and came with the end of a line that nobody sees.
+func (a *Session) adviceOnLineEnds(e *client.Error) string {
+	if len(a.Input.ended) == 0 || e.Status != http.StatusBadRequest && e.Status != http.StatusForbidden && e.Status != http.StatusBadGateway {
+		return ""
+	}
+	return "A line break at the end is part of the value, and there is one in: " + strings.Join(a.Input.ended, ", ") + `. tr -d '\n' takes it off.`
 }
 
 func adviceOnReaching(e *client.Unreachable) string {
