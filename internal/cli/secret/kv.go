@@ -89,7 +89,7 @@ func kvCommand(a *session.Session, use, short, long string, least, most int, bod
 
 // findPlace asks the server which engine path is in, and of which version that is.
 func findPlace(a *session.Session, ctx context.Context, c *client.Client, mount, path string) (kvPlace, error) {
-	path = strings.TrimPrefix(path, "/")
+	path = session.CleanPath(path)
 	ask := path
 	if mount != "" {
 		ask = session.CleanPath(mount)
@@ -118,11 +118,7 @@ func findPlace(a *session.Session, ctx context.Context, c *client.Client, mount,
 		place.version = 2
 	}
 	if mount == "" {
-		place.path = strings.TrimPrefix(strings.TrimPrefix(path+"/", place.mount), "/")
-		place.path = strings.TrimSuffix(place.path, "/")
-		if strings.HasSuffix(path, "/") && place.path != "" {
-			place.path += "/"
-		}
+		place.path = session.CleanPath(strings.TrimPrefix(path+"/", place.mount))
 	}
 	return place, nil
 }
@@ -142,13 +138,16 @@ func kvGet(a *session.Session) *cobra.Command {
 				}
 				query.Set("version", strconv.Itoa(version))
 			}
-			path := place.at("data")
+			path, next := place.at("data"), place.whereElse()
+			if version > 0 {
+				next = "Its versions: lessor kv metadata get " + place.mount + place.path
+			}
 			answer, err := c.Read(ctx, path, query)
 			// A deleted version is answered with 404 and what is known of it.
 			if refused, ok := errors.AsType[*client.Error](err); ok && refused.Status == http.StatusNotFound && refused.Response != nil && refused.Response.Data != nil {
 				answer, err = refused.Response, nil
 			}
-			if err = session.ExplainMissing(err, path, place.whereElse()); err != nil {
+			if err = session.ExplainMissing(err, path, next); err != nil {
 				return err
 			}
 			return printSecret(a, answer, place, field)
@@ -160,8 +159,7 @@ func kvGet(a *session.Session) *cobra.Command {
 
 // parent is the folder that the place is in, as kv commands name it.
 func (p kvPlace) parent() string {
-	path := strings.TrimSuffix(p.path, "/")
-	return p.mount + path[:strings.LastIndex(path, "/")+1]
+	return p.mount + p.path[:strings.LastIndex(p.path, "/")+1]
 }
 
 // whereElse tells where to look for a secret that is not there.
