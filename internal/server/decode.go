@@ -21,8 +21,6 @@ import (
 
 const (
 	maxBody     = 32 << 20 // bytes of a request's body
-	largeBody   = 1 << 20  // bytes from which a body needs a slot
-	largeBodies = 8        // slots: what all bodies together may take is bounded by them
 	maxPath     = 4096     // bytes of a path
 	maxInstance = 128      // bytes of X-Lessor-Instance
 
@@ -30,8 +28,9 @@ const (
 	bodyRate     = 128 << 10        // bytes a second beyond that
 )
 
-// decode turns the request into an Op. help tells that the path is to be described instead.
-func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string, now time.Time) (op *lessor.Op, help bool, err error) {
+// decode turns the request into an Op. help tells that the path is to be described instead. What is large takes a seat, which is
+// the caller's to leave.
+func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string, now time.Time, s *seat) (op *lessor.Op, help bool, err error) {
 	if err := checkNamespace(r.Header["X-Vault-Namespace"]); err != nil {
 		return nil, false, err
 	}
@@ -72,7 +71,8 @@ func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string
 	}
 	again, err := h.admit(w, op, false) // before anything is read
 	if err == nil && body {
-		op.Data, err = h.readData(w, r, op.Verb)
+		op.Data, err = readData(w, r, op.Verb, s)
+		op.Time = h.clock.Now() // a token may have ended while the body came
 	}
 	if err == nil && again {
 		_, err = h.admit(w, op, true)
@@ -305,7 +305,7 @@ func fields(values url.Values) (map[string]any, error) {
 var errNotUTF8 = &api.Error{Kind: api.Invalid, Text: "parameters must be valid UTF-8: encode binary values, as base64 for example"}
 
 // readData reads the body's object: JSON, or a form.
-func (h *Handler) readData(w http.ResponseWriter, r *http.Request, verb lessor.Verb) (map[string]any, error) {
+func readData(w http.ResponseWriter, r *http.Request, verb lessor.Verb, s *seat) (map[string]any, error) {
 	kind, _, _ := strings.Cut(first(r.Header, "Content-Type"), ";")
 	kind = strings.TrimSpace(kind)
 	if verb == lessor.Patch && !strings.EqualFold(kind, "application/merge-patch+json") {
@@ -316,7 +316,7 @@ func (h *Handler) readData(w http.ResponseWriter, r *http.Request, verb lessor.V
 	}
 	buffer := bodies.Get().(*[]byte)
 	defer release(&bodies, buffer)
-	err := h.readBody(w, r, buffer)
+	err := readBody(w, r, buffer, s)
 	if err != nil {
 		return nil, err
 	}
@@ -374,18 +374,11 @@ func patience(r *http.Request) time.Duration {
 	return bodyPatience + time.Duration(size)*time.Second/bodyRate
 }
 
-// readBody reads the whole body into buffer. One beyond maxBody is given up. At most largeBodies large ones are in memory
-// at once; the others wait.
-func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, buffer *[]byte) error {
+// readBody reads the whole body into buffer. One beyond maxBody is given up.
+func readBody(w http.ResponseWriter, r *http.Request, buffer *[]byte, s *seat) error {
 	if r.ContentLength > maxBody {
 		return errBodyTooLarge
 	}
-	slot := false
-	defer func() {
-		if slot {
-			<-h.large
-		}
-	}()
 	b := *buffer
 	defer func() { *buffer = b }()
 	for {
@@ -408,24 +401,10 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, buffer *[]byt
 		case err != nil:
 			return &api.Error{Kind: api.Invalid, Text: "the body ended before it was complete"}
 		}
-		if len(b) > largeBody && !slot {
-			if slot = h.waitForSlot(r); !slot {
-				return &api.Error{Kind: api.Unavailable, Text: "too many large requests at once: try again"}
-			}
+		if !s.take(r, len(b)) {
+			return &api.Error{Kind: api.Unavailable, Text: "too many large requests at once: try again"}
 		}
 	}
-}
-
-func (h *Handler) waitForSlot(r *http.Request) bool {
-	timer := time.NewTimer(patience(r))
-	defer timer.Stop()
-	select {
-	case h.large <- struct{}{}:
-		return true
-	case <-timer.C:
-	case <-r.Context().Done():
-	}
-	return false
 }
 
 var errBodyTooLarge = &api.Error{Kind: api.TooLarge, Text: "the body is larger than 32 MiB"}

@@ -72,7 +72,7 @@ type Handler struct {
 	random   io.Reader
 	log      *slog.Logger
 	proxies  []netip.Prefix
-	large    chan struct{} // one slot for each large body in memory
+	taken    taken
 	draining atomic.Bool
 	active   atomic.Int64 // requests under way
 	flights  flights
@@ -92,7 +92,7 @@ func New(o Options) *Handler {
 	}
 	return &Handler{
 		gate: o.Gate, clock: o.Clock, random: o.Random, log: o.Log, proxies: o.Proxies,
-		large: make(chan struct{}, largeBodies),
+		taken: newTaken(),
 	}
 }
 
@@ -150,7 +150,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := h.requestID()
 	start := h.clock.Now()
 	defer h.survive(w, r, id)
-	op, help, err := h.decode(w, r, id, path, start)
+	seat := seat{taken: &h.taken}
+	defer seat.leave()
+	op, help, err := h.decode(w, r, id, path, start, &seat)
 	if err != nil {
 		h.refuse(w, err)
 		return

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -516,30 +517,69 @@ func TestSlowBody(t *testing.T) {
 	})
 }
 
-// Large bodies wait for each other beyond the number of slots; none is lost.
+// Large bodies wait for each other beyond the number of seats, until those before them are answered; none is lost.
 func TestLargeBodiesTakeTurns(t *testing.T) {
-	var mu sync.Mutex
-	reached := 0
-	h := answering(&lessor.Answer{}, nil, func(op *lessor.Op) {
-		if n := len(op.Data["x"].(string)); n != 2<<20 {
-			t.Errorf("%d bytes arrived", n)
-		}
-		mu.Lock()
-		reached++
-		mu.Unlock()
-	})
-	body := `{"x":"` + strings.Repeat("y", 2<<20) + `"}`
-	var all sync.WaitGroup
-	for range 3 * largeBodies {
-		all.Go(func() {
-			if w := ask(h, "POST", "/v1/a", body); w.Code != 204 {
-				t.Errorf("got %d %s", w.Code, w.Body)
+	for _, c := range []struct{ size, atOnce int }{{2 << 20, 8}, {100 << 10, 256}} {
+		synctest.Test(t, func(t *testing.T) {
+			var reached atomic.Int64
+			release := make(chan struct{})
+			h := answering(&lessor.Answer{}, nil, func(op *lessor.Op) {
+				switch n := len(op.Data["x"].(string)); n {
+				case 1:
+				case c.size:
+					reached.Add(1)
+					<-release
+				default:
+					t.Errorf("%d bytes arrived", n)
+				}
+			})
+			body := `{"x":"` + strings.Repeat("y", c.size) + `"}`
+			for range 2 * c.atOnce {
+				go func() {
+					if w := ask(h, "POST", "/v1/a", body); w.Code != 204 {
+						t.Errorf("got %d %s", w.Code, w.Body)
+					}
+				}()
+			}
+			synctest.Wait()
+			if n := reached.Load(); n != int64(c.atOnce) {
+				t.Errorf("%d bodies of %d bytes are in memory at once, want %d", n, c.size, c.atOnce)
+			}
+			if w := ask(h, "POST", "/v1/a", `{"x":"y"}`); w.Code != 204 {
+				t.Errorf("a small body meanwhile: %d", w.Code)
+			}
+			close(release)
+			synctest.Wait()
+			if n := reached.Load(); n != int64(2*c.atOnce) {
+				t.Errorf("%d reached the gate", n)
+			}
+			for i, seats := range h.taken {
+				if len(seats) != 0 {
+					t.Errorf("%d seats of room %d are still taken", len(seats), i)
+				}
 			}
 		})
 	}
-	all.Wait()
-	if reached != 3*largeBodies || len(h.large) != 0 {
-		t.Errorf("%d reached the gate, %d slots are still taken", reached, len(h.large))
+}
+
+// Whoever sends the body of a request slowly gains no time: the token is judged when all of it is there.
+func TestTimeOfARequestWithABody(t *testing.T) {
+	var late time.Duration
+	begun := time.Time{}
+	h := answering(&lessor.Answer{}, nil, func(op *lessor.Op) { late = op.Time.Sub(begun) })
+	inFakeTime(t, h, func(t *testing.T, l *pipes) {
+		c := l.dial()
+		defer c.Close()
+		begun = time.Now()
+		_, _ = io.WriteString(c, "POST /v1/a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+		time.Sleep(20 * time.Second)
+		_, _ = io.WriteString(c, "}")
+		if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || answer.StatusCode != 204 {
+			t.Fatalf("got %v %v", answer, err)
+		}
+	})
+	if late < 20*time.Second {
+		t.Errorf("the request is as of %s after its beginning", late)
 	}
 }
 
