@@ -68,6 +68,18 @@ func TestTokensInPathsAreNotOnRecord(t *testing.T) {
 		g.do(g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+secret.Reveal()+`"}`)
 		g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"lease","value":"`+secret.Reveal()+`"}`)
 	}
+	// Wherever they stand: behind a question mark that was escaped, in a name, in what a revocation is told to revoke.
+	for _, secret := range []lessor.Secret{service, batch} {
+		for _, path := range []string{"secret/data/app?token=%s", "nowhere/x%sx/y", "nowhere/Bearer %s", "auth/token/roles/a%s"} {
+			_, _ = g.try(g.root, lessor.Read, fmt.Sprintf(path, secret.Reveal()), "")
+			_, _ = g.try(lessor.Secret{}, lessor.Read, fmt.Sprintf(path, secret.Reveal()), "")
+		}
+		for _, by := range []string{"prefix", "mount", "holder", "owner", "token", "lease"} {
+			for _, value := range []string{"%s", "auth/token/%s", "sys/%s"} {
+				_, _ = g.try(g.root, lessor.Update, "sys/lessor/revoke", fmt.Sprintf(`{"by":"`+by+`","value":"`+value+`"}`, secret.Reveal()))
+			}
+		}
+	}
 	trail := g.everything()
 	for _, secret := range []lessor.Secret{service, custom, batch, g.root} {
 		if strings.Contains(trail, secret.Reveal()) {

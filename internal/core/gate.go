@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/lessor-dev/lessor/api"
@@ -40,7 +41,7 @@ type walk struct {
 }
 
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
-// it returns, but for refusals of strangers, which are counted (package tally). An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
+// it returns, but for what strangers ask in vain, or without effect, which is counted (package tally). An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
 func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
 	for range attempts {
 		answer, err := c.attempt(ctx, op)
@@ -259,8 +260,8 @@ func (w *walk) plan(ctx context.Context) error {
 	if w.reply == nil {
 		w.reply = &engine.Reply{}
 	}
-	if (w.reply.Raw != nil || w.reply.Later != nil) && w.op.WrapTTL > 0 {
-		return api.Errorf(api.Invalid, "this answer cannot be wrapped")
+	if w.op.WrapTTL > 0 && (w.reply.Raw != nil || w.reply.Later != nil || w.who.Anonymous() && w.reply.Login == nil) {
+		return api.Errorf(api.Invalid, "this answer cannot be wrapped") // nor does who proves nothing leave anything behind
 	}
 	return nil
 }
@@ -278,8 +279,10 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	if err := w.wrap(txn, answer, &rec); err != nil {
 		return nil, err
 	}
-	if err := w.commit(ctx, txn, rec); err != nil {
-		return nil, err
+	if !w.idle(txn, &rec) || !w.counted(nil, rec) {
+		if err := w.commit(ctx, txn, rec); err != nil {
+			return nil, err
+		}
 	}
 	if txn.Urgent {
 		w.reaper.Nudge()
@@ -437,7 +440,7 @@ func (w *walk) record(phase audit.Phase) audit.Record {
 	if r := w.reply; r != nil {
 		rec.Secrets = r.Shown
 		if r.Note != "" {
-			rec.Note = r.Note
+			rec.Note = w.veiled(r.Note)
 		}
 		if r.Lease != "" {
 			rec.Lease = r.Lease
@@ -448,29 +451,38 @@ func (w *walk) record(phase audit.Phase) audit.Record {
 
 // recorded is the path as the audit record has it: tokens that clients put into URLs are not kept, but as a short hash.
 func (w *walk) recorded() string {
-	path := w.op.Path
-	named := w.mount != nil && w.mount.Type == "token"
-	if !named && !strings.Contains(path, token.ServicePrefix) && !strings.Contains(path, token.BatchPrefix) {
+	path := w.veiled(w.op.Path)
+	if w.mount == nil || w.mount.Type != "token" {
 		return path
 	}
 	segments := strings.Split(path, "/")
-	hide := func(i int) { segments[i] = "hash:" + token.InstanceOf(w.Keys.TokenHash(segments[i])) }
-	for i, s := range segments {
-		if strings.HasPrefix(s, token.ServicePrefix) || strings.HasPrefix(s, token.BatchPrefix) {
-			hide(i)
-		}
-	}
-	if at := strings.Count(w.pathOfMount(), "/"); named && len(segments) > at+1 {
+	if at := strings.Count(w.mount.Path, "/"); len(segments) > at+1 {
 		switch segments[at] {
 		case "lookup", "renew", "revoke", "revoke-orphan", "lookup-self", "renew-self", "revoke-self": // a custom id has no prefix
 			for i := at + 1; i < len(segments); i++ {
-				if segments[i] != "" && !strings.HasPrefix(segments[i], "hash:") {
-					hide(i)
+				if segments[i] != "" && !strings.HasPrefix(segments[i], hashMark) {
+					segments[i] = w.hashed(segments[i])
 				}
 			}
 		}
 	}
 	return strings.Join(segments, "/")
+}
+
+// tokens finds what looks like one of lessor's tokens, wherever it stands.
+var tokens = regexp.MustCompile(regexp.QuoteMeta(token.ServicePrefix) + `[\w-]+|` + regexp.QuoteMeta(token.BatchPrefix) + `[\w-]+`)
+
+// hashMark begins what stands in an audit record for a token.
+const hashMark = "hash:"
+
+func (c *Core) hashed(id string) string { return hashMark + token.InstanceOf(c.Keys.TokenHash(id)) }
+
+// veiled is a text that clients had a part in, with hashes in the place of tokens.
+func (c *Core) veiled(text string) string {
+	if !strings.Contains(text, token.ServicePrefix) && !strings.Contains(text, token.BatchPrefix) {
+		return text
+	}
+	return tokens.ReplaceAllStringFunc(text, c.hashed)
 }
 
 // Recorded is the path of an operation under way as the audit record will have it.
@@ -486,13 +498,6 @@ func (c *Core) Recorded(op *lessor.Op) (string, error) {
 	}
 	w.mount, _ = w.mounts.Route(op.Path)
 	return w.recorded(), nil
-}
-
-func (w *walk) pathOfMount() string {
-	if w.mount == nil {
-		return ""
-	}
-	return w.mount.Path
 }
 
 // note is a fixed text for the audit record of a refusal; never the error's own, which may quote the request.

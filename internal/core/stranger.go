@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -10,8 +11,8 @@ import (
 	"github.com/lessor-dev/lessor/internal/tally"
 )
 
-// counted reports whether a refusal is only counted: that of somebody who holds no token that is any good, unless it is
-// the first of its source in this second.
+// counted reports whether what was asked in vain, or without effect, is only counted: by somebody who holds no token that is any
+// good, unless it is the first of its source in this second. cause is the refusal, if it is one.
 func (w *walk) counted(cause error, rec audit.Record) bool {
 	if !w.who.Anonymous() {
 		return false
@@ -21,6 +22,17 @@ func (w *walk) counted(cause error, rec audit.Record) bool {
 		kind = tally.Probe
 	}
 	return !w.strangers.Add(w.op.Client, rec.ErrorKind+"\x00"+rec.Note+"\x00"+rec.Accessor, kind, rec)
+}
+
+// idle reports whether an operation changes nothing and shows nothing that is secret, as most of what strangers may ask.
+func (w *walk) idle(txn *store.Txn, rec *audit.Record) bool {
+	return len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges)+len(rec.Secrets) == 0 && w.reply.Raw == nil && w.reply.Do == nil && w.reply.Then == nil && w.reply.Later == nil
+}
+
+// Counts reports whether an act of somebody who holds no token, which has no effect on what is kept, is only counted, since this
+// source has had enough records of its own of that kind in this second.
+func (c *Core) Counts(client netip.Addr, rec audit.Record) bool {
+	return !c.strangers.Add(client, rec.ErrorKind+"\x00"+rec.Note, tally.Probe, rec)
 }
 
 // count commits what the tally counted.

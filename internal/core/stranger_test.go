@@ -101,6 +101,51 @@ func TestProbesOfWrappingTokens(t *testing.T) {
 	}
 }
 
+// What anybody may ask is not refused, but it must not fill the disk either: it is counted, as it shows nothing that is kept from
+// anybody; and nobody without a token leaves anything behind.
+func TestWhatAnybodyMayAskIsCounted(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass"}`)
+	g.login("userpass", "ann")
+	const n = 100
+	for _, path := range []string{"sys/internal/ui/mounts", "sys/internal/specs/openapi", "sys/internal/ui/feature-flags", "sys/replication/status"} {
+		g.clock.Advance(time.Minute)
+		seq := g.db.Head().Seq
+		for range n {
+			g.do(lessor.Secret{}, lessor.Read, path, "")
+		}
+		records := g.since(seq)
+		var sum uint64
+		for _, r := range records {
+			sum += max(r.Count, 1)
+			if !r.Granted || r.ErrorKind != "" || r.Path != path {
+				t.Errorf("%s: %+v", path, r.Record)
+			}
+		}
+		if len(records) != 2 || sum != n {
+			t.Errorf("%s: %d records of %d requests, want 2 of %d", path, len(records), sum, n)
+		}
+		op := g.op(lessor.Secret{}, lessor.Read, path, "")
+		op.WrapTTL = time.Hour
+		if a, err := g.core.Handle(t.Context(), op); api.KindOf(err) != api.Invalid {
+			t.Errorf("%s was wrapped for a stranger: %+v", path, a)
+		}
+		token := g.token(`{"policies":["default"]}`)
+		seq = g.db.Head().Seq
+		for range 5 {
+			g.do(token, lessor.Read, path, "")
+		}
+		if n := len(g.since(seq)); n != 5 {
+			t.Errorf("%s: %d records of 5 requests of somebody who has a token", path, n)
+		}
+	}
+	op := g.op(lessor.Secret{}, lessor.Update, "auth/userpass/login/ann", `{"password":"a long password"}`)
+	op.WrapTTL = time.Hour
+	if a, err := g.core.Handle(t.Context(), op); err != nil || a.Wrap == nil {
+		t.Errorf("a login is not wrapped: %v", err)
+	}
+}
+
 // However many addresses a flood comes from, what it writes is bounded.
 func TestFloodFromEverywhere(t *testing.T) {
 	g := start(t)

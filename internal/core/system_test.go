@@ -346,3 +346,13 @@ func TestVersionHistory(t *testing.T) {
 		t.Errorf("0.11.0: %v", info)
 	}
 }
+
+// The document repeats its context in the name of each operation: a long one would make it many times as long.
+func TestContextOfTheSpecificationIsBounded(t *testing.T) {
+	g := start(t)
+	token := g.token(`{"policies":["default"]}`)
+	g.do(token, lessor.Read, "sys/internal/specs/openapi", `{"context":"`+strings.Repeat("x", 64)+`"}`)
+	for _, who := range []lessor.Secret{token, {}} {
+		g.refused(api.Invalid, who, lessor.Update, "sys/internal/specs/openapi", `{"context":"`+strings.Repeat("x", 65)+`"}`)
+	}
+}

@@ -91,7 +91,7 @@ func (n *Node) rootBegin(_ context.Context, l *life, r *engine.Request) (*deed, 
 		return nil, err
 	}
 	data["otp"] = lessor.NewSecret(made)
-	return &deed{note: "generation of a root token begun", data: data}, nil
+	return &deed{note: "generation of a root token begun", free: true, data: data}, nil
 }
 
 func (n *Node) rootCancel(_ context.Context, l *life, _ *engine.Request) (*deed, error) {
@@ -102,7 +102,7 @@ func (n *Node) rootCancel(_ context.Context, l *life, _ *engine.Request) (*deed,
 		return &deed{}, nil
 	}
 	n.dropRooting()
-	return &deed{note: "generation of a root token cancelled"}, nil
+	return &deed{note: "generation of a root token cancelled", free: true}, nil
 }
 
 // rootUpdate takes one key. With enough of them it makes the token.

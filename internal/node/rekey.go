@@ -106,7 +106,7 @@ func (n *Node) rekeyBegin(_ context.Context, l *life, r *engine.Request) (*deed,
 	}
 	n.rekeying = &rekeying{nonce: nonce, begun: r.Now, cut: c, backup: r.Bool("backup"), verify: r.Bool("require_verification")}
 	data, err := n.rekeyData(l)
-	return &deed{note: "rekey begun", data: data}, err
+	return &deed{note: "rekey begun", free: true, data: data}, err
 }
 
 func (n *Node) rekeyCancel(_ context.Context, l *life, r *engine.Request) (*deed, error) {
@@ -120,7 +120,7 @@ func (n *Node) rekeyCancel(_ context.Context, l *life, r *engine.Request) (*deed
 		return nil, &api.Error{Kind: api.Invalid, Text: "invalid request: a rekey is cancelled by its nonce, or by anybody after ten minutes", Cause: errNonce}
 	}
 	n.dropRekeying()
-	return &deed{note: "rekey cancelled"}, nil
+	return &deed{note: "rekey cancelled", free: true}, nil
 }
 
 // rekeyUpdate takes one of the old keys. With enough of them it makes the new ones, and shows them.
@@ -272,7 +272,7 @@ func (n *Node) verifyRestart(_ context.Context, l *life, _ *engine.Request) (*de
 		n.rekeying.fresh.nonce = nonce
 	}
 	data, err := n.verifyData(l)
-	return &deed{note: "verification begun anew", data: data}, err
+	return &deed{note: "verification begun anew", free: true, data: data}, err
 }
 
 // verifyUpdate takes one of the new shares. With enough of them they are in force.

@@ -31,6 +31,7 @@ type deed struct {
 	data  map[string]any // answer; nil: 204
 	txn   store.Txn
 	note  string // for the record; empty: nothing happened that needs one
+	free  bool   // it takes no key: anybody may do it over and over
 	named string // accessor of a token that it gives
 	after func() // once it is on record
 }
@@ -157,7 +158,8 @@ func (n *Node) await(ctx context.Context) error {
 	}
 }
 
-// recorded makes a deed durable with its record, or the record of a refusal.
+// recorded makes a deed durable with its record, or the record of a refusal. A flood of what takes no key is counted: it must not
+// fill the disk.
 func (n *Node) recorded(ctx context.Context, l *life, r *engine.Request, d *deed, failure error) error {
 	rec := audit.Record{
 		Time: r.Now, Request: r.Op.ID, Operation: r.Op.Verb.String(), Path: r.Op.Path, Phase: audit.Done, System: "seal",
@@ -174,6 +176,9 @@ func (n *Node) recorded(ctx context.Context, l *life, r *engine.Request, d *deed
 		if n.keys == nil { // else it was just unsealed, and the record is in the first commit
 			n.hear(rec)
 		}
+		return nil
+	}
+	if (d.free || failure != nil) && l.core.Counts(r.Op.Client, rec) {
 		return nil
 	}
 	txn.Audit = append(txn.Audit, rec)

@@ -185,6 +185,58 @@ func swapped(key string) string {
 	}
 }
 
+// Rites take no token, so that anybody may begin, cancel, and show wrong keys for as long as he likes. That is on record, but it
+// does not fill the disk.
+func TestFloodOfRites(t *testing.T) {
+	r := under(t, byShares).start()
+	r.give(r.initialise(3, 2)[:2]...)
+	r.fill()
+	for name, steps := range map[string][][3]string{
+		"begin and cancel a root token": {{"PUT", "sys/generate-root/attempt", `{}`}, {"DELETE", "sys/generate-root/attempt", ""}},
+		"begin and cancel a rekey":      {{"PUT", "sys/rekey/init", `{"secret_shares":3,"secret_threshold":2}`}, {"DELETE", "sys/rekey/init", `{"nonce":"%s"}`}},
+		"keys for no root token":        {{"PUT", "sys/generate-root/update", `{"key":"AAAA","nonce":"x"}`}},
+		"keys for no rekey":             {{"PUT", "sys/rekey/update", `{"key":"AAAA","nonce":"x"}`}},
+		"no keys":                       {{"PUT", "sys/unseal", `{"key":"!"}`}},
+		"another store":                 {{"PUT", "sys/init", `{"secret_shares":3,"secret_threshold":2}`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const n = 100
+			before, began := r.db.Head().Seq, time.Now()
+			for range n {
+				nonce := ""
+				for _, s := range steps {
+					_, answer := r.ask(s[0], s[1], strings.ReplaceAll(s[2], "%s", nonce))
+					nonce, _ = answer["nonce"].(string)
+				}
+			}
+			most, want := 17*len(steps)*(int(time.Since(began)/time.Second)+2), float64(n*len(steps))
+			if made := int(r.db.Head().Seq - before); made > most || made == 0 {
+				t.Errorf("%v requests made %d commits", want, made)
+			}
+			told := 0.0
+			for tries := 0; tries < 50 && told < want; tries++ {
+				time.Sleep(100 * time.Millisecond)
+				told = 0
+				for _, rec := range r.must(200, "GET", "sys/lessor/audit/records?limit=1000&newest=true", "")["data"].(map[string]any)["records"].([]any) {
+					rec := rec.(map[string]any)
+					count, many := rec["count"].(float64)
+					switch {
+					case rec["seq"].(float64) <= float64(before) || rec["system"] != "seal":
+					case many:
+						told += count
+					default:
+						told++
+					}
+				}
+			}
+			if told != want {
+				t.Errorf("%v of %v are on record", told, want)
+			}
+		})
+	}
+	r.checkFilled()
+}
+
 // Nobody but the store's people seals it, and who has no sudo is none of them.
 func TestSealNeedsSudo(t *testing.T) {
 	p := newPlace(t)

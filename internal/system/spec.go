@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -21,11 +22,17 @@ func (b *Backend) specRoutes() []engine.Route {
 	}}
 }
 
+// longestContext is how much may be appended to each of some hundred names.
+const longestContext = 64
+
 // spec describes what the caller can see: with a token the mounts that it reaches, without one those that are shown to everybody.
 func (b *Backend) spec(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	known, err := known(r)
 	if err != nil {
 		return nil, err
+	}
+	if len(r.Str("context")) > longestContext {
+		return nil, api.Errorf(api.Invalid, "context has at most %d bytes", longestContext)
 	}
 	var mounts []openapi.Mount
 	seen := map[string]bool{} // backends that are described with a parameter for a path: once each

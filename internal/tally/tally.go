@@ -124,6 +124,7 @@ func (b *bucket) add(source string, rec audit.Record) {
 		return
 	}
 	b.rec.Path = common(b.rec.Path, rec.Path)
+	b.rec.Granted = b.rec.Granted && rec.Granted
 	for _, f := range []struct{ have, next *string }{
 		{&b.rec.Operation, &rec.Operation}, {&b.rec.ErrorKind, &rec.ErrorKind}, {&b.rec.Note, &rec.Note}, {&b.rec.Rule, &rec.Rule},
 		{&b.rec.Accessor, &rec.Accessor}, {&b.rec.Entity, &rec.Entity}, {&b.rec.Name, &rec.Name}, {&b.rec.Alias, &rec.Alias}, {&b.rec.Role, &rec.Role},
