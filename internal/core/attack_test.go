@@ -1005,3 +1005,94 @@ func TestRevokedWhileItIsMade(t *testing.T) {
 		})
 	}
 }
+
+// What is taken from somebody is taken when that is answered: an operation that was decided before, and commits after, does not.
+func TestOldStandingCommitsNothing(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	const rule = `path "target/*" { capabilities = ["create", "read", "update"] }`
+	for name, c := range map[string]struct {
+		token string // what the token is made with besides its policy; "login": it is a login's
+		take  func(token, parent lessor.Secret, auth *lessor.Auth)
+	}{
+		"the token": {"", func(token, _ lessor.Secret, _ *lessor.Auth) {
+			g.do(g.root, lessor.Update, "auth/token/revoke", `{"token":"`+token.Reveal()+`"}`)
+		}},
+		"its parent": {"", func(_, parent lessor.Secret, _ *lessor.Auth) {
+			g.do(g.root, lessor.Update, "auth/token/revoke", `{"token":"`+parent.Reveal()+`"}`)
+		}},
+		"the parent of a batch token": {`,"type":"batch"`, func(_, parent lessor.Secret, _ *lessor.Auth) {
+			g.do(g.root, lessor.Update, "auth/token/revoke", `{"token":"`+parent.Reveal()+`"}`)
+		}},
+		"the policy": {"", func(lessor.Secret, lessor.Secret, *lessor.Auth) { g.policy("noter", `path "x" {}`) }},
+		"the policy's being": {"", func(lessor.Secret, lessor.Secret, *lessor.Auth) {
+			g.do(g.root, lessor.Delete, "sys/policies/acl/noter", "")
+		}},
+		"the mount": {"", func(lessor.Secret, lessor.Secret, *lessor.Auth) {
+			g.do(g.root, lessor.Update, "sys/remount", `{"from":"target","to":"elsewhere"}`)
+		}},
+		"the last use": {`,"num_uses":1`, func(token, _ lessor.Secret, _ *lessor.Auth) {
+			_, _ = g.try(token, lessor.Read, "target/notes/none", "")
+		}},
+		"tokens of a path": {"", func(lessor.Secret, lessor.Secret, *lessor.Auth) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"prefix","value":"auth/token/create","sync":false}`)
+		}},
+		"tokens of an owner": {"", func(lessor.Secret, lessor.Secret, *lessor.Auth) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"owner","value":"noters","sync":false}`)
+		}},
+		"batch tokens of an owner": {`,"type":"batch"`, func(lessor.Secret, lessor.Secret, *lessor.Auth) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"owner","value":"noters","sync":false}`)
+		}},
+		"the method": {"login", func(lessor.Secret, lessor.Secret, *lessor.Auth) { g.do(g.root, lessor.Delete, "sys/auth/userpass", "") }},
+		"all that somebody holds": {"login", func(_, _ lessor.Secret, a *lessor.Auth) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"holder","value":"`+a.Entity+`","sync":false}`)
+		}},
+		"the entity's being": {"login", func(_, _ lessor.Secret, a *lessor.Auth) {
+			g.do(g.root, lessor.Delete, "identity/entity/id/"+a.Entity, "")
+		}},
+		"the entity's leave": {"login", func(_, _ lessor.Secret, a *lessor.Auth) {
+			g.do(g.root, lessor.Update, "identity/entity/id/"+a.Entity, `{"disabled":true}`)
+		}},
+		"the entity's policies": {"login", func(_, _ lessor.Secret, a *lessor.Auth) {
+			g.do(g.root, lessor.Update, "identity/entity/id/"+a.Entity, `{"policies":[]}`)
+		}},
+		"by a group that denies": {"login", func(_, _ lessor.Secret, a *lessor.Auth) {
+			g.policy("denier", `path "target/notes/by-a-group-that-denies" { capabilities = ["deny"] }`)
+			g.do(g.root, lessor.Update, "identity/group", `{"policies":["denier"],"member_entity_ids":["`+a.Entity+`"]}`)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g.policy("noter", rule)
+			g.policy("maker", `path "auth/token/create" { capabilities = ["update", "sudo"] }`)
+			g.do(g.root, lessor.Update, "sys/lessor/owners/auth/token", `{"owner":"noters"}`)
+			parent := g.token(`{"policies":["maker"]}`)
+			var auth *lessor.Auth
+			if c.token == "login" {
+				_, _ = g.try(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass"}`)
+				auth = g.login("userpass", strings.NewReplacer(" ", "-", "'", "").Replace(name)).Auth // somebody new each time
+				g.do(g.root, lessor.Update, "identity/entity/id/"+auth.Entity, `{"policies":["noter"]}`)
+			} else {
+				auth = g.do(parent, lessor.Update, "auth/token/create", `{"policies":["noter"]`+c.token+`}`).Auth
+			}
+			note := "target/notes/" + strings.ReplaceAll(name, " ", "-")
+			taken := false
+			g.target.meanwhile = func() { taken = true; c.take(auth.Token, parent, auth) }
+			_, err := g.try(auth.Token, lessor.Update, note, "")
+			if !taken {
+				t.Fatalf("it was not even decided: %v", err)
+			}
+			switch kind := api.KindOf(err); {
+			case err == nil:
+				t.Error("it committed")
+			case kind != api.Denied && kind != api.Unauthenticated && (kind != api.NotFound || name != "the mount"):
+				t.Errorf("refused by %v", err)
+			}
+			if name == "the mount" {
+				g.do(g.root, lessor.Update, "sys/remount", `{"from":"elsewhere","to":"target"}`)
+			}
+			if d := g.do(g.root, lessor.Read, note, "").Data; d["kept"] != false {
+				t.Error("what it wrote is there")
+			}
+		})
+	}
+}

@@ -119,13 +119,17 @@ func (c *Core) standingOf(v store.View, entity string) (*standing, error) {
 }
 
 // ground adds to txn that what the decision relied on is still so when it commits. Reads need none of it: they show one
-// consistent state. The mount table and policies are required by table; who changes those seldom pays with a retry elsewhere.
+// consistent state. The mount table, policies and wide revocations are required by table; who changes those seldom pays with a retry
+// elsewhere. A revocation does not wait for other revocations: many at once would be in each other's way.
 func (who *caller) ground(v store.View, txn *store.Txn) {
 	txn.Unchanged = append(txn.Unchanged,
 		store.Since{Table: store.Mounts, Position: v.Position()},
 		store.Since{Table: store.Policies, Position: v.Position()})
 	if who.token == nil {
 		return
+	}
+	if !txn.Urgent {
+		txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Tombs, Position: v.Position()})
 	}
 	if who.row.Exists() && !touches(txn, who.row.Key) {
 		txn.Require(who.row)

@@ -9,6 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // target is an engine whose accounts are in memory, and that a test can take away.
@@ -18,6 +19,8 @@ type target struct {
 	down     bool               // every touch fails
 	during   func(*lease.Lease) // what happens while an account is being made
 	hanging  chan struct{}      // reverts do not come back before it is closed; nil: they do
+
+	meanwhile func() // what happens between the decision about a note and its commit, once
 }
 
 func (t *target) set(down, hangs bool) {
@@ -40,6 +43,22 @@ func (t *target) count() int {
 
 func (t *target) Routes() []engine.Route {
 	return []engine.Route{{
+		Pattern: "notes/{name}", Help: "a row", Ops: map[lessor.Verb]engine.Handler{
+			lessor.Update: func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+				if f := t.meanwhile; f != nil {
+					t.meanwhile = nil
+					f()
+				}
+				reply := &engine.Reply{}
+				reply.Txn.Put(store.Engine, store.MountKey(r.Mount.Namespace, r.Mount.UUID, "notes/", r.Param("name")), []byte("x"))
+				return reply, nil
+			},
+			lessor.Read: func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+				row, err := r.View.Get(store.Key{Table: store.Engine, Name: store.MountKey(r.Mount.Namespace, r.Mount.UUID, "notes/", r.Param("name"))})
+				return &engine.Reply{Data: map[string]any{"kept": row.Exists()}}, err
+			},
+		},
+	}, {
 		Pattern: "creds/{name}", Help: "an account", Ops: map[lessor.Verb]engine.Handler{
 			lessor.Read: func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 				return &engine.Reply{Issue: &engine.Issue{
