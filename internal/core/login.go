@@ -161,6 +161,19 @@ func (c *Core) mint(v store.View, m *engine.Mint, now time.Time, path string) (*
 	return t, secret, err
 }
 
+// heaviest bounds what is read with each request of a token.
+const heaviest = 64 << 10
+
+func weight(t *token.Token) (n int) {
+	for _, p := range t.Policies {
+		n += len(p)
+	}
+	for k, v := range t.Metadata {
+		n += len(k) + len(v)
+	}
+	return n
+}
+
 // mintWithin makes a token, an orphan still, and its id. A batch token gets its id when it is kept. Warnings tell what was cut of
 // what was asked for.
 func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path string, l token.Lifetime) (*token.Token, lessor.Secret, []string, error) {
@@ -168,6 +181,9 @@ func (c *Core) mintWithin(v store.View, m *engine.Mint, now time.Time, path stri
 		Kind: lessor.Service, Orphan: true, Policies: policiesOf(m.Policies, m.NoDefault), Path: path, Name: m.Name, Metadata: m.Metadata,
 		Created: now, Explicit: m.Explicit, Period: m.Period, NumUses: m.NumUses, Limited: m.NumUses > 0, Max: l.MaxTTL,
 		Renewable: m.Renewable, Entity: m.Entity, Role: m.Role, Bound: m.BoundCIDRs, Position: v.Position(),
+	}
+	if weight(t) > heaviest {
+		return nil, lessor.Secret{}, nil, api.Errorf(api.Invalid, "the policies and the metadata of a token have at most %d bytes together", heaviest)
 	}
 	var warnings []string
 	if m.NeverExpires {

@@ -123,6 +123,8 @@ func (b *Backend) make(r *engine.Request, ro *Role, orphan bool) (*engine.Reply,
 		return nil, err
 	}
 	switch {
+	case len(m.Name) > longestName:
+		return nil, api.Errorf(api.Invalid, "display_name has at most %d bytes: each audit record has it", longestName-len("token-"))
 	case m.NumUses < 0:
 		return nil, api.Errorf(api.Invalid, "number of uses cannot be negative")
 	case m.EntityAlias != "" && ro == nil:
@@ -214,6 +216,8 @@ func batch(r *engine.Request, ro *Role) (bool, error) {
 	}
 	return false, api.Errorf(api.Invalid, "batch tokens cannot have %q set", bad)
 }
+
+const longestName = 512
 
 // customID refuses ids that a client chose but nobody could use, or that would be taken for another kind.
 func customID(r *engine.Request, id string) error {
