@@ -15,10 +15,20 @@ import (
 // Recipients are the public keys that something is encrypted to, one each (OpenPGP, RFC 9580).
 type Recipients []*openpgp.Entity
 
+// Bounds of public keys, in bytes of base64: anybody may send some, and reading one means checking what it signed.
+const (
+	longestRecipient  = 128 << 10
+	longestRecipients = 1 << 20
+)
+
 // ParseRecipients reads public keys, each in base64 without armor, as Vault's clients send them.
 func ParseRecipients(keys []string) (Recipients, error) {
 	var all Recipients
+	size := 0
 	for i, key := range keys {
+		if size += len(key); len(key) > longestRecipient || size > longestRecipients {
+			return nil, api.Errorf(api.Invalid, "error parsing given PGP key: number %d is too long: export it without photos and other people's signatures", i+1)
+		}
 		b, err := base64.StdEncoding.DecodeString(key)
 		if err != nil {
 			return nil, api.Errorf(api.Invalid, "error decoding given PGP key: number %d is not base64", i+1)
