@@ -231,8 +231,8 @@ func (c *Core) Installed(ctx context.Context, version string) error {
 		return err
 	}
 	_, err = c.Store.Commit(ctx, txn)
-	if errors.As(err, new(*store.Conflict)) {
-		return nil // another node was faster
+	if errors.As(err, new(*store.Conflict)) || errors.Is(err, store.ErrFull) {
+		return nil // another node was faster; or a start when there is room will do it
 	}
 	return err
 }

@@ -68,7 +68,7 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 		}
 	}
 	if len(heard) > 0 {
-		if _, err := l.db.Commit(ctx, store.Txn{Audit: heard}); err != nil {
+		if _, err := l.db.Commit(ctx, store.Txn{Audit: heard, Urgent: true}); err != nil { // without it, nothing could be revoked
 			return err
 		}
 	}

@@ -25,7 +25,7 @@ func (db *DB) Prune(ctx context.Context, before time.Time, by audit.Record) (Rec
 	if err != nil || seq == 0 {
 		return Receipt{}, err
 	}
-	p := &pending{pruned: seq, txn: Txn{Audit: []audit.Record{by}}}
+	p := &pending{pruned: seq, txn: Txn{Audit: []audit.Record{by}, Urgent: true}} // it makes room
 	for _, t := range [...]Table{Records, ByPath, ByWho} {
 		p.drops = append(p.drops, Range{Table: t, To: dayKey(cut)})
 	}

@@ -690,6 +690,11 @@ func testFull(t *testing.T, s *setup) {
 	if _, err := db.Commit(t.Context(), store.Txn{}); !errors.Is(err, store.ErrFull) {
 		t.Errorf("commit to a full disk: %v", err)
 	}
+	commit(t, db, func(x *store.Txn) { x.Urgent = true; x.Audit = []audit.Record{record("a", "x")} })
+	s.clock.Advance(72 * time.Hour)
+	if r, err := db.Prune(t.Context(), db.Now().Add(-24*time.Hour), record("sys/prune", "x")); err != nil || r.Seq == 0 {
+		t.Errorf("pruning, which makes room: %+v, %v", r, err)
+	}
 	commit(t, db, func(x *store.Txn) { x.Urgent = true; x.Put(store.Tombs, "t", nil) })
 	d.set(1000)
 	deadline := time.Now().Add(10 * time.Second)
