@@ -188,6 +188,7 @@ func (n *Node) serve(context.Context) error {
 			Gate: n, Clock: n, Random: n.o.Random, Log: n.log, Proxies: l.config.TrustedProxies,
 		})
 		l.http = server.NewHTTP(l.handler, n.log)
+		l.http.ConnState = connections.Note
 		if l.certificate != nil {
 			l.http.TLSConfig = l.certificate.Config(l.config.MinVersion)
 		}

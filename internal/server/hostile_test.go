@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -153,6 +154,54 @@ func TestConnectionsAreBounded(t *testing.T) {
 	all.Wait()
 	if Most(1024) != 768 || Most(1<<63) != 3<<18 {
 		t.Errorf("connections for 1024 files: %d", Most(1024))
+	}
+}
+
+// Who holds connections without asking anything keeps nobody out, over TLS neither.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	for _, secured := range []bool{false, true} {
+		t.Run(fmt.Sprintf("TLS %t", secured), func(t *testing.T) {
+			const most = 4
+			connections := NewConnections(most)
+			s := httptest.NewUnstartedServer(answering(&lessor.Answer{}, nil, nil))
+			s.Config.ConnState = connections.Note
+			s.Listener = connections.Bound(s.Listener)
+			if secured {
+				s.StartTLS()
+			} else {
+				s.Start()
+			}
+			defer s.Close()
+			ask := func(c *http.Client) error {
+				answer, err := c.Get(s.URL + "/v1/a")
+				if err == nil {
+					_, _ = io.Copy(io.Discard, answer.Body)
+					err = answer.Body.Close()
+				}
+				return err
+			}
+			hoarder := s.Client()
+			hoarder.Transport.(*http.Transport).MaxIdleConnsPerHost = 100
+			var all sync.WaitGroup
+			for range most {
+				all.Go(func() {
+					if err := ask(hoarder); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			all.Wait()
+			for range 3 * most { // each on a connection of his own, which he keeps
+				mine := hoarder.Transport.(*http.Transport).Clone()
+				defer mine.CloseIdleConnections()
+				if err := ask(&http.Client{Transport: mine, Timeout: 5 * time.Second}); err != nil {
+					t.Fatalf("somebody was kept out: %v", err)
+				}
+			}
+			if n := len(connections.slots); n > most {
+				t.Errorf("%d connections are open", n)
+			}
+		})
 	}
 }
 
