@@ -394,6 +394,16 @@ func TestWrappingIsOnceAndRecorded(t *testing.T) {
 	if security != 7 {
 		t.Errorf("%d records of a second unwrap, want 7", security)
 	}
+	// Which token was made is on record, wrapped or not.
+	op = g.op(g.root, lessor.Update, "auth/token/create", `{"policies":["default"]}`)
+	op.WrapTTL = time.Minute
+	made, err := g.core.Handle(t.Context(), op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if note := g.last("auth/token/create")[0].Note; note != "token "+made.Wrap.WrappedAccessor+", wrapped" {
+		t.Errorf("note of a wrapped token: %q", note)
+	}
 	// An expired wrapping token is worth nothing, and what it wrapped goes.
 	op = g.op(g.root, lessor.Read, "secret/data/app", "")
 	op.WrapTTL = time.Minute

@@ -53,7 +53,10 @@ func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
 		kept.Body = a.Append(nil, w.op.ID)
 	}
 	wrapping.Put(txn, SystemMount, t.Hash, kept)
-	rec.Note = "wrapped"
+	if rec.Note != "" {
+		rec.Note += ", " // which token was made, say
+	}
+	rec.Note += "wrapped"
 	*a = lessor.Answer{Warnings: a.Warnings, Flat: a.Flat, Wrap: &lessor.Wrap{
 		Token: secret, Accessor: accessor, TTL: ttl, Created: now.Round(time.Nanosecond), Path: path, WrappedAccessor: kept.Accessor,
 	}}
