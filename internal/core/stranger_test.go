@@ -3,6 +3,7 @@ package core_test
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ func TestFloodIsCounted(t *testing.T) {
 	g.do(g.root, lessor.Update, "sys/auth/approle", `{"type":"approle"}`)
 	expired := g.token(`{"policies":["default"],"ttl":"1m"}`)
 	g.clock.Advance(2 * time.Minute)
+	g.eventually("the token is gone", func() bool { return strings.Contains(g.everything(), "token expired") }) // until then, whose it was is told
 	const n = 500
 	for name, ask := range map[string]func(i int) *lessor.Op{
 		"no token": func(i int) *lessor.Op {
