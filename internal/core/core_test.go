@@ -53,13 +53,19 @@ func start(t *testing.T, set ...func(*core.Options)) *gate {
 // startWith is start over a store with options.
 func startWith(t *testing.T, options store.Options, set ...func(*core.Options)) *gate {
 	t.Helper()
+	return startOn(t, mem.New(), options, set...)
+}
+
+// startOn is start over a backend.
+func startOn(t *testing.T, b store.Backend, options store.Options, set ...func(*core.Options)) *gate {
+	t.Helper()
 	t.Parallel()
 	clock := &enginetest.Clock{}
 	for !clock.Now().Equal(enginetest.Epoch) { // a difference of times has a largest value
 		clock.Advance(enginetest.Epoch.Sub(clock.Now()))
 	}
 	options.Clock = clock
-	db, err := store.Open(mem.New(), options)
+	db, err := store.Open(b, options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -284,6 +284,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 			return nil, err
 		}
 	}
+	w.welcomed()
 	if txn.Urgent {
 		w.reaper.Nudge()
 	}

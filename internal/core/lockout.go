@@ -70,12 +70,13 @@ func (w *walk) lock(ctx context.Context, txn *store.Txn) error {
 	s := w.suspected
 	lockout.Put(txn, s.Name, w.op.Time)
 	txn.Audit[0].Note = "locked out after too many failures"
+	txn.Urgent = true // a full disk gives nobody more guesses
 	receipt, err := w.Store.Commit(ctx, *txn)
 	w.guard.Committed(s.Name, receipt.Seq)
 	return err
 }
 
-// trusted takes note of a login that succeeded: it does only while nobody locks its name.
+// trusted adds to a login's commit what it rests on: it succeeds only while nobody locks its name.
 func (w *walk) trusted(txn *store.Txn) {
 	s := w.suspected
 	if s == nil {
@@ -85,7 +86,13 @@ func (w *walk) trusted(txn *store.Txn) {
 	if s.row.Exists() {
 		txn.Delete(s.row.Table, s.row.Name) // it is over
 	}
-	w.guard.Forget(s.Name)
+}
+
+// welcomed forgets the failures under the name of a login that is on record.
+func (w *walk) welcomed() {
+	if w.reply.Login != nil && w.suspected != nil {
+		w.guard.Forget(w.suspected.Name)
+	}
 }
 
 // expireLocks drops the rows of locks that are over.

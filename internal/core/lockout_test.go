@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/lockout"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/store/mem"
 )
 
 // people mounts userpass with the user ann, whose password is "right", and gives the mount's accessor.
@@ -233,5 +235,39 @@ func TestLockoutIsTuned(t *testing.T) {
 				t.Errorf("%d failures were told, want %d", told, c.allowed)
 			}
 		})
+	}
+}
+
+// small is a backend on a disk that may be full.
+type small struct {
+	store.Backend
+	free atomic.Int64
+}
+
+func (s *small) Usage() (used, free int64) { return 0, s.free.Load() }
+
+// On a full disk nobody logs in, but names are locked all the same, and no answer tells a right password from a wrong one.
+func TestLockoutOnAFullDisk(t *testing.T) {
+	disk := &small{Backend: mem.New()}
+	disk.free.Store(1000)
+	g := startOn(t, disk, store.Options{Reserve: 100})
+	g.people()
+	disk.free.Store(10)
+	const full = "503 the disk is almost full: only revocations are accepted until an operator makes room"
+	g.eventually("the disk is full", func() bool { return g.answer(g.core, "auth/userpass/login/ann", `{"password":"right"}`) == full })
+	g.guess(g.core, "ann", 4)
+	g.answer(g.core, "auth/userpass/login/ann", `{"password":"right"}`) // not let in, so that it counts for nothing
+	g.guess(g.core, "ann", 1)
+	for range 3 {
+		for _, password := range []string{"wrong", "right"} {
+			if got := g.answer(g.core, "auth/userpass/login/ann", `{"password":"`+password+`"}`); got != lockedOut && got != full {
+				t.Errorf("answer to the %s password: %s", password, got)
+			}
+		}
+	}
+	disk.free.Store(1000)
+	g.eventually("there is room", func() bool { return g.answer(g.core, "auth/userpass/login/nobody", `{"password":"x"}`) != full })
+	if got := g.answer(g.core, "auth/userpass/login/ann", `{"password":"right"}`); got != lockedOut {
+		t.Errorf("answer when there is room: %s", got)
 	}
 }
