@@ -976,6 +976,18 @@ func TestShapesThatClientsRead(t *testing.T) {
 	g.do(g.root, lessor.Update, "auth/token/revoke", `{"token":"none"}`)
 }
 
+// accessorOf is that of the token which was made with a display name.
+func (g *gate) accessorOf(name string) string {
+	g.Helper()
+	for _, a := range g.do(g.root, lessor.List, "auth/token/accessors/", "").Data["keys"].([]string) {
+		if d := g.do(g.root, lessor.Update, "auth/token/lookup-accessor", `{"accessor":"`+a+`"}`).Data; d["display_name"] == "token-"+name {
+			return a
+		}
+	}
+	g.Fatalf("no token is named %s", name)
+	return ""
+}
+
 // What is revoked while its target is still making it is not handed out, and that is on record.
 func TestRevokedWhileItIsMade(t *testing.T) {
 	for name, revoke := range map[string]func(*gate, string){
@@ -988,14 +1000,28 @@ func TestRevokedWhileItIsMade(t *testing.T) {
 		"its mount": func(g *gate, id string) {
 			g.refused(api.Unavailable, g.root, lessor.Delete, "sys/mounts/target", "")
 		},
+		"all of its owner's": func(g *gate, _ string) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"owner","value":"somebody","sync":false}`)
+		},
+		"its token": func(g *gate, _ string) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"token","value":"`+g.accessorOf("child")+`","sync":false}`)
+		},
+		"its token's parent": func(g *gate, _ string) {
+			g.do(g.root, lessor.Update, "sys/lessor/revoke", `{"by":"token","value":"`+g.accessorOf("parent")+`","sync":false}`)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := start(t, func(o *core.Options) { o.Patience = 100 * time.Millisecond })
-			g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+			g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target","owner":"somebody"}`)
+			parent := g.token(`{"policies":["root"],"display_name":"parent"}`)
+			child := g.do(parent, lessor.Update, "auth/token/create", `{"policies":["root"],"display_name":"child"}`).Auth.Token
+			batch := g.do(parent, lessor.Update, "auth/token/create", `{"type":"batch","policies":["creds"]}`).Auth.Token
+			g.policy("creds", `path "target/creds/*" { capabilities = ["read"] }`)
+			g.do(g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+g.do(batch, lessor.Read, "target/creds/app", "").Lease.ID+`"}`)
 			g.target.during = func(l *lease.Lease) {
 				revoke(g, l.ID)
 			}
-			g.refused(api.Upstream, g.root, lessor.Read, "target/creds/app", "")
+			g.refused(api.Upstream, child, lessor.Read, "target/creds/app", "")
 			recs := g.last("target/creds/app")
 			outcomes := 0
 			for _, r := range recs {

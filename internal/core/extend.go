@@ -157,22 +157,25 @@ func (w *walk) leased(id string) (*lease.Lease, store.Row, *mount.Entry, error) 
 }
 
 // alive reports whether a lease gives its holder anything now: it is live, and so is the token that it dies with.
-func (w *walk) alive(l *lease.Lease) (bool, error) {
-	tombs, err := w.tombstones(w.view)
-	if err != nil || !l.Live(tombs, w.op.Time) {
+func (w *walk) alive(l *lease.Lease) (bool, error) { return w.gives(w.view, l, w.op.Time) }
+
+// gives is alive as of a View.
+func (c *Core) gives(v store.View, l *lease.Lease, now time.Time) (bool, error) {
+	tombs, err := c.tombstones(v)
+	if err != nil || !l.Live(tombs, now) {
 		return false, err
 	}
 	if l.Token == "" {
 		return true, nil
 	}
-	t, _, err := token.Lookup(w.view, l.Token)
+	t, _, err := token.Lookup(v, l.Token)
 	if err != nil || t == nil {
 		return false, err
 	}
-	if live, err := t.Live(w.view, w.op.Time); err != nil || !live {
+	if live, err := t.Live(v, now); err != nil || !live {
 		return false, err
 	}
-	return w.spared(w.view, t)
+	return c.spared(v, t)
 }
 
 // forMount is the permission to reach the target of a lease for a request that was granted at sys/.

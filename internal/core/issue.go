@@ -87,7 +87,12 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 	}
 	txn, rec := &store.Txn{}, w.record(audit.Outcome)
 	rec.Time, rec.Lease, rec.Owner = now, l.ID, l.Owner
-	if failure == nil && (current == nil || current.State != lease.Pending) {
+	l.State = lease.Live // if all that it rests on is still there
+	due, err := w.gives(view, l, now)
+	if err != nil {
+		return nil, err
+	}
+	if failure == nil && (current == nil || current.State != lease.Pending || !due) {
 		failure = api.Errorf(api.Upstream, "the credential took so long to make that its lease was ended meanwhile; ask again")
 	}
 	if failure != nil {
@@ -104,6 +109,7 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 	}
 	l.Due = current.Due
 	lease.Confirm(txn, row, l)
+	w.undisputed(view, txn, l)
 	answer, err := done(txn, &rec)
 	if err != nil {
 		return nil, err
@@ -114,6 +120,18 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 	}
 	w.counters.issued.Add(1)
 	return answer, nil
+}
+
+// undisputed adds to txn that nobody revokes, meanwhile, what a credential that is about to be handed out rests on.
+func (w *walk) undisputed(v store.View, txn *store.Txn, l *lease.Lease) {
+	txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Tombs, Position: v.Position()})
+	if l.Token == "" {
+		return
+	}
+	for _, hash := range append([]string{l.Token}, l.Ancestors...) {
+		k := token.Key(hash)
+		txn.Present(k.Table, k.Name)
+	}
 }
 
 // conclude commits an outcome. If somebody else was faster with the lease, the outcome is on record all the same: as a failure.
