@@ -261,6 +261,22 @@ func TestPolicyChangeIsInForceAtOnce(t *testing.T) {
 	}
 }
 
+// Many who change the same at once take turns; none is sent away.
+func TestManyChangesAtOnce(t *testing.T) {
+	g := start(t)
+	var all sync.WaitGroup
+	for i := range 100 {
+		all.Go(func() {
+			for range 3 {
+				if _, err := g.try(g.root, lessor.Update, fmt.Sprintf("sys/policies/acl/p%d", i), `{"policy":"path \"x\" {}"}`); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 func TestTokenTreeDiesAtOnce(t *testing.T) {
 	g := start(t)
 	parent := g.token(`{"policies":["default"],"meta":{"a":"b"}}`)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -20,6 +21,9 @@ import (
 
 // attempts bounds how often an operation walks again because the ground under its decision moved.
 const attempts = 64
+
+// patient is how often it does so at once.
+const patient = 8
 
 // walk is one operation on its way through the gate. It lives for one attempt.
 type walk struct {
@@ -43,14 +47,28 @@ type walk struct {
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
 // it returns, but for what strangers ask in vain, or without effect, which is counted (package tally). An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
 func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
-	for range attempts {
+	for n := range attempts {
 		answer, err := c.attempt(ctx, op)
 		if conflict := (*store.Conflict)(nil); !errors.As(err, &conflict) {
 			c.counters.count(err)
 			return answer, outcome(err)
 		}
+		giveWay(ctx, n)
 	}
 	return nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
+}
+
+// giveWay waits before an operation that lost n times already walks again: where very many want the same, they take turns.
+func giveWay(ctx context.Context, n int) {
+	if n < patient {
+		return
+	}
+	timer := time.NewTimer(time.Duration(n) * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.
