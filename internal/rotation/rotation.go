@@ -7,13 +7,15 @@
 //	          the target is told, and the new password tried
 //	Confirm   pending is in force; what was before is kept until it is proven dead
 //
-// What dies in between leaves a pending password. It is never replaced by another: whoever comes next brings that same one into force, as
-// often as it takes, so that an attempt which lands late does no harm.
+// What dies in between leaves a pending password. It is not replaced by another: whoever comes next brings that same one into force, as
+// often as it takes, so that an attempt which lands late does no harm. Only one that the target refused, each time that it was asked, is
+// withdrawn (Account.Withdraw): it can never land, and a target that wants other passwords would refuse it for ever.
 package rotation
 
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -45,6 +47,7 @@ type Account struct {
 	Next      time.Time `cbor:"10,keyasint,omitempty"` // where it stands in the queue; zero: it does not
 	New       bool      `cbor:"11,keyasint,omitempty"` // made a moment ago, and withdrawn if its target was not touched
 	Born      uint64    `cbor:"12,keyasint,omitempty"` // when it was made, Unix microseconds: tells accounts apart that had the same name in turn
+	Loose     uint32    `cbor:"13,keyasint,omitempty"` // attempts at Pending that are under way, or of which nobody knows how they ended
 }
 
 // Passwords are the secrets of an Account: a row of store.Secrets.
@@ -79,17 +82,36 @@ func (p *Passwords) Candidates() []lessor.Secret {
 // Nobody else does for a moment, Head.
 func (a *Account) Begin(p *Passwords, fresh lessor.Secret, now time.Time) {
 	if a.Pending == 0 {
-		a.Pending, p.Pending = a.Version+1, fresh
-		a.Attempts, a.LastError = 0, ""
+		a.Pending, p.Pending, a.Loose = a.Version+1, fresh, 0
 	}
+	a.Loose++
 	a.Retry = now.Add(Head)
+}
+
+// Untouched records that an attempt has certainly changed nothing.
+func (a *Account) Untouched() {
+	if a.Loose > 0 {
+		a.Loose--
+	}
+}
+
+// Withdraw gives up a pending password that the target refused, if no attempt at it may still land or is under way. What was begun is to
+// be done all the same, with another password.
+func (a *Account) Withdraw(p *Passwords, now time.Time) {
+	if a.Pending == 0 || a.Loose > 0 {
+		return
+	}
+	a.Pending, p.Pending = 0, lessor.Secret{}
+	if a.Due.IsZero() || now.Before(a.Due) {
+		a.Due = now
+	}
 }
 
 // Confirm records that the pending password is in force since now.
 func (a *Account) Confirm(p *Passwords, s Schedule, now time.Time) {
 	a.supersede(p, now)
 	p.Current, p.Pending = p.Pending, lessor.Secret{}
-	a.Version, a.Pending, a.Rotated, a.New = a.Pending, 0, now, false
+	a.Version, a.Pending, a.Loose, a.Rotated, a.New = a.Pending, 0, 0, now, false
 	a.Attempts, a.LastError, a.Retry = 0, "", time.Time{}
 	a.Due = s.Next(now)
 	if a.Check.IsZero() {
@@ -107,6 +129,17 @@ func (a *Account) Import(p *Passwords, password lessor.Secret, now time.Time) {
 	if len(p.Former) > 0 && a.Check.IsZero() {
 		a.Check = now.Add(Watch)
 	}
+}
+
+// Recall keeps a password, besides those that are kept, of which somebody says that it may be in force, and has all be tried.
+func (a *Account) Recall(p *Passwords, password lessor.Secret, now time.Time) {
+	if password.Empty() || password.Equal(p.Current) {
+		return
+	}
+	if !slices.ContainsFunc(p.Candidates(), password.Equal) {
+		p.Former = append(p.Former, Former{Password: password, Until: now})
+	}
+	a.Check = now
 }
 
 func (a *Account) supersede(p *Passwords, now time.Time) {

@@ -202,27 +202,24 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 	})
 }
 
-// drain does what is due at a target, in order, until nothing is or the target fails.
+// drain does what is due at a target, in order, until nothing is or the target fails. An account that stays where it is, since not even
+// its failure could be recorded, keeps those behind it waiting no longer than any other.
 func (w *Worker) drain(ctx context.Context, t target) {
-	before := ""
-	for ctx.Err() == nil {
-		q, err := w.next(t)
+	for from := ""; ctx.Err() == nil; {
+		q, err := w.next(t, from)
 		if err != nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
 			return
 		}
-		if q.row == "" || q.row == before {
+		if q.row == "" || !w.do(ctx, t, q.account) {
 			return
 		}
-		before = q.row
-		if !w.do(ctx, t, q.account) {
-			return
-		}
+		from = q.row + "\x00"
 	}
 }
 
-// next is the first row of the target's queue that is due; none: the zero value.
-func (w *Worker) next(t target) (queued, error) {
+// next is the first row of the target's queue, at or after from, that is due; none: the zero value.
+func (w *Worker) next(t target, from string) (queued, error) {
 	view, err := w.Store.View()
 	if err != nil {
 		return queued{}, err
@@ -230,7 +227,7 @@ func (w *Worker) next(t target) (queued, error) {
 	defer view.Close()
 	prefix := queuePrefix(t.Namespace, t.UUID)
 	own := prefix + t.name + "\x00"
-	q, ok, err := first(view, own, store.PrefixEnd(own), len(prefix))
+	q, ok, err := first(view, max(own, from), store.PrefixEnd(own), len(prefix))
 	if err != nil || !ok || q.at.After(w.Store.Now()) {
 		return queued{}, err
 	}

@@ -1,0 +1,154 @@
+package rotation
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+var (
+	t0     = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	hourly = Schedule{Period: time.Hour}
+)
+
+func secret(s string) lessor.Secret { return lessor.NewSecret(s) }
+
+// reveal is a password list as text.
+func reveal(l []lessor.Secret) string {
+	var all []string
+	for _, s := range l {
+		all = append(all, s.Reveal())
+	}
+	return strings.Join(all, " ")
+}
+
+// A life of one account: what is kept at each step, and what is to be done next.
+func TestLife(t *testing.T) {
+	a, p := &Account{}, &Passwords{}
+	at := t0
+	step := func(what string, do func(), after time.Duration, next Step, candidates string) {
+		t.Helper()
+		do()
+		at = at.Add(after)
+		if got := a.Step(hourly, at); got != next {
+			t.Errorf("%s: then %d comes, not %d", what, got, next)
+		}
+		if got := reveal(p.Candidates()); got != candidates {
+			t.Errorf("%s: kept are %q, not %q", what, got, candidates)
+		}
+	}
+	step("imported", func() { a.Import(p, secret("a"), at); a.Due = at.Add(time.Hour) }, 0, Nothing, "a")
+	step("due", func() {}, time.Hour, Rotate, "a")
+	step("begun", func() { a.Begin(p, secret("b"), at) }, Head-1, Nothing, "a b")
+	step("abandoned", func() {}, 1, Resume, "a b")
+	step("begun again", func() { a.Begin(p, secret("c"), at) }, Head, Resume, "a b")
+	step("failed", func() { a.Failed(errors.New("down"), at, 1) }, time.Second, Resume, "a b")
+	step("confirmed", func() { a.Confirm(p, hourly, at) }, Watch-1, Nothing, "b a")
+	step("watched", func() {}, 1, Prove, "b a")
+	step("proven", func() { a.Proven(p, at) }, 0, Nothing, "b")
+	if a.Version != 2 || a.Attempts != 0 || a.Loose != 0 || !a.Rotated.Equal(t0.Add(time.Hour+2*Head+time.Second)) || !a.When().Equal(a.Due) {
+		t.Errorf("in the end %+v", a)
+	}
+	// Rotations faster than Watch keep what may still land, and no more.
+	a.Begin(p, secret("c"), at)
+	a.Confirm(p, hourly, at)
+	at = at.Add(Watch - time.Second)
+	a.Begin(p, secret("d"), at)
+	a.Confirm(p, hourly, at)
+	step("the older is old enough", func() { at = at.Add(time.Second); a.Proven(p, at) }, Watch-2*time.Second, Nothing, "d c")
+	step("and the other", func() {}, time.Second, Prove, "d c")
+	step("all are dead", func() { a.Proven(p, at) }, time.Minute, Nothing, "d")
+	// Somebody sets a password while another is on its way.
+	a.Begin(p, secret("e"), at)
+	step("imported meanwhile", func() { a.Import(p, secret("x"), at) }, Head, Resume, "x e d")
+	if a.Pending != a.Version+1 {
+		t.Errorf("%+v", a)
+	}
+}
+
+// A pending password is withdrawn only if no attempt at it can have come through.
+func TestWithdraw(t *testing.T) {
+	a, p := &Account{}, &Passwords{}
+	a.Import(p, secret("a"), t0)
+	a.Due = t0.Add(-time.Minute)
+	a.Begin(p, secret("b"), t0)
+	a.Begin(p, lessor.Secret{}, t0) // two at once
+	a.Untouched()
+	if a.Withdraw(p, t0); p.Pending.Empty() {
+		t.Error("withdrawn under somebody's hands")
+	}
+	a.Untouched()
+	if a.Withdraw(p, t0); !p.Pending.Empty() || a.Pending != 0 || !a.Due.Equal(t0.Add(-time.Minute)) {
+		t.Errorf("not withdrawn: %+v", a)
+	}
+	if a.Step(hourly, t0.Add(Head)) != Rotate {
+		t.Error("what was begun is not done with another password")
+	}
+	a.Due = time.Time{}
+	a.Begin(p, secret("c"), t0)
+	a.Untouched()
+	if a.Withdraw(p, t0); !a.Due.Equal(t0) {
+		t.Errorf("what was asked for is forgotten: %+v", a)
+	}
+	a.Begin(p, secret("d"), t0) // broke off
+	a.Begin(p, lessor.Secret{}, t0)
+	a.Untouched()
+	if a.Withdraw(p, t0); reveal(p.Candidates()) != "a d" {
+		t.Errorf("withdrawn though it may land: %q", reveal(p.Candidates()))
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	last := time.Duration(0)
+	for n := range uint32(64) {
+		least, most := Backoff(n, 0), Backoff(n, 1)
+		if least < 500*time.Millisecond || most > 10*time.Minute || most != 2*least || most < last {
+			t.Errorf("after %d failures from %s to %s", n, least, most)
+		}
+		last = most
+	}
+	if last != 10*time.Minute {
+		t.Errorf("at most %s", last)
+	}
+}
+
+func TestSchedule(t *testing.T) {
+	nightly := Schedule{Cron: "30 3 * * 1-5", Window: 2 * time.Hour}
+	friday := time.Date(2026, 5, 1, 3, 30, 0, 0, time.UTC)
+	for _, c := range []struct {
+		s           Schedule
+		after, next time.Time
+	}{
+		{Schedule{}, t0, time.Time{}},
+		{hourly, t0, t0.Add(time.Hour)},
+		{nightly, friday.Add(-time.Second), friday},
+		{nightly, friday, friday.Add(72 * time.Hour)},
+		{nightly, friday.Add(-time.Second).In(time.FixedZone("", 7200)), friday}, // times are UTC
+		{Schedule{Cron: "0 0 29 2 *"}, t0, time.Date(2028, 2, 29, 0, 0, 0, 0, time.UTC)},
+	} {
+		if got := c.s.Next(c.after); !got.Equal(c.next) {
+			t.Errorf("%+v after %s: %s, not %s", c.s, c.after, got, c.next)
+		}
+	}
+	if nightly.Missed(friday, friday.Add(2*time.Hour-1)) || !nightly.Missed(friday, friday.Add(2*time.Hour)) || hourly.Missed(t0, t0.Add(time.Hour*99)) {
+		t.Error("windows")
+	}
+	a := &Account{Due: friday}
+	if a.Step(nightly, friday.Add(3*time.Hour)) != Miss {
+		t.Error("a rotation whose window is over is begun")
+	}
+	if a.Skip(nightly, friday.Add(3*time.Hour)); !a.Due.Equal(friday.Add(72 * time.Hour)) {
+		t.Errorf("skipped to %s", a.Due)
+	}
+	for _, bad := range []Schedule{
+		{Period: time.Second}, {Period: time.Hour, Window: time.Hour}, {Cron: "* * * * *", Window: time.Minute}, {Cron: "@hourly"}, {Cron: "* * * * * *"},
+		{Cron: "CRON_TZ=Asia/Tokyo 0 0 * * *"}, {Cron: "0 0 31 2 *"}, {Cron: strings.Repeat("1,", 200) + "1 * * * *"}, {Cron: "61 * * * *"},
+	} {
+		if bad.Check(t0) == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
