@@ -46,6 +46,7 @@ type Options struct {
 	MaxTTL       time.Duration             // 0: 768 h
 	ApplyTimeout time.Duration             // of one touch of a target for a request; 0: 30 s
 	ExportWait   time.Duration             // how much longer than retention says audit records are kept for devices that lag; 0: not at all
+	Poll         time.Duration             // how often the background looks for what became due; 0: 1 s
 	Patience     time.Duration             // how long an answer waits for what the background does at targets; 0: 45 s, less than clients wait
 }
 
@@ -102,10 +103,10 @@ func New(o Options) (*Core, error) {
 		return nil, err
 	}
 	c.reaper = lease.New(lease.Options{
-		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced,
+		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced, Poll: o.Poll,
 	})
 	c.rotator = rotation.New(rotation.Options{
-		Store: o.Store, Mounts: c.rotated, Rotate: c.rotateDue, Fenced: c.Fenced, Random: o.Random, Log: o.Log,
+		Store: o.Store, Mounts: c.rotated, Rotate: c.rotateDue, Fenced: c.Fenced, Random: o.Random, Log: o.Log, Poll: o.Poll,
 	})
 	return c, nil
 }

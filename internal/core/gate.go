@@ -284,9 +284,15 @@ func (w *walk) plan(ctx context.Context) error {
 	return nil
 }
 
-// finish commits what needs no target, and answers.
+// finish commits what needs no target, or a look at one first, and answers.
 func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	txn, rec := &w.reply.Txn, w.record(audit.Done)
+	if w.reply.First != nil {
+		if err := w.first(ctx); err != nil {
+			return nil, err
+		}
+		rec.Phase = audit.Outcome
+	}
 	answer, err := w.answer(ctx, txn, &rec)
 	if err != nil {
 		return nil, w.refuse(ctx, err)
@@ -329,6 +335,23 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 		answer.Data, err = w.reply.Later(ctx)
 	}
 	return answer, err
+}
+
+// first has the target touched that an operation depends on.
+func (w *walk) first(ctx context.Context) error {
+	if w.Fenced() {
+		w.warnings = append(w.warnings, "this was not tried: the store is a restored copy, which touches no target until an operator resumes it")
+		return nil
+	}
+	if _, err := w.Store.Commit(ctx, store.Txn{Audit: []audit.Record{w.record(audit.Begun)}}); err != nil {
+		return err
+	}
+	touching, cancel := context.WithTimeout(ctx, w.ApplyTimeout)
+	defer cancel()
+	if err := w.reply.First(touching); err != nil {
+		return w.refuse(ctx, err)
+	}
+	return nil
 }
 
 // answer turns the reply into what the client reads, and adds to txn what it rests on: a lease on what it shows, a token

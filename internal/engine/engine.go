@@ -164,6 +164,7 @@ type Reply struct {
 	Rewrap    *Rewrap
 	Unwrapped string                                            // id of the lease inside what is unwrapped: the caller becomes its holder
 	WrappedAt time.Time                                         // when what is unwrapped was wrapped first
+	First     func(ctx context.Context) error                   // touches a target, after it is on record that it is about to be and before the commit, which an error prevents
 	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit: a long read of what is no secret
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
 	Then      func(ctx context.Context) error                   // after the commit, before the answer: what it changes on this node
