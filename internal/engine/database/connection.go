@@ -14,6 +14,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -25,7 +26,7 @@ type Connection struct {
 	Username         string   `cbor:"3,keyasint,omitempty"`
 	AllowedRoles     []string `cbor:"4,keyasint,omitempty"` // globs
 	Verify           bool     `cbor:"5,keyasint,omitempty"` // connect when it is written
-	MaxOpen          int64    `cbor:"6,keyasint,omitempty"` // sessions; 0: DefaultOpen
+	MaxOpen          int64    `cbor:"6,keyasint,omitempty"` // sessions; 0: DefaultOpen, < 0: MostOpen
 	MaxIdle          int64    `cbor:"7,keyasint,omitempty"` // of them idle; 0: as many as may be open, < 0: none
 	MaxLifetime      string   `cbor:"8,keyasint,omitempty"` // of a session, as it was written; zero: no end
 	UsernameTemplate string   `cbor:"9,keyasint,omitempty"`
@@ -65,8 +66,11 @@ func (c *Connection) Lifetime() time.Duration {
 
 // Open is how many sessions there may be.
 func (c *Connection) Open() int {
-	if c.MaxOpen == 0 {
+	switch {
+	case c.MaxOpen == 0:
 		return DefaultOpen
+	case c.MaxOpen < 0:
+		return MostOpen
 	}
 	return int(c.MaxOpen)
 }
@@ -86,7 +90,7 @@ var connectionFields = []engine.Field{
 	{Name: "password", Type: engine.String, Help: "Its password. Never returned."},
 	{Name: "allowed_roles", Type: engine.Strings, Help: "Roles that may use the connection; globs, \"*\" for all. None by default."},
 	{Name: "verify_connection", Type: engine.Bool, Help: "Log in when the connection is written. Default true."},
-	{Name: "max_open_connections", Type: engine.Int, Help: "Sessions at most. Default 4."},
+	{Name: "max_open_connections", Type: engine.Int, Help: "Sessions at most. Default 4; a negative number stands for 1000."},
 	{Name: "max_idle_connections", Type: engine.Int, Help: "Idle sessions at most; 0 means all, a negative number none."},
 	{Name: "max_connection_lifetime", Type: engine.Any, Help: "Age at which a session is closed; 0 for never."},
 	{Name: "username_template", Type: engine.String, Help: "Template of the usernames that are made."},
@@ -171,6 +175,9 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 	if err := c.amend(r, &s); err != nil {
 		return nil, err
 	}
+	if c.Plugin == "" {
+		return nil, api.Errorf(api.Invalid, "empty plugin name")
+	}
 	d, err := e.driver(c.Plugin)
 	if err != nil {
 		return nil, err
@@ -196,24 +203,31 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 	}
 	reply.Txn.Require(kept)
 	reply.Txn.Put(kept.Table, kept.Name, sealed)
+	if row.Exists() && !d.SameServer(&before, &c) {
+		if reply.Warnings, err = moved(r, &reply.Txn, name); err != nil {
+			return nil, err
+		}
+	}
+	if c.Verify {
+		reply.First = func(ctx context.Context) error { return verify(ctx, d, &c, s, logins) }
+	}
 	mount := r.Mount.UUID
-	reply.Do = func(ctx context.Context) error {
-		e.open.close(mount, name)
-		if !c.Verify {
-			return nil
-		}
-		db, err := d.Open(&c, s)
-		if err != nil {
-			return err
-		}
+	reply.Then = func(context.Context) error { e.open.close(mount, name); return nil }
+	return reply, nil
+}
+
+// verify logs in once. What fails is not stored, as with Vault: a mistake must not take away a connection that works.
+func verify(ctx context.Context, d Driver, c *Connection, s Secrets, logins []lessor.Secret) error {
+	db, err := d.Open(c, s)
+	if err == nil {
 		defer db.Close()
 		db.Use(logins)
-		if err := db.Ping(ctx); err != nil {
-			return &api.Error{Kind: api.KindOf(err), Text: "the connection is stored, but verifying it failed: " + err.Error(), Cause: err}
-		}
-		return nil
+		err = db.Ping(ctx)
 	}
-	return reply, nil
+	if err != nil {
+		return &api.Error{Kind: api.Invalid, Text: "error creating database object: error verifying connection: " + err.Error(), Cause: err}
+	}
+	return nil
 }
 
 // amend takes over what the client sent.
@@ -317,21 +331,23 @@ func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn,
 	if t.passwords, t.held, err = passwords(a, t.Name); err != nil {
 		return nil, err
 	}
-	account, err := d.Account(after.Connection, after.Secrets)
+	account, err := d.Account(after.Connection)
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "%v", err)
 	}
-	managed, err := r.View.Get(store.Key{Table: store.Engine, Name: key(r.Mount, accountPrefix, name, "\x00", account)})
+	there, err := e.users(r.View, r.Mount, d, after.Connection, name, account)
 	if err != nil {
 		return nil, err
 	}
-	if managed.Exists() {
-		return nil, api.Errorf(api.Invalid, "the account %q is that of the static role %q: give the connection an account of its own", account, managed.Value)
+	for _, u := range there {
+		if u.managed.Exists() {
+			return nil, api.Errorf(api.Invalid, "the account %q is that of the static role %q: give the connection an account of its own", account, u.managed.Value)
+		}
+		txn.Require(u.managed)
 	}
-	txn.Require(managed)
 	t.Target = name
 	if t.row.Exists() {
-		was, err := d.Account(before.Connection, before.Secrets)
+		was, err := d.Account(before.Connection)
 		other, sent := err == nil && was != account, !after.Password.Equal(before.Password)
 		switch {
 		case other && t.Pending != 0:
@@ -341,8 +357,10 @@ func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn,
 		case other:
 			*t.Account, t.passwords = rotation.Account{Name: t.Name, Target: name, Version: t.Version, Next: t.Next}, &rotation.Passwords{}
 			t.Import(t.passwords, after.Password, r.Now)
-		case sent: // what is sent again as it was, by a tool that keeps it, is older than what was rotated since
+		case sent:
 			t.Import(t.passwords, after.Password, r.Now)
+		case r.Has("password"): // as it was: by a tool that keeps it, and it is older than what was rotated since; or somebody has set it again
+			t.Recall(t.passwords, after.Password, r.Now)
 		}
 	} else if after.schedule() != (rotation.Schedule{}) {
 		t.Import(t.passwords, after.Password, r.Now)
@@ -387,8 +405,8 @@ func (c *Connection) withdraw(s *Secrets) error {
 }
 
 func (e *Engine) checkConnection(d Driver, c *Connection, s Secrets) error {
-	if c.MaxOpen < 0 || c.MaxOpen > MostOpen {
-		return api.Errorf(api.Invalid, "max_open_connections must be from 1 to %d; 0 stands for %d", MostOpen, DefaultOpen)
+	if c.MaxOpen > MostOpen {
+		return api.Errorf(api.Invalid, "max_open_connections must be from 1 to %d; 0 stands for %d, a negative number for the most", MostOpen, DefaultOpen)
 	}
 	for _, glob := range c.AllowedRoles {
 		if _, err := path.Match(glob, ""); err != nil {
@@ -415,18 +433,14 @@ func (e *Engine) deleteConnection(_ context.Context, r *engine.Request) (*engine
 	if err != nil || !row.Exists() {
 		return nil, err
 	}
-	from := key(r.Mount)
-	for l, err := range r.View.Scan(store.Leases, from, store.PrefixEnd(from)) {
-		if err != nil {
-			return nil, err
-		}
-		var held lease.Lease
-		var in intent
-		if cbor.Unmarshal(l.Value, &held) == nil && cbor.Unmarshal(held.Intent, &in) == nil && in.Connection == name {
-			return nil, api.Errorf(api.Invalid, "connection %q is still needed to revert its leases: revoke them first, for example with lessor lease revoke -prefix %screds/", name, r.Mount.Path)
-		}
+	needed, err := leased(r.View, r.Mount, name)
+	if err != nil {
+		return nil, err
 	}
-	from = key(r.Mount, accountPrefix, name, "\x00")
+	if needed {
+		return nil, api.Errorf(api.Invalid, "connection %q is still needed to revert its leases: revoke them first, for example with lessor lease revoke -prefix %screds/", name, r.Mount.Path)
+	}
+	from := key(r.Mount, accountPrefix, name, "\x00")
 	for managed, err := range r.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
 		if err != nil {
 			return nil, err
@@ -443,11 +457,56 @@ func (e *Engine) deleteConnection(_ context.Context, r *engine.Request) (*engine
 		rotation.Drop(&reply.Txn, account, a)
 	}
 	reply.Txn.Require(row)
+	for _, t := range []store.Table{store.Leases, store.Engine} { // nobody begins to need it meanwhile
+		reply.Txn.Unchanged = append(reply.Txn.Unchanged, store.Since{Table: t, Position: r.View.Position()})
+	}
 	reply.Txn.Delete(row.Table, row.Name)
 	reply.Txn.Delete(store.Secrets, row.Name)
 	mount := r.Mount.UUID
 	reply.Do = func(context.Context) error { e.open.close(mount, name); return nil }
 	return reply, nil
+}
+
+// leased reports whether there are leases whose accounts were made over a connection.
+func leased(v store.View, m *mount.Entry, connection string) (bool, error) {
+	from := key(m)
+	for row, err := range v.Scan(store.Leases, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return false, err
+		}
+		held, err := lease.Decode(row)
+		if err != nil {
+			return false, err
+		}
+		if in, err := intentOf(held); held.Kind == lease.Dynamic && (err != nil || in.Connection == connection) {
+			return true, nil // one with damaged notes may be any connection's
+		}
+	}
+	return false, nil
+}
+
+// moved has the accounts of static roles tried, of a connection that leads elsewhere than it did, and warns of those of leases. That it is another
+// server, not the same by another name, only who moved it knows.
+func moved(r *engine.Request, txn *store.Txn, connection string) (warnings []string, err error) {
+	from := key(r.Mount, accountPrefix, connection, "\x00")
+	for managed, err := range r.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		a, row, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+string(managed.Value))
+		if err != nil {
+			return nil, err
+		}
+		a.Check = r.Now
+		if err := rotation.Save(txn, row, a); err != nil {
+			return nil, err
+		}
+	}
+	needed, err := leased(r.View, r.Mount, connection)
+	if needed {
+		warnings = append(warnings, "there are leases of accounts that were made where this connection led before: if that is another server, they are not removed there, and can be used until they expire there; lead it back and revoke the leases first")
+	}
+	return warnings, err
 }
 
 // reload resets all connections of a plugin.

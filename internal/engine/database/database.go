@@ -34,7 +34,9 @@ type Driver interface {
 	// CheckPassword says whether an account's password can be changed to this one.
 	CheckPassword(c *Connection, password lessor.Secret) error
 	// Account is the name of the account that lessor logs in with.
-	Account(c *Connection, s Secrets) (string, error)
+	Account(c *Connection) (string, error)
+	// SameServer reports whether two connections may lead to the same accounts.
+	SameServer(a, b *Connection) bool
 	// Open prepares sessions with the database; it connects only when asked for something.
 	Open(c *Connection, s Secrets) (Database, error)
 }

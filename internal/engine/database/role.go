@@ -79,7 +79,7 @@ func (e *Engine) writeRole(_ context.Context, r *engine.Request) (*engine.Reply,
 	}
 	switch {
 	case role.Connection == "":
-		return nil, api.Errorf(api.Invalid, "db_name is needed: the connection that the role uses")
+		return nil, api.Errorf(api.Invalid, "database name is required")
 	case len(role.Statements.Creation) == 0:
 		return nil, api.Errorf(api.Invalid, "creation_statements are needed: they make the account {{name}} with {{password}}")
 	case role.MaxTTL > 0 && role.TTL > role.MaxTTL:
@@ -136,7 +136,7 @@ func (role *Role) amend(r *engine.Request) error {
 // credential takes over what kind of credential a role gives: passwords, by a policy.
 func credential(r *engine.Request, passwords *string) error {
 	if t := r.Str("credential_type"); t != "" && t != "password" {
-		return api.Errorf(api.Invalid, "credential_type %q is not supported; only password is", t)
+		return api.Errorf(api.Invalid, "invalid credential_type %q: only password is supported", t)
 	}
 	if r.Has("credential_config") {
 		*passwords = ""

@@ -38,6 +38,11 @@ func key(m *mount.Entry, parts ...string) string {
 	return store.MountKey(m.Namespace, m.UUID, parts...)
 }
 
+// accountKey names the row that says which static role manages an account.
+func accountKey(m *mount.Entry, connection, username string) store.Key {
+	return store.Key{Table: store.Engine, Name: key(m, accountPrefix, connection, "\x00", username)}
+}
+
 // load reads the row prefix+name into v. A row that is not there leaves v as it is.
 func load(view store.View, m *mount.Entry, prefix, name string, v any) (store.Row, error) {
 	row, err := view.Get(store.Key{Table: store.Engine, Name: key(m, prefix, name)})

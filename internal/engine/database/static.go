@@ -128,7 +128,8 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if err != nil {
 		return nil, err
 	}
-	if err := t.lend(&reply.Txn, name, &before); err != nil {
+	reply.Txn.Require(t.over)
+	if err := e.lend(t, &reply.Txn, name, &before); err != nil {
 		return nil, err
 	}
 	if r.Has("skip_import_rotation") && row.Exists() {
@@ -205,7 +206,7 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 
 // reschedule takes over when the role is rotated: one of the two ways.
 func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
-	period, cron := r.Has("rotation_period"), r.Has("rotation_schedule")
+	period, cron := r.Has("rotation_period"), r.Str("rotation_schedule") != ""
 	s := role.schedule()
 	switch {
 	case period && cron:
@@ -219,9 +220,6 @@ func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
 		}
 	case cron:
 		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window}
-		if s.Cron == "" {
-			return api.Errorf(api.Invalid, "could not parse rotation_schedule: it is empty")
-		}
 		if r.Has("rotation_window") {
 			s.Window = r.Dur("rotation_window")
 		}
@@ -254,29 +252,29 @@ func (t *turn) imported(r *engine.Request, role *StaticRole) error {
 }
 
 // lend sees to it that an account at a database is managed by one static role, and is not lessor's own.
-func (t *turn) lend(txn *store.Txn, name string, before *StaticRole) error {
+func (e *Engine) lend(t *turn, txn *store.Txn, name string, before *StaticRole) error {
 	v, m := t.access.View, t.access.Mount
 	if before.Connection != "" && before.Connection != t.role.Connection {
 		if t.Pending != 0 {
 			return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you change db_name")
 		}
-		txn.Delete(store.Engine, key(m, accountPrefix, before.Connection, "\x00", before.Username))
+		txn.Delete(store.Engine, accountKey(m, before.Connection, before.Username).Name)
+		t.Check = t.access.Now // it may have another password there
 	}
-	own, err := t.driver.Account(t.connection, t.secrets)
-	if err == nil && own == t.role.Username {
-		return api.Errorf(api.Invalid, "%q is the account that lessor itself uses at connection %q: give the connection another one, or rotate it with rotate-root", own, t.role.Connection)
-	}
-	row, err := v.Get(store.Key{Table: store.Engine, Name: key(m, accountPrefix, t.role.Connection, "\x00", t.role.Username)})
+	there, err := e.users(v, m, t.driver, t.connection, t.role.Connection, t.role.Username)
 	if err != nil {
 		return err
 	}
-	if row.Exists() && string(row.Value) != name {
-		return api.Errorf(api.Invalid, "the account %q at connection %q is managed by the static role %q already", t.role.Username, t.role.Connection, row.Value)
+	for _, u := range there {
+		if u.own {
+			return api.Errorf(api.Invalid, "%q is the account that lessor itself uses at connection %q: give the connection another one, or rotate it with rotate-root", t.role.Username, u.connection)
+		}
+		if role := string(u.managed.Value); u.managed.Exists() && role != name {
+			return api.Errorf(api.Invalid, "the account %q at connection %q is managed by the static role %q already", t.role.Username, u.connection, role)
+		}
+		txn.Require(u.managed)
 	}
-	txn.Require(row)
-	if !row.Exists() {
-		txn.Put(row.Table, row.Name, []byte(name))
-	}
+	txn.Put(store.Engine, accountKey(m, t.role.Connection, t.role.Username).Name, []byte(name))
 	return nil
 }
 
@@ -301,7 +299,7 @@ func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine
 func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	txn.Require(row)
 	txn.Delete(row.Table, row.Name)
-	txn.Delete(store.Engine, key(m, accountPrefix, role.Connection, "\x00", role.Username))
+	txn.Delete(store.Engine, accountKey(m, role.Connection, role.Username).Name)
 }
 
 // staticCreds shows the password of a static role. Whoever reads it is on record as its holder.
@@ -320,7 +318,7 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 		return nil, err
 	}
 	if t.Version == 0 {
-		if t.Pending != 0 {
+		if t.Pending != 0 || t.Attempts > 0 {
 			return nil, api.Errorf(api.Upstream, "the first rotation of static role %q has not succeeded yet; it is tried again, or write to rotate-role/%s", name, name)
 		}
 		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)

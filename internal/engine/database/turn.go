@@ -9,6 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -25,6 +26,7 @@ type turn struct {
 	role       *StaticRole // nil: the connection's own account
 	roleRow    store.Row   // of role, or of connection
 	connection *Connection
+	over       store.Row // of connection
 	secrets    Secrets
 	driver     Driver
 	username   string
@@ -75,7 +77,7 @@ func (e *Engine) complete(t *turn, account string) (err error) {
 	if !row.Exists() {
 		return api.Errorf(api.Invalid, "there is no connection %q: configure it", connection)
 	}
-	if t.role == nil {
+	if t.over = row; t.role == nil {
 		t.roleRow = row
 	}
 	if t.driver, err = e.driver(t.connection.Plugin); err != nil {
@@ -102,7 +104,7 @@ func (e *Engine) complete(t *turn, account string) (err error) {
 	if t.Version == 0 && !t.secrets.Password.Empty() { // never rotated: what was configured is in force
 		t.Import(t.passwords, t.secrets.Password, a.Now)
 	}
-	t.username, err = t.driver.Account(t.connection, t.secrets)
+	t.username, err = t.driver.Account(t.connection)
 	return err
 }
 
@@ -209,31 +211,57 @@ func (t *turn) ownable(e *Engine) error {
 	if t.passwords.Current.Empty() {
 		return api.Errorf(api.Invalid, "unable to rotate root credentials: the connection has no password")
 	}
-	managed, err := v.Get(store.Key{Table: store.Engine, Name: key(m, accountPrefix, t.Target, "\x00", t.username)})
+	there, err := e.users(v, m, t.driver, t.connection, t.Target, t.username)
 	if err != nil {
 		return err
 	}
-	if managed.Exists() {
-		return api.Errorf(api.Invalid, "unable to rotate root credentials: the account %q is also that of the static role %q; give the connection an account of its own", t.username, managed.Value)
-	}
-	from := key(m, connectionPrefix)
-	for row, err := range v.Scan(store.Engine, from, store.PrefixEnd(from)) {
-		if err != nil {
-			return err
-		}
-		name := strings.TrimPrefix(row.Name, from)
-		var other Connection
-		if _, err := load(v, m, connectionPrefix, name, &other); err != nil {
-			return err
-		}
-		if name == t.Target || other.URL != t.connection.URL {
-			continue
-		}
-		if user, err := t.driver.Account(&other, Secrets{}); err == nil && user == t.username {
-			return api.Errorf(api.Invalid, "unable to rotate root credentials: connection %q logs in to the same database with the same account, and would be locked out; delete one of the two", name)
+	for _, u := range there {
+		switch {
+		case u.managed.Exists():
+			return api.Errorf(api.Invalid, "unable to rotate root credentials: the account %q is also that of the static role %q; give the connection an account of its own", t.username, u.managed.Value)
+		case u.own && u.connection != t.Target:
+			return api.Errorf(api.Invalid, "unable to rotate root credentials: connection %q logs in to the same database with the same account, and would be locked out; delete one of the two", u.connection)
 		}
 	}
 	return nil
+}
+
+// user is a connection that leads to an account, and who changes its password there.
+type user struct {
+	connection string
+	own        bool      // lessor logs in with it
+	managed    store.Row // its value is the static role's name; may not exist
+}
+
+// users are the connections of a mount that lead to an account of a connection's server: accounts are the server's, whichever of its databases a
+// connection names. The first is the connection itself.
+func (e *Engine) users(v store.View, m *mount.Entry, d Driver, c *Connection, connection, username string) ([]user, error) {
+	managed, err := v.Get(accountKey(m, connection, username))
+	if err != nil {
+		return nil, err
+	}
+	account, err := d.Account(c)
+	all := []user{{connection, err == nil && account == username, managed}}
+	from := key(m, connectionPrefix)
+	for row, err := range v.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		var other Connection
+		name := strings.TrimPrefix(row.Name, from)
+		if _, err := load(v, m, connectionPrefix, name, &other); err != nil {
+			return nil, err
+		}
+		if name == connection || other.Plugin != c.Plugin || !d.SameServer(c, &other) {
+			continue
+		}
+		if managed, err = v.Get(accountKey(m, name, username)); err != nil {
+			return nil, err
+		}
+		account, err := d.Account(&other)
+		all = append(all, user{name, err == nil && account == username, managed})
+	}
+	return all, nil
 }
 
 // begin records a password as pending, and asks for it to be brought into force.
@@ -341,7 +369,7 @@ func (t *turn) bring(ctx context.Context, db Database, password lessor.Secret) (
 	} else {
 		c.Statements = t.connection.RootRotation
 	}
-	if t.Attempts > 0 && len(c.Statements) > 0 { // statements of somebody's own may not bear to be run twice
+	if t.Loose > 1 && len(c.Statements) > 0 { // statements of somebody's own may not bear to be run twice
 		if verdict, err := db.Login(ctx, t.username, password); err == nil && verdict == Accepted {
 			return "", true, nil
 		}
@@ -389,11 +417,12 @@ func (e *Engine) proven(account string, current lessor.Secret, note string) engi
 	}}
 }
 
-// failed records an attempt that failed. touched: what was to come into force may be. A static role whose account was certainly not touched
-// when it was made is not made.
+// failed records an attempt that failed. touched: what was to come into force may be. If it certainly is not, a static role that is being made
+// is not made, and a password that the database refused gives way to another.
 func (e *Engine) failed(t *turn, touched bool, failure error) engine.Turned {
 	account, pending := t.Name, t.passwords.Pending
 	withdraw := t.New && t.Attempts == 0 && !touched && t.role != nil
+	refused := !touched && !errors.Is(failure, ErrUnreachable)
 	told := "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually: "
 	if withdraw {
 		told = "the static role was not made, since the password of its account could not be changed: "
@@ -411,6 +440,12 @@ func (e *Engine) failed(t *turn, touched bool, failure error) engine.Turned {
 				return nil
 			}
 			t.New = false
+			if !touched {
+				t.Untouched()
+			}
+			if refused {
+				t.Withdraw(t.passwords, a.Now)
+			}
 			t.Failed(failure, a.Now, jitter())
 			return t.save(txn)
 		},

@@ -22,10 +22,12 @@ import (
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/mem"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
@@ -39,53 +41,67 @@ type world struct {
 	clock *steady
 	root  lessor.Secret
 
+	driver database.Driver
+	faulty *storetest.Faulty
 	db     *store.DB
 	core   *core.Core
-	engine *database.Engine
 	end    func()
 	n      atomic.Int64
 }
 
-// steady is a clock that never jumps: what the test adds has passed by its monotonic reading, too.
-type steady struct{ add atomic.Int64 }
+// steady is a clock that the test moves: what it adds has passed by the monotonic reading, too. Only a jump has not.
+type steady struct{ add, jump atomic.Int64 }
 
 var begun = time.Now()
 
 func (c *steady) Elapsed() time.Duration { return time.Since(begun) + time.Duration(c.add.Load()) }
-func (c *steady) Now() time.Time         { return begun.UTC().Round(0).Add(c.Elapsed()) }
-func (c *steady) advance(d time.Duration) {
-	c.add.Add(int64(d))
+func (c *steady) Now() time.Time {
+	return begun.UTC().Round(0).Add(c.Elapsed() + time.Duration(c.jump.Load()))
 }
+func (c *steady) advance(d time.Duration) { c.add.Add(int64(d)) }
 
 func newWorld(t *testing.T, s *pgtest.Server) *world {
 	t.Helper()
-	w := &world{T: t, pg: s, disk: new(mem.Disk), clock: &steady{}}
+	return newWorldOf(t, s, postgres.Driver{})
+}
+
+// newWorldOf is newWorld with a driver of the test's.
+func newWorldOf(t *testing.T, s *pgtest.Server, d database.Driver) *world {
+	t.Helper()
+	w := &world{T: t, pg: s, disk: new(mem.Disk), clock: &steady{}, driver: d}
 	kek, err := seal.CreateKeyFile(filepath.Join(t.TempDir(), "seal.key"), rand.Reader)
 	w.must(err)
 	var rows []store.Put
 	w.keys, rows, err = seal.Init(rand.Reader, w.clock.Now(), kek)
 	w.must(err)
-	w.boot(database.New(postgres.Driver{}))
+	w.boot()
 	t.Cleanup(func() { w.end() })
 	w.root, err = w.core.Init(t.Context(), rows, lessor.Secret{}, 0)
 	w.must(err)
 	w.do(lessor.Update, "sys/mounts/db", `{"type":"database"}`)
-	w.do(lessor.Update, "db/config/pg", fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","scram_iterations":1}`,
-		s.URL("{{username}}", "{{password}}", "postgres"), pgtest.Superuser, s.Password()))
+	w.connect("pg", s, pgtest.Superuser, s.Password())
 	return w
 }
 
+// connect configures a connection.
+func (w *world) connect(name string, s *pgtest.Server, username, password string) {
+	w.Helper()
+	w.do(lessor.Update, "db/config/"+name, fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","scram_iterations":1}`,
+		s.URL("{{username}}", "{{password}}", "postgres"), username, password))
+}
+
 // boot starts a lessor on what the disk holds.
-func (w *world) boot(e *database.Engine) {
+func (w *world) boot() {
 	w.Helper()
 	var err error
-	w.db, err = store.Open(w.disk.Open(), store.Options{Clock: w.clock})
+	w.faulty = storetest.NewFaulty(w.disk.Open(), 1, storetest.Faults{})
+	w.db, err = store.Open(w.faulty, store.Options{Clock: w.clock})
 	w.must(err)
 	w.must(w.db.Unseal(w.keys.Cipher()))
-	w.engine = e
+	e := database.New(w.driver)
 	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: w.db}
 	backends := map[string]engine.Backend{"database": e, "token": tokens, "system": sys, "identity": identity.Backend{}}
-	w.core, err = core.New(core.Options{Store: w.db, Keys: w.keys, Random: rand.Reader, Backends: backends, ApplyTimeout: 2 * time.Second})
+	w.core, err = core.New(core.Options{Store: w.db, Keys: w.keys, Random: rand.Reader, Backends: backends, ApplyTimeout: 2 * time.Second, Poll: 20 * time.Millisecond})
 	w.must(err)
 	c := w.core
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
@@ -101,6 +117,14 @@ func (w *world) boot(e *database.Engine) {
 		e.Shutdown()
 		_ = db.Close()
 	}
+}
+
+// crash ends the lessor that is up, with all that was not durable, and starts another.
+func (w *world) crash() {
+	w.Helper()
+	w.faulty.Set(storetest.Faults{At: 1}) // nothing that is under way is recorded any more
+	w.end()
+	w.boot()
 }
 
 func (w *world) must(err error) {
@@ -200,6 +224,29 @@ func (w *world) state(account string) *rotation.Account {
 		}
 	}
 	return nil
+}
+
+// passwords are those of an account, as they are kept; none if it has none.
+func (w *world) passwords(account string) *rotation.Passwords {
+	w.Helper()
+	v, err := w.db.View()
+	w.must(err)
+	defer v.Close()
+	for row, err := range v.Scan(store.Secrets, "", "") {
+		w.must(err)
+		_, mount, name := store.SplitMountKey(row.Name)
+		if name != "turn/"+account {
+			continue
+		}
+		op := &lessor.Op{Verb: lessor.Read, Namespace: lessor.RootNamespace, Path: "db/"}
+		d := policy.Decide(nil, &lessor.Principal{System: "rotation"}, op, policy.Facts{Mount: mount})
+		value, err := w.keys.Open(d.Grant, row)
+		w.must(err)
+		p, err := rotation.Open(value)
+		w.must(err)
+		return p
+	}
+	return &rotation.Passwords{}
 }
 
 // until waits for the background.

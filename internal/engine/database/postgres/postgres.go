@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -96,17 +97,12 @@ func (Driver) CheckPassword(c *database.Connection, password lessor.Secret) erro
 }
 
 // Account is the name of the account that lessor logs in with.
-func (Driver) Account(c *database.Connection, s database.Secrets) (string, error) {
-	connect, err := settings(c, s)
-	if err != nil {
-		return "", err
-	}
-	cfg, err := pgx.ParseConfig(baseline)
-	if err != nil {
-		return "", err
-	}
-	connect(cfg)
-	return cfg.User, nil
+func (Driver) Account(c *database.Connection) (string, error) { return userOf(c) }
+
+// SameServer reports whether the URLs have an address in common.
+func (Driver) SameServer(a, b *database.Connection) bool {
+	at := servers(a)
+	return slices.ContainsFunc(servers(b), func(s string) bool { return slices.Contains(at, s) })
 }
 
 // Open prepares a pool of sessions.

@@ -743,6 +743,23 @@ func TestSettings(t *testing.T) {
 		"postgresql://u@0.0.0.0/app":                                   "link-local",
 		"postgresql://u@[fd00:ec2::254]/app":                           "metadata",
 		"postgresql://u@db,100.100.100.200/app":                        "metadata",
+		"postgresql://u@[fd00:ec2::23]/app":                            "metadata",
+		"postgresql://u@[fd20:ce::254]/app":                            "metadata",
+		"postgresql://u@[64:ff9b::a9fe:a9fe]/app":                      "metadata",
+		"postgresql://u@[::169.254.169.254]/app":                       "metadata",
+		"postgresql://u@[fe80::1%25eth0]/app":                          "not well-formed",
+		"postgresql://u@[64:ff9b::192.0.2.1]/app":                      "",
+		"postgresql://u@[::1]/app":                                     "",
+		"postgresql://u@db/app?sslkey=/etc/ssl/private/key":            `"sslkey" is not allowed`,
+		"postgresql://u@db/app?sslcert=/x":                             `"sslcert" is not allowed`,
+		"postgresql://u@db/app?servicefile=/x":                         "not allowed",
+		"postgresql://u@db/app?hostaddr=169.254.169.254":               "not allowed",
+		"postgresql://u@db/app?port=1":                                 "not allowed",
+		"postgresql://u@db/app?dbname=host%3D169.254.169.254":          "not allowed",
+		"postgresql://u@db/app?application_name=x":                     "not allowed",
+		"postgresql://u@db/app?krbsrvname=x":                           "not allowed",
+		"postgresql://u@%2Ftmp/app":                                    "host is not well-formed",
+		"postgresql://u@a%2Cb/app":                                     "host is not well-formed",
 		"postgresql://u:hu/sh@db":                                      "database name",
 		"postgresql://u:hu?sh=1@db/x":                                  "parameters are not",
 		"postgresql://u:hu#sh@db/x":                                    "password belongs",
@@ -756,9 +773,6 @@ func TestSettings(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "hu") {
 			t.Errorf("%s: the password is told: %v", url, err)
 		}
-	}
-	if err := permitted(t.Context(), "tcp4", "169.254.169.254:5432", nil); !errors.Is(err, errForbidden) {
-		t.Errorf("a name that resolves to a metadata service: %v", err)
 	}
 	for _, c := range []database.Connection{
 		{URL: "postgresql://u@db/x", CA: "no PEM"}, {URL: "postgresql://u@db/x", Certificate: "no PEM"},
@@ -792,6 +806,26 @@ func TestErrorsHaveNoSecrets(t *testing.T) {
 		got := d.fail(&pgconn.PgError{Severity: "ERROR", Code: "42601", Message: text}, "SCRAM-SHA-256$4096:abc$def", "pass-word")
 		if s := fmt.Sprint(got, errors.Unwrap(got)); strings.Contains(s, "word") || strings.Contains(s, "oot-") || strings.Contains(s, "SCRAM") {
 			t.Errorf("%s became %s", text, s)
+		}
+	}
+}
+
+// A name leads where its addresses do, when it is connected to, whatever it led to before; and so does a number that some resolvers take for an address.
+func TestNamesThatLeadToForbiddenAddresses(t *testing.T) {
+	for _, at := range []string{"169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "100.100.100.200", "0.0.0.0", "::"} {
+		connect, err := settings(&database.Connection{URL: "postgresql://u@2852039166/app?sslmode=disable"}, database.Secrets{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := pgx.ParseConfig(baseline)
+		if err != nil {
+			t.Fatal(err)
+		}
+		connect(cfg)
+		cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{at}, nil }
+		_, err = pgx.ConnectConfig(t.Context(), cfg)
+		if got := (&server{}).fail(err); !errors.Is(err, errForbidden) || !strings.Contains(got.Error(), "does not connect to these") {
+			t.Errorf("a name that leads to %s: %v", at, got)
 		}
 	}
 }

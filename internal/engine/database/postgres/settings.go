@@ -34,12 +34,10 @@ const defaultConnectTimeout = 10 * time.Second
 
 // settings reads a connection's URL and TLS options, strictly, and returns what puts them into a configuration of pgx.
 func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig), error) {
-	scheme, rest, ok := strings.Cut(c.URL, "://")
-	if !ok || scheme != "postgresql" && scheme != "postgres" {
+	scheme, login, hosts, name, query := parts(c.URL)
+	if scheme != "postgresql" && scheme != "postgres" {
 		return nil, errors.New("connection_url must be a URL, such as postgresql://{{username}}:{{password}}@db.example.com:5432/app?sslmode=verify-full")
 	}
-	rest, query, _ := strings.Cut(rest, "?")
-	authority, name, _ := strings.Cut(rest, "/")
 	q, err := url.ParseQuery(query)
 	if err != nil {
 		return nil, errors.New("connection_url: its parameters are not well-formed")
@@ -55,21 +53,12 @@ func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig)
 			return nil, fmt.Errorf("connection_url: the parameter %q is there twice", p)
 		}
 	}
-	login, hosts := "", authority
-	if at := strings.LastIndex(authority, "@"); at >= 0 {
-		login, hosts = authority[:at], authority[at+1:]
+	user, err := userOf(c)
+	if err != nil {
+		return nil, err
 	}
-	user, literal, _ := strings.Cut(login, ":")
-	if literal != "" && literal != "{{password}}" {
+	if _, literal, _ := strings.Cut(login, ":"); literal != "" && literal != "{{password}}" {
 		return nil, errors.New("connection_url: the password belongs into the parameter password, and {{password}} in its place")
-	}
-	if user == "{{username}}" || user == "" {
-		user = c.Username
-	} else if user, err = url.PathUnescape(user); err != nil {
-		return nil, errors.New("connection_url: its user name is not well-formed")
-	}
-	if user == "" {
-		return nil, errors.New("username is needed: the account that lessor logs in with")
 	}
 	if name, err = url.PathUnescape(name); err != nil || strings.ContainsAny(name, "/@#") {
 		return nil, errors.New("connection_url: its database name is not well-formed; if it is part of a password, put that into the parameter password, and {{password}} in its place")
@@ -130,6 +119,51 @@ type address struct {
 	port uint16
 }
 
+// parts takes a URL apart: scheme://login@hosts/name?query.
+func parts(text string) (scheme, login, hosts, name, query string) {
+	scheme, rest, _ := strings.Cut(text, "://")
+	rest, query, _ = strings.Cut(rest, "?")
+	hosts, name, _ = strings.Cut(rest, "/")
+	if at := strings.LastIndex(hosts, "@"); at >= 0 {
+		login, hosts = hosts[:at], hosts[at+1:]
+	}
+	return scheme, login, hosts, name, query
+}
+
+// userOf is the name that a connection logs in with.
+func userOf(c *database.Connection) (string, error) {
+	_, login, _, _, _ := parts(c.URL)
+	user, _, _ := strings.Cut(login, ":")
+	if user == "{{username}}" || user == "" {
+		user = c.Username
+	} else if plain, err := url.PathUnescape(user); err != nil {
+		return "", errors.New("connection_url: its user name is not well-formed")
+	} else {
+		user = plain
+	}
+	if user == "" {
+		return "", errors.New("username is needed: the account that lessor logs in with")
+	}
+	return user, nil
+}
+
+// servers are the addresses that a connection's URL names, as text.
+func servers(c *database.Connection) (all []string) {
+	_, _, hosts, _, query := parts(c.URL)
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return nil
+	}
+	at, err := addresses(hosts, q.Get("host"))
+	if err != nil {
+		return nil
+	}
+	for _, a := range at {
+		all = append(all, strings.ToLower(a.host)+":"+strconv.Itoa(int(a.port)))
+	}
+	return all
+}
+
 // addresses are the servers that a URL names.
 func addresses(hosts, folder string) ([]address, error) {
 	if folder != "" {
@@ -161,6 +195,9 @@ func addresses(hosts, folder string) ([]address, error) {
 		if a.host == "" {
 			return nil, errors.New("connection_url names no host")
 		}
+		if strings.ContainsRune(a.host, '%') { // nothing in a host is ever decoded
+			return nil, errors.New("connection_url: a host is not well-formed; the folder of a Unix socket goes into the parameter host")
+		}
 		if ip, err := netip.ParseAddr(a.host); err == nil {
 			if err := forbidden(ip); err != nil {
 				return nil, err
@@ -172,16 +209,24 @@ func addresses(hosts, folder string) ([]address, error) {
 }
 
 // metadata are addresses at which clouds tell a machine its own secrets, beyond the link-local ones.
-var metadata = []netip.Addr{
-	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("fd00:ec2::254"),
+var metadata = []netip.Prefix{
+	netip.MustParsePrefix("100.100.100.200/32"), netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("192.0.0.192/32"),
+	netip.MustParsePrefix("fd00:ec2::/32"), netip.MustParsePrefix("fd20:ce::254/128"),
 }
+
+// translated are networks whose addresses end in that of the IPv4 host which they lead to: NAT64, IPv4-compatible.
+var translated = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("::/96")}
 
 var errForbidden = errors.New("the host is link-local, multicast, unspecified, or a cloud's metadata service: lessor does not connect to these")
 
 func forbidden(ip netip.Addr) error {
 	ip = ip.WithZone("").Unmap()
-	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.Contains(metadata, ip) {
+	holds := func(p netip.Prefix) bool { return p.Contains(ip) }
+	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.ContainsFunc(metadata, holds) {
 		return errForbidden
+	}
+	if b := ip.As16(); ip.Is6() && !ip.IsLoopback() && slices.ContainsFunc(translated, holds) {
+		return forbidden(netip.AddrFrom4([4]byte(b[12:])))
 	}
 	return nil
 }

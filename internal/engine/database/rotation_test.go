@@ -1,0 +1,323 @@
+package database_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
+)
+
+// eye is PostgreSQL's driver under the eyes of a test, which may come between lessor and the database whenever an account's password is touched.
+type eye struct {
+	postgres.Driver
+	mu   sync.Mutex
+	seen func(call string, password lessor.Secret, do func() error) error // nil: do
+}
+
+func (e *eye) watch(f func(call string, password lessor.Secret, do func() error) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.seen = f
+}
+
+func (e *eye) call(call string, password lessor.Secret, do func() error) error {
+	e.mu.Lock()
+	f := e.seen
+	e.mu.Unlock()
+	if f == nil {
+		return do()
+	}
+	return f(call, password, do)
+}
+
+func (e *eye) Open(c *database.Connection, s database.Secrets) (database.Database, error) {
+	db, err := e.Driver.Open(c, s)
+	return &watched{db, e}, err
+}
+
+type watched struct {
+	database.Database
+	*eye
+}
+
+func (d *watched) Login(ctx context.Context, username string, password lessor.Secret) (v database.Verdict, err error) {
+	err = d.call("login", password, func() (err error) { v, err = d.Database.Login(ctx, username, password); return err })
+	return v, err
+}
+
+func (d *watched) SetPassword(ctx context.Context, c database.Change) error {
+	return d.call("set", c.Password, func() error { return d.Database.SetPassword(ctx, c) })
+}
+
+// errBroken is a session that broke off: whether something was done nobody knows.
+var errBroken = &api.Error{Kind: api.Upstream, Text: "the session broke off", Cause: database.ErrUnreachable}
+
+// rotated is an account whose password a test has rotated: a static role's, or lessor's own.
+type rotated struct {
+	name, username, first string
+	rotate, config        string // paths
+}
+
+// accounts makes one of each kind.
+func (w *world) accounts() []rotated {
+	w.Helper()
+	own, app := w.account("SUPERUSER"), w.account("")
+	w.connect("own", w.pg, own, "first")
+	w.do(lessor.Update, "db/roles/dyn", `{"db_name":"own","creation_statements":"`+creation+`"}`)
+	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"1h","password":"first","skip_import_rotation":true}`, app))
+	return []rotated{
+		{"static/app", app, "first", "db/rotate-role/app", "db/static-roles/app"},
+		{"root/own", own, "first", "db/rotate-root/own", "db/config/own"},
+	}
+}
+
+// shown is what whoever uses the account has of it now: readers a password, lessor's own a session.
+func (w *world) shown(a rotated) string {
+	w.Helper()
+	if a.name == "static/app" {
+		return w.password("app")
+	}
+	w.do(lessor.Update, "db/reset/own", "") // new sessions, which need the password
+	w.do(lessor.Read, "db/creds/dyn", "")
+	return w.passwords(a.name).Current.Reveal()
+}
+
+// settle lets time pass until a rotation that was begun is done.
+func (w *world) settle(a rotated) {
+	w.Helper()
+	w.until(a.name+" has no password on its way", func() bool {
+		w.clock.advance(time.Second)
+		s := w.state(a.name)
+		return s == nil || s.Pending == 0 && s.Attempts == 0
+	})
+}
+
+// A rotation is struck at each moment at which it can be: at each of its commits, done or not, and at each touch of the database, {done?} × {told?},
+// where lessor lives on or dies. Afterwards, by itself, one password is in force, the one that was on its way if any was, and it
+// is the one that is shown; all others are dead, and forgotten.
+func TestRotationIsStruck(t *testing.T) {
+	type strike struct {
+		commit     int
+		call       string
+		done, told bool
+		dies       bool
+	}
+	var strikes []strike
+	for _, done := range []bool{false, true} {
+		strikes = append(strikes, strike{commit: 1, done: done}, strike{commit: 2, done: done})
+		for _, told := range []bool{false, true} {
+			for _, dies := range []bool{false, true} {
+				strikes = append(strikes, strike{call: "set", done: done, told: told, dies: dies})
+			}
+		}
+	}
+	strikes = append(strikes, strike{call: "login"}, strike{call: "login", dies: true})
+	s := pgtest.Start(t)
+	for _, k := range strikes {
+		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
+			t.Parallel()
+			e := &eye{}
+			w := newWorldOf(t, s, e)
+			for _, a := range w.accounts() {
+				struck := false
+				var mu sync.Mutex
+				tried := []string{a.first}
+				e.watch(func(call string, password lessor.Secret, do func() error) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if call == "set" {
+						tried = append(tried, password.Reveal())
+						if !struck && !w.passwords(a.name).Pending.Equal(password) {
+							t.Error("a password is set that is not on record")
+						}
+						if recs := slices.Concat(w.records(a.rotate), w.records(a.config)); !slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun }) {
+							t.Error("the database is touched, and no record says so")
+						}
+					}
+					if call != k.call || struck {
+						return do()
+					}
+					struck = true
+					var err error
+					if k.done {
+						err = do()
+					}
+					if k.dies {
+						w.faulty.Set(storetest.Faults{At: 1})
+					}
+					if !k.told {
+						err = errBroken
+					}
+					return err
+				})
+				if k.commit > 0 {
+					w.faulty.Set(storetest.Faults{At: k.commit, Done: k.done})
+				}
+				_, err := w.try(lessor.Update, a.rotate, "")
+				if dead := w.db.Fault() != nil; dead != (k.dies || k.commit > 0) {
+					t.Fatalf("%s: %v; the store has failed: %v", a.name, err, dead)
+				}
+				if w.db.Fault() != nil {
+					w.crash()
+				}
+				onItsWay := w.passwords(a.name).Pending
+				confirmed := err == nil || k.commit == 2 && k.done
+				if begun := k.commit != 1 || k.done; begun && !confirmed && onItsWay.Empty() && w.state(a.name).Version == 1 {
+					t.Errorf("%s: nothing is on its way after %v", a.name, err)
+				}
+				if got := w.shown(a); !confirmed && got != "" && got != a.first && got != onItsWay.Reveal() {
+					t.Errorf("%s: shown %q before anything was confirmed", a.name, got)
+				}
+				w.settle(a)
+				p := w.passwords(a.name)
+				if !onItsWay.Empty() && !p.Current.Equal(onItsWay) {
+					t.Errorf("%s: a password on its way was replaced by another", a.name)
+				}
+				if err == nil && w.state(a.name).Version < 2 {
+					t.Errorf("%s: answered, and not rotated", a.name)
+				}
+				now := w.shown(a)
+				if now == "" {
+					now = a.first // lessor's own, never touched
+				}
+				for _, password := range tried {
+					if password != now && w.logsIn(a.username, password) {
+						t.Errorf("%s: two passwords are in force, or none that is shown", a.name)
+					}
+				}
+				if !w.logsIn(a.username, now) {
+					t.Errorf("%s: the password that is shown is not in force", a.name)
+				}
+				w.until("what was before is forgotten", func() bool {
+					w.clock.advance(10 * time.Second)
+					s := w.state(a.name)
+					return s == nil || s.Check.IsZero() && len(w.passwords(a.name).Former) == 0
+				})
+				e.watch(nil)
+			}
+		})
+	}
+}
+
+// An attempt lands long after lessor gave it up: while its password is on its way still, and after the next rotation.
+func TestAttemptLandsLate(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	for _, a := range w.accounts() {
+		given := false
+		e.watch(func(call string, _ lessor.Secret, do func() error) error {
+			if call == "set" && !given {
+				given = true
+				return errBroken
+			}
+			return do()
+		})
+		land := func(password string) { w.sql(`ALTER ROLE "` + a.username + `" PASSWORD '` + password + `'`) }
+		w.refused(api.Upstream, lessor.Update, a.rotate, "", "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually")
+		onItsWay := w.passwords(a.name).Pending.Reveal()
+		land(onItsWay)
+		w.do(lessor.Update, a.rotate, "") // by hand, before the background does
+		second := w.shown(a)
+		if second != onItsWay {
+			t.Errorf("%s: a password on its way was replaced by another", a.name)
+		}
+		if land(second); !w.logsIn(a.username, second) {
+			t.Errorf("%s: what landed late did harm", a.name)
+		}
+		w.do(lessor.Update, a.rotate, "")
+		third := w.shown(a)
+		if land(second); w.logsIn(a.username, third) {
+			t.Fatal("nothing landed: this shows nothing")
+		}
+		if a.name == "root/own" {
+			w.shown(a) // sessions are opened with what logs in
+		}
+		w.clock.advance(rotation.Watch + time.Second)
+		w.until("the password is in force again", func() bool { return w.logsIn(a.username, third) })
+		w.until("that is on record", func() bool { return strings.Contains(w.records(a.config)[0].Note, "changed by somebody else") })
+		e.watch(nil)
+	}
+}
+
+// What the database refused for sure can never land, and gives way to another: a policy that the database does not like can be mended.
+func TestRefusedPasswordGivesWay(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	refusal := api.Errorf(api.Upstream, "the database refused: password is too easy")
+	for _, a := range w.accounts() {
+		var tried []string
+		answers := []error{refusal, errBroken, refusal}
+		e.watch(func(call string, password lessor.Secret, do func() error) error {
+			if call == "set" {
+				tried = append(tried, password.Reveal())
+				if len(answers) > 0 {
+					err := answers[0]
+					answers = answers[1:]
+					return err
+				}
+			}
+			return do()
+		})
+		w.refused(api.Upstream, lessor.Update, a.rotate, "", "too easy")
+		if !w.passwords(a.name).Pending.Empty() {
+			t.Errorf("%s: what was refused is still on its way", a.name)
+		}
+		if got := w.shown(a); got != a.first {
+			t.Errorf("%s: shown %q", a.name, got)
+		}
+		w.settle(a)
+		if len(tried) != 4 || tried[1] == tried[0] {
+			t.Errorf("%s: tried %q", a.name, tried)
+		} else if tried[2] != tried[1] || tried[3] != tried[1] {
+			t.Errorf("%s: a password that may have landed was replaced: %q", a.name, tried)
+		}
+		e.watch(nil)
+	}
+}
+
+// Statements of somebody's own are not run again, after a death, if they have done their work.
+func TestRotationStatementsRunOnce(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	user := w.account("")
+	log := strings.Replace(user, "static", "log", 1)
+	w.sql(`CREATE TABLE "` + log + `" (n int)`)
+	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"1h","rotation_statements":[%q,%q]}`,
+		user, `ALTER ROLE "{{name}}" PASSWORD '{{password}}'`, `INSERT INTO "`+log+`" VALUES (1)`))
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		err := do()
+		if call == "set" {
+			w.faulty.Set(storetest.Faults{At: 1})
+		}
+		return err
+	})
+	_, err := w.try(lessor.Update, "db/rotate-role/app", "")
+	if err == nil {
+		t.Fatal("it did not die")
+	}
+	e.watch(nil)
+	w.crash()
+	w.settle(rotated{name: "static/app"})
+	if !w.logsIn(user, w.password("app")) {
+		t.Error("the password that is shown is not in force")
+	}
+	c := w.pg.Connect(t, "")
+	var n int
+	w.must(c.QueryRow(t.Context(), `SELECT count(*) FROM "`+log+`"`).Scan(&n))
+	if n != 2 {
+		t.Errorf("the statements ran %d times for two rotations", n)
+	}
+	w.sql(`DROP TABLE "` + log + `"`)
+}
