@@ -21,6 +21,7 @@ import (
 	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
 	"github.com/lessor-dev/lessor/internal/core"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/engine/kv"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lease"
@@ -41,6 +42,7 @@ type World struct {
 	root   lessor.Secret
 	clock  *clock
 	target *target
+	stay   *accounts
 
 	mu     sync.Mutex
 	rng    *mathrand.Rand
@@ -84,13 +86,16 @@ func (c *clock) advance(d, jump time.Duration) {
 	c.wall, c.steps = c.wall.Add(d+jump), c.steps+d
 }
 
-// New makes a world: an initialised store with a KV mount, an engine at the target, and tokens for its clients.
+// New makes a world: an initialised store with a KV mount, an engine at the target, accounts that stay, and tokens for its clients. With an error, too,
+// Broken tells what did not hold.
 func New(seed uint64, dir string) (*World, error) {
 	w := &World{
 		Seed: seed, disk: new(mem.Disk), rng: mathrand.New(mathrand.NewPCG(seed, 1)), acked: map[string]int{},
 		clock: &clock{wall: time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)},
 	}
 	w.target = &target{world: w, accounts: map[string]string{}}
+	w.stay = &accounts{target: w.target, passwords: map[string]string{}, ever: map[string]map[string]bool{}}
+	w.target.healed = true // until the world is furnished
 	kek, err := seal.CreateKeyFile(dir+"/seal.key", rand.Reader)
 	if err != nil {
 		return nil, err
@@ -106,18 +111,26 @@ func New(seed uint64, dir string) (*World, error) {
 	if w.root, err = n.core.Init(context.Background(), w.rows, lessor.Secret{}, 0); err != nil {
 		return nil, err
 	}
-	for path, data := range map[string]map[string]any{
-		"sys/mounts/secret": {"type": "kv", "options": map[string]any{"version": "2"}},
-		"sys/mounts/target": {"type": "target"},
-	} {
+	do := func(path string, data map[string]any) error {
 		op := w.op(n, w.root, lessor.Update, path, data)
 		answer, err := n.core.Handle(context.Background(), op)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return fmt.Errorf("%s: %w", path, err)
 		}
 		w.answered(n, op, answer)
+		return nil
 	}
-	return w, nil
+	for path, data := range map[string]map[string]any{
+		"sys/mounts/secret": {"type": "kv", "options": map[string]any{"version": "2"}},
+		"sys/mounts/target": {"type": "target"}, "sys/mounts/db": {"type": "database"},
+	} {
+		if err := do(path, data); err != nil {
+			return w, err
+		}
+	}
+	err = w.stay.furnish(n, do)
+	w.target.healed = false
+	return w, err
 }
 
 // boot starts a node on what the disk holds.
@@ -133,8 +146,9 @@ func (w *World) boot(f storetest.Faults) (*node, error) {
 	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: n.db}
 	backends := map[string]engine.Backend{
 		"kv-v2": kv.V2{}, "token": tokens, "system": sys, "identity": identity.Backend{}, "target": &issuer{w.target, n},
+		"database": database.New(&visitor{w.stay, n}),
 	}
-	n.core, err = core.New(core.Options{Store: n.db, Keys: w.keys, Random: rand.Reader, Backends: backends, ApplyTimeout: 200 * time.Millisecond})
+	n.core, err = core.New(core.Options{Store: n.db, Keys: w.keys, Random: rand.Reader, Backends: backends, ApplyTimeout: 200 * time.Millisecond, Poll: 20 * time.Millisecond})
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +253,7 @@ func (w *World) client(n *node, id, operations int) {
 	for i := range operations {
 		var op *lessor.Op
 		path := fmt.Sprintf("secret/data/c%d/s%d", id, w.pick(3))
-		switch w.pick(10) {
+		switch w.pick(13) {
 		case 0, 1:
 			op = w.op(n, w.root, lessor.Update, path, map[string]any{"data": map[string]any{"n": fmt.Sprint(i)}})
 		case 2, 3:
@@ -258,6 +272,12 @@ func (w *World) client(n *node, id, operations int) {
 			op = w.op(n, w.root, lessor.Update, "sys/leases/revoke", map[string]any{"lease_id": held[w.pick(len(held))], "sync": false})
 		case 9:
 			op = w.op(n, w.root, lessor.Update, fmt.Sprintf("sys/leases/revoke-prefix/target/creds/c%d", id), map[string]any{"sync": false})
+		case 10:
+			op = w.op(n, w.root, lessor.Read, fmt.Sprintf("db/static-creds/u%d", w.pick(3)), nil)
+		case 11:
+			op = w.op(n, w.root, lessor.Update, fmt.Sprintf("db/rotate-role/u%d", w.pick(3)), nil)
+		case 12:
+			op = w.op(n, w.root, lessor.Update, "db/rotate-root/d", nil)
 		}
 		answer, err := n.core.Handle(ctx, op)
 		if err == nil {
@@ -291,6 +311,12 @@ func (w *World) answered(n *node, op *lessor.Op, answer *lessor.Answer) {
 		return // the store died meanwhile
 	case rec == nil:
 		w.violation("unaudited: %s %s was answered before its audit record was durable", op.Verb, op.Path)
+	}
+	if username, ok := answer.Data["username"].(string); ok {
+		w.stay.known(n, username)
+		if !w.stay.was(username, answer.Data["password"].(lessor.Secret).Reveal()) {
+			w.violation("a reader of %s was shown a password that never was in force", username)
+		}
 	}
 	if op.Verb == lessor.Update && answer.Data["version"] != nil {
 		v := int(number(answer.Data["version"]))
@@ -337,6 +363,13 @@ func (w *World) Settle() error {
 		}
 		w.clock.advance(30*time.Second, 0)
 		time.Sleep(10 * time.Millisecond)
+	}
+	for end := time.Now().Add(30 * time.Second); !w.stay.settled(n); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			w.violation("an account never came to have the password that is on record")
+			break
+		}
+		w.clock.advance(time.Second, 0)
 	}
 	for path, version := range w.acked {
 		a, err := n.core.Handle(context.Background(), w.op(n, w.root, lessor.Read, path, nil))

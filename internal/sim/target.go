@@ -31,10 +31,7 @@ var errTarget = api.Errorf(api.Upstream, "the target failed")
 
 // fault draws whether an act is done, and whether success is told.
 func (t *target) fault() (done, told bool) {
-	t.mu.Lock()
-	healed := t.healed
-	t.mu.Unlock()
-	if healed {
+	if t.whole() {
 		return true, true
 	}
 	switch p := t.world.pick(20); p {
@@ -44,6 +41,13 @@ func (t *target) fault() (done, told bool) {
 		return true, false
 	}
 	return true, true
+}
+
+// whole reports whether all faults have ended.
+func (t *target) whole() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.healed
 }
 
 // heal ends all faults, after what is still on its way has landed.
@@ -111,10 +115,7 @@ func (i *issuer) Apply(ctx context.Context, _ engine.Access, l *lease.Lease, _ l
 	i.onRecord(l, "apply")
 	t := i.target
 	if t.world.chance(0.05) { // hangs, and lands when nobody waits any more
-		t.mu.Lock()
-		healed := t.healed
-		t.mu.Unlock()
-		if !healed {
+		if !t.whole() {
 			t.late.Go(func() {
 				time.Sleep(time.Duration(t.world.pick(400)) * time.Millisecond)
 				t.make(l.ID)
