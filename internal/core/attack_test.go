@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -986,6 +987,38 @@ func (g *gate) accessorOf(name string) string {
 	}
 	g.Fatalf("no token is named %s", name)
 	return ""
+}
+
+// Wide revocations that do not concern a credential, however many, do not keep it from being handed out.
+func TestRevocationsElsewhere(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	made := make(chan struct{})
+	var others, makers sync.WaitGroup
+	others.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-made:
+				return
+			default:
+				if _, err := g.try(g.root, lessor.Update, "sys/lessor/revoke", fmt.Sprintf(`{"by":"prefix","value":"target/nothing/%d","sync":false}`, n)); err != nil {
+					t.Errorf("revocation %d: %v", n, err)
+				}
+			}
+		}
+	})
+	for range 4 {
+		makers.Go(func() {
+			for range 50 {
+				if _, err := g.try(g.root, lessor.Read, "target/creds/app", ""); err != nil {
+					t.Errorf("a credential: %v", err)
+				}
+			}
+		})
+	}
+	makers.Wait()
+	close(made)
+	others.Wait()
 }
 
 // What is revoked while its target is still making it is not handed out, and that is on record.

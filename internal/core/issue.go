@@ -73,8 +73,26 @@ func (w *walk) issue(ctx context.Context) (*lessor.Answer, error) {
 }
 
 // settle commits what became of the touch of a target: the lease goes live, or is ended at once. The request's context
-// counts no more: what happened must be on record.
+// counts no more: what happened must be on record. If the ground moves meanwhile, it looks again.
 func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done func(*store.Txn, *audit.Record) (*lessor.Answer, error)) (*lessor.Answer, error) {
+	for n := range attempts {
+		answer, err := w.conclude(ctx, l, failure, done)
+		if !errors.As(err, new(*store.Conflict)) {
+			return answer, err
+		}
+		giveWay(ctx, n)
+	}
+	// It stays pending, and so is reverted.
+	rec := w.record(audit.Outcome)
+	rec.Time, rec.Lease, rec.Owner, rec.ErrorKind = w.Store.Now(), l.ID, l.Owner, api.Unavailable.String()
+	if _, err := w.Store.Commit(ctx, store.Txn{Audit: []audit.Record{rec}}); err != nil {
+		return nil, settled(err)
+	}
+	return nil, errEnded
+}
+
+// conclude is one attempt to settle, on one View. A *store.Conflict means that the ground moved and nothing was committed.
+func (w *walk) conclude(ctx context.Context, l *lease.Lease, failure error, done func(*store.Txn, *audit.Record) (*lessor.Answer, error)) (*lessor.Answer, error) {
 	view, err := w.Store.View()
 	if err != nil {
 		return nil, err
@@ -102,8 +120,8 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 			lease.End(txn, row, current, "could not be made", now)
 		}
 		txn.Audit = append(txn.Audit, rec)
-		if err := w.conclude(ctx, txn); err != nil {
-			return nil, err
+		if _, err := w.Store.Commit(ctx, *txn); err != nil {
+			return nil, settled(err)
 		}
 		return nil, failure
 	}
@@ -115,8 +133,8 @@ func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done f
 		return nil, err
 	}
 	txn.Audit = append(txn.Audit, rec)
-	if err := w.conclude(ctx, txn); err != nil {
-		return nil, err // the lease was ended, or stays pending; either way it is reverted
+	if _, err := w.Store.Commit(ctx, *txn); err != nil {
+		return nil, settled(err) // the lease stays pending, or was ended; either way it is reverted
 	}
 	w.counters.issued.Add(1)
 	return answer, nil
@@ -134,31 +152,17 @@ func (w *walk) undisputed(v store.View, txn *store.Txn, l *lease.Lease) {
 	}
 }
 
-// conclude commits an outcome. If somebody else was faster with the lease, the outcome is on record all the same: as a failure.
-func (w *walk) conclude(ctx context.Context, txn *store.Txn) error {
-	_, err := w.Store.Commit(ctx, *txn)
-	if !errors.As(err, new(*store.Conflict)) {
-		return settled(err)
-	}
-	rec := txn.Audit[len(txn.Audit)-1]
-	if rec.ErrorKind == "" {
-		rec.ErrorKind, rec.Secrets = api.Unavailable.String(), nil
-	}
-	if _, err := w.Store.Commit(ctx, store.Txn{Audit: []audit.Record{rec}}); err != nil {
-		return settled(err)
-	}
-	return settled(err)
-}
+var errEnded = api.Errorf(api.Unavailable, "the credential was ended before it could be handed out; ask again")
 
-// settled keeps a conflict of the second commit from walking the operation again: its first commit stands.
+// settled is a failure of the second commit in the client's words. A conflict stays one, for who looks again.
 func settled(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.As(err, new(*store.Conflict)) {
+		return err
 	}
-	if api.KindOf(outcome(err)) == api.Internal {
-		return api.Errorf(api.Unavailable, "the credential was ended before it could be handed out; ask again")
+	if err = outcome(err); api.KindOf(err) == api.Internal {
+		return errEnded
 	}
-	return outcome(err)
+	return err
 }
 
 // mayIssue refuses a leased credential to tokens that could not carry it.
