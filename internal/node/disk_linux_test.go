@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// A full disk keeps nobody from unsealing, not even with a newer version, so that revocation works.
+// A full disk keeps nobody from unsealing, not even with a newer version, so that revocation works, nor from sealing.
 func TestUnsealsOnAFullDisk(t *testing.T) {
 	p := under(t, byShares)
 	p.do(os.Mkdir(p.data(), 0o700))
@@ -34,6 +34,9 @@ func TestUnsealsOnAFullDisk(t *testing.T) {
 	again.give(keys[1:]...)
 	again.must(503, "GET", "secret/data/app", "")
 	again.must(204, "POST", "auth/token/revoke-accessor", `{"accessor":"`+accessor+`"}`)
+	again.must(204, "PUT", "sys/seal", "")
+	again.fails(503, "Vault is sealed", "GET", "secret/data/app", "")
+	again.give(keys[:2]...)
 	p.do(os.Remove(filepath.Join(p.data(), "filler")))
 	time.Sleep(500 * time.Millisecond)
 	again.checkFilled()

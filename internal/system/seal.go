@@ -68,7 +68,9 @@ func (b *Backend) rest(context.Context, *engine.Request) (*engine.Reply, error) 
 	if b.Seal == nil {
 		return nil, errNoNode
 	}
-	return &engine.Reply{Then: func(context.Context) error { b.Seal.Rest(); return nil }}, nil
+	reply := &engine.Reply{Then: func(context.Context) error { b.Seal.Rest(); return nil }}
+	reply.Txn.Urgent = true // who must seal does not wait for room on the disk
+	return reply, nil
 }
 
 // keyStatus tells, as the number of encryptions, that of the term's commits: each of them seals some rows under a key derived anew.
