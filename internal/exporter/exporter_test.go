@@ -771,8 +771,10 @@ func TestFence(t *testing.T) {
 	d := w.enabled("file", File, map[string]string{"file_path": path})
 	w.act(1)
 	w.caughtUp(d)
-	w.commit(store.Txn{Puts: []store.Put{{Key: store.Fenced, Value: []byte("restored")}}})
-	w.until("it stops", func() bool { return w.x.Status(d).State == "stopped" })
+	w.end()
+	w.commit(store.Txn{Puts: []store.Put{{Key: store.Fenced, Value: []byte("restored")}}}) // as a restore does, before anything runs
+	w.run()
+	w.until("it stays away", func() bool { return w.x.Status(d).State == "stopped" })
 	w.act(3)
 	time.Sleep(50 * time.Millisecond)
 	if n := len(w.lines(path)); n != 1 {
