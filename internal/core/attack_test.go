@@ -989,6 +989,68 @@ func (g *gate) accessorOf(name string) string {
 	return ""
 }
 
+// A target is tried once for an operation, however often the ground moves meanwhile, and what came of it is on record whoever leaves.
+func TestTrials(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	ended := func(phases, kind string) {
+		t.Helper()
+		var got []string
+		records := g.last("target/settings/x")
+		for i := range min(2, len(records)) {
+			got = append(got, string(records[i].Phase))
+		}
+		if fmt.Sprint(got) != phases || records[0].ErrorKind != kind {
+			t.Errorf("on record %v, %q, want %s, %q", got, records[0].ErrorKind, phases, kind)
+		}
+	}
+
+	var n int
+	g.target.trial = func() { n++; g.policy(fmt.Sprint("other", n), `path "x" {}`) }
+	g.do(g.root, lessor.Update, "target/settings/x", "")
+	if g.target.trials != 1 {
+		t.Errorf("tried %d times", g.target.trials)
+	}
+	ended("[outcome begun]", "")
+	if n := len(g.last("target/settings/x")); n != 2 {
+		t.Errorf("%d records", n)
+	}
+
+	g.target.trial = func() { // somebody else changes what it is about
+		g.target.trial = nil
+		g.do(g.root, lessor.Update, "target/settings/x", "")
+	}
+	g.do(g.root, lessor.Update, "target/settings/x", "")
+	if g.target.trials != 4 {
+		t.Errorf("tried %d times, want 4: another's, and again for what he left", g.target.trials)
+	}
+
+	g.target.trial = nil
+	g.target.set(true, false)
+	g.refused(api.Upstream, g.root, lessor.Update, "target/settings/x", "")
+	ended("[outcome begun]", "upstream")
+	g.target.set(false, false)
+
+	ctx, leave := context.WithCancel(t.Context())
+	g.target.trial = leave
+	if _, err := g.core.Handle(ctx, g.op(g.root, lessor.Update, "target/settings/x", "")); err != nil {
+		t.Errorf("who left is told %v", err)
+	}
+	ended("[outcome begun]", "")
+}
+
+// A token that became an orphan while its credential was made has it.
+func TestOrphanedWhileItIsMade(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	parent := g.token(`{"policies":["root"]}`)
+	child := g.do(parent, lessor.Update, "auth/token/create", `{"policies":["root"]}`).Auth.Token
+	g.target.during = func(*lease.Lease) {
+		g.do(g.root, lessor.Update, "auth/token/revoke-orphan", `{"token":"`+parent.Reveal()+`"}`)
+	}
+	g.do(child, lessor.Read, "target/creds/app", "")
+}
+
 // Wide revocations that do not concern a credential, however many, do not keep it from being handed out.
 func TestRevocationsElsewhere(t *testing.T) {
 	g := start(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,18 +43,36 @@ type walk struct {
 	tombstone string // id of the tombstone that the operation puts
 	suspected *suspected
 	reserved  []string // rows of leases for which room was made in a quota
+	trial     *trial
+}
+
+// trial is what an operation found out at a target before its commit. It outlives the walk: a new one rests on it, and does not
+// touch the target again, if the rows are the same.
+type trial struct {
+	begun  *audit.Record // that the target is about to be touched; nil: it was not. It asks for a record of the outcome
+	passed bool
+	rows   []store.Check // that it was about
 }
 
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
-// it returns, but for what strangers ask in vain, or without effect, which is counted (package tally). An error that is no *api.Error is a fault of lessor's own. Handle is safe for concurrent use.
+// it returns, but for what strangers ask in vain, or without effect, which is counted (package tally). An error that is no *api.Error is
+// a fault of lessor's own. Handle is safe for concurrent use.
 func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	var t trial
 	for n := range attempts {
-		answer, err := c.attempt(ctx, op)
+		answer, err := c.attempt(ctx, op, &t)
 		if conflict := (*store.Conflict)(nil); !errors.As(err, &conflict) {
 			c.counters.count(err)
 			return answer, outcome(err)
 		}
 		giveWay(ctx, n)
+	}
+	if t.begun != nil {
+		rec := *t.begun
+		rec.Phase, rec.ErrorKind = audit.Outcome, api.Unavailable.String()
+		if _, err := c.Store.Commit(context.WithoutCancel(ctx), store.Txn{Audit: []audit.Record{rec}}); err != nil {
+			return nil, outcome(err)
+		}
 	}
 	return nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
 }
@@ -72,13 +91,16 @@ func giveWay(ctx context.Context, n int) {
 }
 
 // attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.
-func (c *Core) attempt(ctx context.Context, op *lessor.Op) (answer *lessor.Answer, failure error) {
+func (c *Core) attempt(ctx context.Context, op *lessor.Op, t *trial) (answer *lessor.Answer, failure error) {
 	view, err := c.Store.View()
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close()
-	w := &walk{Core: c, op: op, view: view}
+	w := &walk{Core: c, op: op, view: view, trial: t}
+	if t.begun != nil {
+		ctx = context.WithoutCancel(ctx) // what came of it must be on record
+	}
 	defer func() {
 		if failure != nil {
 			w.release()
@@ -286,13 +308,13 @@ func (w *walk) plan(ctx context.Context) error {
 
 // finish commits what needs no target, or a look at one first, and answers.
 func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
-	txn, rec := &w.reply.Txn, w.record(audit.Done)
 	if w.reply.First != nil {
 		if err := w.first(ctx); err != nil {
 			return nil, err
 		}
-		rec.Phase = audit.Outcome
+		ctx = context.WithoutCancel(ctx)
 	}
+	txn, rec := &w.reply.Txn, w.record(w.last())
 	answer, err := w.answer(ctx, txn, &rec)
 	if err != nil {
 		return nil, w.refuse(ctx, err)
@@ -337,21 +359,37 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	return answer, err
 }
 
-// first has the target touched that an operation depends on.
+// first has the target touched that an operation depends on, once that is on record.
 func (w *walk) first(ctx context.Context) error {
 	if w.Fenced() {
 		w.warnings = append(w.warnings, "this was not tried: the store is a restored copy, which touches no target until an operator resumes it")
 		return nil
 	}
-	if _, err := w.Store.Commit(ctx, store.Txn{Audit: []audit.Record{w.record(audit.Begun)}}); err != nil {
+	if w.trial.passed && slices.Equal(w.trial.rows, w.reply.Txn.Checks) {
+		return nil
+	}
+	rec := w.record(audit.Begun)
+	txn := store.Txn{Audit: []audit.Record{rec}}
+	w.who.ground(w.view, &txn)
+	if _, err := w.Store.Commit(ctx, txn); err != nil {
 		return err
 	}
+	w.trial.begun, w.trial.passed, w.trial.rows = &rec, false, slices.Clone(w.reply.Txn.Checks)
 	touching, cancel := context.WithTimeout(ctx, w.ApplyTimeout)
 	defer cancel()
 	if err := w.reply.First(touching); err != nil {
-		return w.refuse(ctx, err)
+		return w.refuse(context.WithoutCancel(ctx), err)
 	}
+	w.trial.passed = true
 	return nil
+}
+
+// last is the phase of the record that an operation ends with.
+func (w *walk) last() audit.Phase {
+	if w.trial != nil && w.trial.begun != nil {
+		return audit.Outcome
+	}
+	return audit.Done
 }
 
 // answer turns the reply into what the client reads, and adds to txn what it rests on: a lease on what it shows, a token
@@ -428,7 +466,7 @@ func (w *walk) refuse(ctx context.Context, cause error) error {
 	if errors.As(cause, new(*store.Conflict)) {
 		return cause
 	}
-	rec := w.record(audit.Done)
+	rec := w.record(w.last())
 	rec.ErrorKind = api.KindOf(cause).String()
 	rec.Note = note(cause)
 	txn := &store.Txn{Audit: []audit.Record{rec}}

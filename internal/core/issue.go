@@ -127,7 +127,9 @@ func (w *walk) conclude(ctx context.Context, l *lease.Lease, failure error, done
 	}
 	l.Due = current.Due
 	lease.Confirm(txn, row, l)
-	w.undisputed(view, txn, l)
+	if err := w.undisputed(view, txn, l); err != nil {
+		return nil, err
+	}
 	answer, err := done(txn, &rec)
 	if err != nil {
 		return nil, err
@@ -141,15 +143,20 @@ func (w *walk) conclude(ctx context.Context, l *lease.Lease, failure error, done
 }
 
 // undisputed adds to txn that nobody revokes, meanwhile, what a credential that is about to be handed out rests on.
-func (w *walk) undisputed(v store.View, txn *store.Txn, l *lease.Lease) {
+func (w *walk) undisputed(v store.View, txn *store.Txn, l *lease.Lease) error {
 	txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Tombs, Position: v.Position()})
 	if l.Token == "" {
-		return
+		return nil
 	}
-	for _, hash := range append([]string{l.Token}, l.Ancestors...) {
+	t, _, err := token.Lookup(v, l.Token)
+	if err != nil || t == nil {
+		return err
+	}
+	for _, hash := range append([]string{l.Token}, t.Ancestors...) { // those of now: it may have become an orphan
 		k := token.Key(hash)
 		txn.Present(k.Table, k.Name)
 	}
+	return nil
 }
 
 var errEnded = api.Errorf(api.Unavailable, "the credential was ended before it could be handed out; ask again")

@@ -24,9 +24,11 @@ func (w *walk) counted(cause error, rec audit.Record) bool {
 	return !w.strangers.Add(w.op.Client, rec.ErrorKind+"\x00"+rec.Note+"\x00"+rec.Accessor, kind, rec)
 }
 
-// idle reports whether an operation changes nothing and shows nothing that is secret, as most of what strangers may ask.
+// idle reports whether an operation changes nothing, gives nothing and shows nothing that is secret, as most of what strangers may ask.
 func (w *walk) idle(txn *store.Txn, rec *audit.Record) bool {
-	return len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges)+len(rec.Secrets) == 0 && w.reply.Raw == nil && w.reply.Do == nil && w.reply.Then == nil && w.reply.Later == nil
+	r := w.reply
+	return len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges)+len(rec.Secrets) == 0 && r.Login == nil && r.Mint == nil &&
+		r.Raw == nil && r.First == nil && r.Do == nil && r.Then == nil && r.Later == nil
 }
 
 // Counts reports whether an act of somebody who holds no token, which has no effect on what is kept, is only counted, since this

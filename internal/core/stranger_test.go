@@ -148,6 +148,29 @@ func TestWhatAnybodyMayAskIsCounted(t *testing.T) {
 	}
 }
 
+// What gives something is never only counted: batch tokens are no rows, and yet each login that gives one is on record before it leaves.
+func TestLoginsAreRecordsOfTheirOwn(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/auth/up", `{"type":"userpass","config":{"token_type":"batch"}}`)
+	g.login("up", "ann")
+	seq := g.db.Head().Seq
+	const n = 10
+	for range n {
+		if a := g.do(lessor.Secret{}, lessor.Update, "auth/up/login/ann", `{"password":"a long password"}`); a.Auth == nil || a.Auth.Kind != lessor.Batch {
+			t.Fatalf("%+v", a.Auth)
+		}
+	}
+	records := g.since(seq)
+	for _, r := range records {
+		if !r.Granted || r.Count > 1 || r.Name == "" {
+			t.Errorf("%+v", r.Record)
+		}
+	}
+	if len(records) != n {
+		t.Errorf("%d records of %d logins", len(records), n)
+	}
+}
+
 // However many addresses a flood comes from, what it writes is bounded.
 func TestFloodFromEverywhere(t *testing.T) {
 	g := start(t)

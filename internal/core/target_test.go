@@ -21,6 +21,8 @@ type target struct {
 	hanging  chan struct{}      // reverts do not come back before it is closed; nil: they do
 
 	meanwhile func() // what happens between the decision about a note and its commit, once
+	trial     func() // what happens while the target is tried for a setting
+	trials    int
 }
 
 func (t *target) set(down, hangs bool) {
@@ -56,6 +58,28 @@ func (t *target) Routes() []engine.Route {
 			lessor.Read: func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 				row, err := r.View.Get(store.Key{Table: store.Engine, Name: store.MountKey(r.Mount.Namespace, r.Mount.UUID, "notes/", r.Param("name"))})
 				return &engine.Reply{Data: map[string]any{"kept": row.Exists()}}, err
+			},
+		},
+	}, {
+		Pattern: "settings/{name}", Help: "a row that the target is tried for", Ops: map[lessor.Verb]engine.Handler{
+			lessor.Update: func(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+				row, err := r.View.Get(store.Key{Table: store.Engine, Name: store.MountKey(r.Mount.Namespace, r.Mount.UUID, "settings/", r.Param("name"))})
+				if err != nil {
+					return nil, err
+				}
+				reply := &engine.Reply{First: func(context.Context) error {
+					t.trials++
+					if t.trial != nil {
+						t.trial()
+					}
+					if t.down {
+						return errDown
+					}
+					return nil
+				}}
+				reply.Txn.Require(row)
+				reply.Txn.Put(row.Table, row.Name, []byte("x"))
+				return reply, nil
 			},
 		},
 	}, {

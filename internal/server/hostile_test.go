@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,6 +203,38 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 				t.Errorf("%d connections are open", n)
 			}
 		})
+	}
+}
+
+// Nobody loses his place with a request under way: what is done is answered.
+func TestRoomIsMadeBetweenRequests(t *testing.T) {
+	connections := NewConnections(4)
+	var done, answered atomic.Int64
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		done.Add(1)
+	}))
+	s.Config.ConnState = connections.Note
+	s.Listener = connections.Bound(s.Listener)
+	s.Start()
+	defer s.Close()
+	var all sync.WaitGroup
+	end := time.Now().Add(2 * time.Second)
+	for range 8 {
+		c := &http.Client{Transport: s.Client().Transport.(*http.Transport).Clone(), Timeout: 5 * time.Second}
+		defer c.CloseIdleConnections()
+		all.Go(func() {
+			for time.Now().Before(end) {
+				if a, err := c.Post(s.URL, "application/json", strings.NewReader("{}")); err == nil { // else it was not read
+					_ = a.Body.Close()
+					answered.Add(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if done.Load() != answered.Load() || answered.Load() < 100 {
+		t.Errorf("%d requests were done, %d answered", done.Load(), answered.Load())
 	}
 }
 

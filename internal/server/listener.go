@@ -44,6 +44,7 @@ func (c *Connections) Note(conn net.Conn, state http.ConnState) {
 	case state != http.StateIdle:
 		c.forget(k)
 	case c.waiting > 0:
+		k.shut = true
 		go func() { _ = k.Close() }() // somebody has something to ask
 	case k.idle == nil:
 		k.idle = c.idle.PushBack(k)
@@ -65,8 +66,8 @@ func (c *Connections) take(closed <-chan struct{}) bool {
 		return true
 	default:
 	}
-	longest := c.wait(1)
-	defer c.wait(-1)
+	longest := c.wait()
+	defer c.waited()
 	if longest != nil {
 		_ = longest.Close()
 	}
@@ -78,15 +79,25 @@ func (c *Connections) take(closed <-chan struct{}) bool {
 	}
 }
 
-// wait counts who waits for a slot, and gives the connection that is idle for longest; nil: none is.
-func (c *Connections) wait(n int) *counted {
+// wait counts who waits for a slot, and takes the connection that is idle for longest out of service; nil: none is.
+func (c *Connections) wait() *counted {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.waiting += n
-	if e := c.idle.Front(); e != nil {
-		return e.Value.(*counted)
+	c.waiting++
+	e := c.idle.Front()
+	if e == nil {
+		return nil
 	}
-	return nil
+	k := e.Value.(*counted)
+	c.forget(k)
+	k.shut = true
+	return k
+}
+
+func (c *Connections) waited() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting--
 }
 
 type bounded struct {
@@ -121,6 +132,21 @@ type counted struct {
 	of   *Connections
 	once sync.Once
 	idle *list.Element // its place among the idle ones; nil: it is none
+	shut bool          // it was idle, and gives its place to somebody else: what still comes is not read
+}
+
+// Read ends being idle, before the server sees what came: a request that is begun is answered.
+func (k *counted) Read(b []byte) (int, error) {
+	n, err := k.Conn.Read(b)
+	if n > 0 {
+		k.of.mu.Lock()
+		defer k.of.mu.Unlock()
+		if k.shut {
+			return 0, net.ErrClosed
+		}
+		k.of.forget(k)
+	}
+	return n, err
 }
 
 func (k *counted) Close() error {
