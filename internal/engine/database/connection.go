@@ -447,6 +447,10 @@ func (e *Engine) deleteConnection(_ context.Context, r *engine.Request) (*engine
 		}
 		return nil, api.Errorf(api.Invalid, "connection %q is still needed to rotate the static role %q: delete that first", name, managed.Value)
 	}
+	used, err := r.View.Get(usedKey(r.Mount, name))
+	if err != nil {
+		return nil, err
+	}
 	reply := &engine.Reply{}
 	a, account, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootPrefix+name)
 	if err != nil {
@@ -457,9 +461,9 @@ func (e *Engine) deleteConnection(_ context.Context, r *engine.Request) (*engine
 		rotation.Drop(&reply.Txn, account, a)
 	}
 	reply.Txn.Require(row)
-	for _, t := range []store.Table{store.Leases, store.Engine} { // nobody begins to need it meanwhile
-		reply.Txn.Unchanged = append(reply.Txn.Unchanged, store.Since{Table: t, Position: r.View.Position()})
-	}
+	reply.Txn.Require(account)
+	reply.Txn.Require(used) // nobody begins to need it meanwhile
+	reply.Txn.Delete(used.Table, used.Name)
 	reply.Txn.Delete(row.Table, row.Name)
 	reply.Txn.Delete(store.Secrets, row.Name)
 	mount := r.Mount.UUID

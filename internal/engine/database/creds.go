@@ -66,6 +66,7 @@ func (e *Engine) creds(_ context.Context, r *engine.Request) (*engine.Reply, err
 	reply := &engine.Reply{}
 	reply.Txn.Require(roleRow)
 	reply.Txn.Require(connectionRow)
+	use(&reply.Txn, r.Mount, role.Connection)
 	who := r.Principal.DisplayName
 	reply.Issue = &engine.Issue{
 		Path: "creds/" + name, Target: role.Connection, TTL: role.TTL, MaxTTL: role.MaxTTL, Renewable: true,

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -307,7 +308,45 @@ func TestStaleDeletion(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	stale(lessor.Delete, "config/pg", "", func() { b.Do(lessor.Update, "rotate-root/pg", "") })
 	stale(lessor.Update, "static-roles/s", role, func() { b.Do(lessor.Delete, "config/pg", "") })
+}
+
+// What goes on over other connections does not keep one from being deleted.
+func TestConnectionIsDeletedUnderLoad(t *testing.T) {
+	s := pgtest.Start(t)
+	w := newWorld(t, s)
+	w.do(lessor.Update, "db/roles/dyn", `{"db_name":"pg","creation_statements":"`+creation+`"}`)
+	var made atomic.Int64
+	var clients sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := w.try(lessor.Read, "db/creds/dyn", ""); err != nil {
+					t.Errorf("a credential: %v", err)
+					return
+				}
+				made.Add(1)
+			}
+		})
+	}
+	for range 3 {
+		w.connect("spare", s, pgtest.Superuser, s.Password())
+		before := made.Load()
+		w.until("there is load", func() bool { return made.Load() > before+8 })
+		if _, err := w.try(lessor.Delete, "db/config/spare", ""); err != nil {
+			t.Errorf("deleting a connection that nobody uses: %v", err)
+		}
+	}
+	close(stop)
+	clients.Wait()
+	w.refused(api.Invalid, lessor.Delete, "db/config/pg", "", `connection "pg" is still needed to revert its leases`)
 }
 
 // A connection that does not work is not stored; that it was tried is on record, before it is.

@@ -18,14 +18,15 @@ import (
 )
 
 // Rows of a mount: "config/NAME" in Engine and, with its secrets, in Secrets; "role/NAME" and "static/NAME" in Engine, and there
-// "account/CONNECTION\x00USERNAME" with the name of the static role that manages that account. Those of package rotation go by
-// "static/NAME" and "root/CONNECTION".
+// "account/CONNECTION\x00USERNAME" with the name of the static role that manages that account, and "used/CONNECTION", without a value. Those of
+// package rotation go by "static/NAME" and "root/CONNECTION".
 const (
 	connectionPrefix = "config/"
 	rolePrefix       = "role/"
 	staticPrefix     = "static/"
 	rootPrefix       = "root/"
 	accountPrefix    = "account/"
+	usedPrefix       = "used/"
 )
 
 // staticCreds begins the paths at which passwords of static roles are read.
@@ -41,6 +42,17 @@ func key(m *mount.Entry, parts ...string) string {
 // accountKey names the row that says which static role manages an account.
 func accountKey(m *mount.Entry, connection, username string) store.Key {
 	return store.Key{Table: store.Engine, Name: key(m, accountPrefix, connection, "\x00", username)}
+}
+
+// use records that something begins to need a connection. It is put whatever it was, so that nobody waits for anybody else; who deletes the
+// connection requires that it is as it was when it looked for what needs it.
+func use(txn *store.Txn, m *mount.Entry, connection string) {
+	k := usedKey(m, connection)
+	txn.Put(k.Table, k.Name, nil)
+}
+
+func usedKey(m *mount.Entry, connection string) store.Key {
+	return store.Key{Table: store.Engine, Name: key(m, usedPrefix, connection)}
 }
 
 // load reads the row prefix+name into v. A row that is not there leaves v as it is.

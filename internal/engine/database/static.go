@@ -275,6 +275,7 @@ func (e *Engine) lend(t *turn, txn *store.Txn, name string, before *StaticRole) 
 		txn.Require(u.managed)
 	}
 	txn.Put(store.Engine, accountKey(m, t.role.Connection, t.role.Username).Name, []byte(name))
+	use(txn, m, t.role.Connection)
 	return nil
 }
 
