@@ -34,6 +34,7 @@ type Option func(*options)
 
 type options struct {
 	fsync    bool
+	own      bool
 	tls      bool
 	settings string
 }
@@ -93,7 +94,7 @@ func Start(t testing.TB, opts ...Option) *Server {
 	return s
 }
 
-// Own starts a server for this test alone, which may stop, pause or kill it. It is removed when the test ends.
+// Own starts a server for this test alone, which may stop, pause or kill it: what was committed survives that. It is removed when the test ends.
 func Own(t testing.TB, opts ...Option) *Server {
 	t.Helper()
 	bin := binaries(t)
@@ -101,6 +102,7 @@ func Own(t testing.TB, opts ...Option) *Server {
 	for _, opt := range opts {
 		opt(&o)
 	}
+	o.own = true
 	s, err := start(bin, o)
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
@@ -200,7 +202,10 @@ func (s *Server) create(o options) error {
 	conf := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\nmax_connections = 60\nshared_buffers = 32MB\n", s.Socket)
 	conf += "password_encryption = 'scram-sha-256'\nlog_min_messages = warning\nautovacuum_naptime = 10s\n"
 	if !o.fsync {
-		conf += "fsync = off\nfull_page_writes = off\nsynchronous_commit = off\n"
+		conf += "fsync = off\nfull_page_writes = off\n"
+		if !o.own {
+			conf += "synchronous_commit = off\n"
+		}
 	}
 	if o.tls {
 		ca, certificate, key, err := authority()

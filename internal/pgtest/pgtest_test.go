@@ -46,12 +46,23 @@ func TestServerLives(t *testing.T) {
 	}
 	must(s.Resume())
 	must(ask())
+	c, err := s.Login(t.Context(), Superuser, s.Password(), "")
+	must(err)
+	defer c.Close(context.Background())
+	_, err = c.Exec(t.Context(), "CREATE ROLE somebody")
+	must(err)
 	must(s.Kill())
 	if ask() == nil {
 		t.Error("a killed server answered")
 	}
 	must(s.Up())
 	must(ask())
+	c, err = s.Login(t.Context(), Superuser, s.Password(), "")
+	must(err)
+	defer c.Close(context.Background())
+	if _, err := c.Exec(t.Context(), "DROP ROLE somebody"); err != nil {
+		t.Errorf("a killed server lost what it had committed: %v", err)
+	}
 	must(s.Down())
 	if ask() == nil {
 		t.Error("a stopped server answered")
@@ -63,7 +74,7 @@ func TestServerLives(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.CA)
 	cfg.Password, cfg.TLSConfig = s.Password(), &tls.Config{RootCAs: roots, ServerName: "localhost"}
-	c, err := pgx.ConnectConfig(t.Context(), cfg)
+	c, err = pgx.ConnectConfig(t.Context(), cfg)
 	must(err)
 	c.Close(t.Context())
 

@@ -378,7 +378,6 @@ func TestDatabaseDiesAtWork(t *testing.T) {
 		`ALTER ROLE "{{name}}" PASSWORD '{{password}}'`, `SELECT pg_sleep(CASE WHEN EXISTS (SELECT FROM pg_tables WHERE tablename = 'slow') THEN 60 ELSE 0 END)`))
 	shown := w.password("app")
 	there.sql("CREATE TABLE slow ()")
-	there.sql("CHECKPOINT")
 
 	making, rotating := make(chan error), make(chan error)
 	go func() { _, err := w.try(lessor.Read, "db/creds/slow", ""); making <- err }()
