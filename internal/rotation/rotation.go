@@ -9,7 +9,7 @@
 //
 // What dies in between leaves a pending password. It is not replaced by another: whoever comes next brings that same one into force, as
 // often as it takes, so that an attempt which lands late does no harm. Only one that the target refused, each time that it was asked, is
-// withdrawn (Account.Withdraw): it can never land, and a target that wants other passwords would refuse it for ever.
+// withdrawn (Account.Withdraw): a target that wants other passwords would refuse it for ever. It is kept, too, until it is proven dead.
 package rotation
 
 import (
@@ -47,7 +47,7 @@ type Account struct {
 	Next      time.Time `cbor:"10,keyasint,omitempty"` // where it stands in the queue; zero: it does not
 	New       bool      `cbor:"11,keyasint,omitempty"` // made a moment ago, and withdrawn if its target was not touched
 	Born      uint64    `cbor:"12,keyasint,omitempty"` // when it was made, Unix microseconds: tells accounts apart that had the same name in turn
-	Loose     uint32    `cbor:"13,keyasint,omitempty"` // attempts at Pending that are under way, or of which nobody knows how they ended
+	Loose     uint32    `cbor:"13,keyasint"`           // attempts at Pending that are under way, or of which nobody knows how they ended
 }
 
 // Passwords are the secrets of an Account: a row of store.Secrets.
@@ -57,11 +57,11 @@ type Passwords struct {
 	Former  []Former      // newest last
 }
 
-// Former is a password that was in force, and may be again if an attempt of long ago lands.
+// Former is a password that was in force, or may have come into force, and may be again if an attempt of long ago lands.
 type Former struct {
-	Version  uint64
+	Version  uint64 // 0: lessor never knew it to be in force
 	Password lessor.Secret
-	Until    time.Time // when it was succeeded
+	Until    time.Time // when it was succeeded, or given up
 }
 
 // Candidates are all passwords that may log in, likely ones first.
@@ -95,11 +95,17 @@ func (a *Account) Untouched() {
 	}
 }
 
-// Withdraw gives up a pending password that the target refused, if no attempt at it may still land or is under way. What was begun is to
-// be done all the same, with another password.
-func (a *Account) Withdraw(p *Passwords, now time.Time) {
+// Withdraw gives up a pending password that the target refused, if no attempt at it may still land or is under way. Unless it is proven dead it
+// is kept: a target may say that it refused, and have done it. What was begun is to be done all the same, with another password.
+func (a *Account) Withdraw(p *Passwords, dead bool, now time.Time) {
 	if a.Pending == 0 || a.Loose > 0 {
 		return
+	}
+	if !dead {
+		p.Former = append(p.Former, Former{Password: p.Pending, Until: now})
+		if a.Check.IsZero() {
+			a.Check = now.Add(Watch)
+		}
 	}
 	a.Pending, p.Pending = 0, lessor.Secret{}
 	if a.Due.IsZero() || now.Before(a.Due) {
@@ -288,6 +294,7 @@ func Load(v store.View, namespace uint32, mount, name string) (*Account, store.R
 	if err != nil || !row.Exists() {
 		return a, row, err
 	}
+	a.Loose = 1 // what versions that did not count left pending may still land
 	if err := decoding.Unmarshal(row.Value, a); err != nil {
 		return nil, row, fmt.Errorf("rotation: damaged row %s: %w", row.Key, err)
 	}

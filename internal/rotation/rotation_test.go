@@ -2,11 +2,13 @@ package rotation
 
 import (
 	"errors"
+	"iter"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 var (
@@ -77,11 +79,11 @@ func TestWithdraw(t *testing.T) {
 	a.Begin(p, secret("b"), t0)
 	a.Begin(p, lessor.Secret{}, t0) // two at once
 	a.Untouched()
-	if a.Withdraw(p, t0); p.Pending.Empty() {
+	if a.Withdraw(p, true, t0); p.Pending.Empty() {
 		t.Error("withdrawn under somebody's hands")
 	}
 	a.Untouched()
-	if a.Withdraw(p, t0); !p.Pending.Empty() || a.Pending != 0 || !a.Due.Equal(t0.Add(-time.Minute)) {
+	if a.Withdraw(p, true, t0); !p.Pending.Empty() || len(p.Former) > 0 || a.Pending != 0 || !a.Due.Equal(t0.Add(-time.Minute)) {
 		t.Errorf("not withdrawn: %+v", a)
 	}
 	if a.Step(hourly, t0.Add(Head)) != Rotate {
@@ -90,16 +92,64 @@ func TestWithdraw(t *testing.T) {
 	a.Due = time.Time{}
 	a.Begin(p, secret("c"), t0)
 	a.Untouched()
-	if a.Withdraw(p, t0); !a.Due.Equal(t0) {
+	if a.Withdraw(p, true, t0); !a.Due.Equal(t0) {
 		t.Errorf("what was asked for is forgotten: %+v", a)
 	}
+	a.Begin(p, secret("n"), t0)
+	a.Untouched()
+	if a.Withdraw(p, false, t0); a.Pending != 0 || reveal(p.Candidates()) != "a n" || !a.Check.Equal(t0.Add(Watch)) {
+		t.Errorf("forgotten, and nobody knows that it is dead: %+v, %q", a, reveal(p.Candidates()))
+	}
+	a.Proven(p, t0.Add(Watch))
 	a.Begin(p, secret("d"), t0) // broke off
 	a.Begin(p, lessor.Secret{}, t0)
 	a.Untouched()
-	if a.Withdraw(p, t0); reveal(p.Candidates()) != "a d" {
+	if a.Withdraw(p, true, t0); reveal(p.Candidates()) != "a d" {
 		t.Errorf("withdrawn though it may land: %q", reveal(p.Candidates()))
 	}
 }
+
+// What was left pending by a version that did not count attempts may still land.
+func TestUncounted(t *testing.T) {
+	for loose, row := range map[uint32]map[int]any{
+		1: {1: "pg", 2: 1, 3: 2},
+		0: {1: "pg", 2: 1, 3: 2, 13: 0},
+		2: {1: "pg", 2: 1, 3: 2, 13: 2},
+	} {
+		value, err := encoding.Marshal(row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := accountKey(store.Engine, 1, "m", "root/pg")
+		a, _, err := Load(kept{at.Name: value}, 1, "m", "root/pg")
+		if err != nil || a.Loose != loose || a.Pending != 2 {
+			t.Errorf("%v is %+v, %v", row, a, err)
+		}
+		again := &store.Txn{}
+		if err := Save(again, store.Row{Key: at}, a); err != nil {
+			t.Fatal(err)
+		}
+		for _, put := range again.Puts {
+			if put.Key != at {
+				continue
+			}
+			if a, _, err := Load(kept{at.Name: put.Value}, 1, "m", "root/pg"); err != nil || a.Loose != loose {
+				t.Errorf("%v, saved, is %+v, %v", row, a, err)
+			}
+		}
+	}
+}
+
+// kept is a View of some rows.
+type kept map[string][]byte
+
+func (k kept) Position() uint64           { return 1 }
+func (k kept) Changed(store.Table) uint64 { return 1 }
+func (k kept) Close()                     {}
+func (k kept) Get(at store.Key) (store.Row, error) {
+	return store.Row{Key: at, Version: 1, Value: k[at.Name]}, nil
+}
+func (k kept) Scan(store.Table, string, string) iter.Seq2[store.Row, error] { return nil }
 
 func TestBackoff(t *testing.T) {
 	last := time.Duration(0)

@@ -271,8 +271,8 @@ func TestRefusedPasswordGivesWay(t *testing.T) {
 			return do()
 		})
 		w.refused(api.Upstream, lessor.Update, a.rotate, "", "too easy")
-		if !w.passwords(a.name).Pending.Empty() {
-			t.Errorf("%s: what was refused is still on its way", a.name)
+		if p := w.passwords(a.name); !p.Pending.Empty() || len(p.Former) > 0 {
+			t.Errorf("%s: what was refused is still kept", a.name)
 		}
 		if got := w.shown(a); got != a.first {
 			t.Errorf("%s: shown %q", a.name, got)
@@ -282,6 +282,33 @@ func TestRefusedPasswordGivesWay(t *testing.T) {
 			t.Errorf("%s: tried %q", a.name, tried)
 		} else if tried[2] != tried[1] || tried[3] != tried[1] {
 			t.Errorf("%s: a password that may have landed was replaced: %q", a.name, tried)
+		}
+		e.watch(nil)
+	}
+}
+
+// A database that says that it refused a password, and has it in force, does not lock lessor out.
+func TestRefusedPasswordIsInForce(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	for _, a := range w.accounts() {
+		lies := 1
+		e.watch(func(call string, _ lessor.Secret, do func() error) error {
+			err := do()
+			if call == "set" && lies > 0 {
+				lies--
+				return api.Errorf(api.Upstream, "the database refused: so it says")
+			}
+			return err
+		})
+		w.refused(api.Upstream, lessor.Update, a.rotate, "", "so it says")
+		if !slices.ContainsFunc(w.passwords(a.name).Candidates(), func(s lessor.Secret) bool { return w.logsIn(a.username, s.Reveal()) }) {
+			t.Errorf("%s: what is in force is forgotten", a.name)
+		}
+		w.shown(a) // lessor gets in
+		w.settle(a)
+		if !w.logsIn(a.username, w.shown(a)) {
+			t.Errorf("%s: the password that is shown is not in force", a.name)
 		}
 		e.watch(nil)
 	}

@@ -323,16 +323,17 @@ func (e *Engine) Turn(ctx context.Context, a engine.Access, account string) engi
 	}
 	db, err := e.database(a, t.Target)
 	if err != nil {
-		return e.failed(t, false, err)
+		return e.failed(t, false, true, err)
 	}
 	if t.Pending == 0 {
 		return e.prove(ctx, t, db)
 	}
-	note, touched, err := t.bring(ctx, db, t.passwords.Pending)
-	if err != nil {
-		return e.failed(t, touched, err)
-	}
 	pending := t.passwords.Pending
+	note, touched, err := t.bring(ctx, db, pending)
+	if err != nil {
+		dead := !touched && !errors.Is(err, ErrUnreachable) && t.dead(ctx, db, pending)
+		return e.failed(t, touched, dead, err)
+	}
 	done := *t
 	after := *t.Account
 	done.Account = &after
@@ -388,6 +389,27 @@ func (t *turn) bring(ctx context.Context, db Database, password lessor.Secret) (
 	return "", true, nil
 }
 
+// dead reports whether a password that the database refused is certainly not in force: the account has the one that it had, since it has one; or
+// has neither.
+func (t *turn) dead(ctx context.Context, db Database, refused lessor.Secret) bool {
+	if t.New || t.Loose > 1 {
+		return false // it is not made, or somebody else tries it, too
+	}
+	for _, password := range []lessor.Secret{t.passwords.Current, refused} {
+		if password.Empty() {
+			continue
+		}
+		verdict, err := db.Login(ctx, t.username, password)
+		if err != nil {
+			return false
+		}
+		if verdict != Refused {
+			return !password.Equal(refused)
+		}
+	}
+	return true
+}
+
 // prove tries the password in force. One that is refused is brought into force again: somebody else changed it, or an attempt of long ago landed.
 func (e *Engine) prove(ctx context.Context, t *turn, db Database) engine.Turned {
 	current := t.passwords.Current
@@ -401,7 +423,7 @@ func (e *Engine) prove(ctx context.Context, t *turn, db Database) engine.Turned 
 		_, _, err = t.bring(ctx, db, current)
 	}
 	if err != nil {
-		return e.failed(t, true, err)
+		return e.failed(t, true, false, err)
 	}
 	return e.proven(t.Name, current, note)
 }
@@ -417,9 +439,9 @@ func (e *Engine) proven(account string, current lessor.Secret, note string) engi
 	}}
 }
 
-// failed records an attempt that failed. touched: what was to come into force may be. If it certainly is not, a static role that is being made
-// is not made, and a password that the database refused gives way to another.
-func (e *Engine) failed(t *turn, touched bool, failure error) engine.Turned {
+// failed records an attempt that failed. touched: what was to come into force may be, by all that the database said; dead: it is not, as is proven.
+// If it is not, a static role that is being made is not made, and a password that the database refused gives way to another.
+func (e *Engine) failed(t *turn, touched, dead bool, failure error) engine.Turned {
 	account, pending := t.Name, t.passwords.Pending
 	withdraw := t.New && t.Attempts == 0 && !touched && t.role != nil
 	refused := !touched && !errors.Is(failure, ErrUnreachable)
@@ -444,7 +466,7 @@ func (e *Engine) failed(t *turn, touched bool, failure error) engine.Turned {
 				t.Untouched()
 			}
 			if refused {
-				t.Withdraw(t.passwords, a.Now)
+				t.Withdraw(t.passwords, dead, a.Now)
 			}
 			t.Failed(failure, a.Now, jitter())
 			return t.save(txn)
