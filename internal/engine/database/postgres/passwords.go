@@ -81,12 +81,13 @@ func (d *server) present(_ context.Context, cfg *pgx.ConnConfig) error {
 	return nil
 }
 
-// acquire is a session of the pool. A password that is refused is followed by the next.
+// acquire is a session of the pool. A password that is refused is followed by the next, twice round: while they are tried, the one in force may
+// become another that was tried already.
 func (d *server) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	for try := 1; ; try++ {
 		_, at, of := d.logins.current()
 		conn, err := d.pool.Acquire(ctx)
-		if err == nil || try >= of || !denied(err) {
+		if err == nil || of <= 1 || try >= 2*of || !denied(err) {
 			return conn, err
 		}
 		d.logins.wrong(at)

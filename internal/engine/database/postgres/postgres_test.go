@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -534,6 +536,59 @@ func TestSessionsAreNotShared(t *testing.T) {
 	next.Creation = append(next.Creation, `DO $$ BEGIN IF current_setting('search_path') = 'nowhere' THEN RAISE 'changed'; END IF; END $$`)
 	b.create(next)
 	b.remove(a, next)
+}
+
+// The password in force changes, while those that may be are tried, to one that was tried already.
+func TestLoginsChangeMeanwhile(t *testing.T) {
+	s := pgtest.Start(t)
+	root := s.Connect(t, "")
+	name := fmt.Sprintf("own_%d", serial.Add(1))
+	change := func(password string) {
+		if _, err := root.Exec(context.Background(), "ALTER ROLE "+name+" PASSWORD '"+password+"'"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := root.Exec(t.Context(), "CREATE ROLE "+name+" LOGIN"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = root.Exec(context.Background(), "DROP ROLE "+name) }()
+	change("b")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var logins atomic.Int64
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if logins.Add(1) == 2 {
+				change("a")
+			}
+			there, err := net.Dial("tcp", net.JoinHostPort(s.Host, fmt.Sprint(s.Port)))
+			if err != nil {
+				client.Close()
+				return
+			}
+			go func() { _, _ = io.Copy(there, client); there.Close() }()
+			go func() { _, _ = io.Copy(client, there); client.Close() }()
+		}
+	}()
+	d := connection(t, s, "postgres", func(c *database.Connection, _ *database.Secrets) {
+		c.URL, c.Username = fmt.Sprintf("postgresql://{{username}}:{{password}}@%s/postgres?sslmode=disable", l.Addr()), name
+	})
+	d.Use([]lessor.Secret{lessor.NewSecret("a"), lessor.NewSecret("b")})
+	if err := d.Ping(t.Context()); err != nil {
+		t.Errorf("after %d logins: %v", logins.Load(), err)
+	}
+	d.Use([]lessor.Secret{lessor.NewSecret("x"), lessor.NewSecret("y")})
+	logins.Store(10)
+	if err := d.Ping(t.Context()); !strings.Contains(fmt.Sprint(err), "refused lessor's own login") || logins.Load() != 14 {
+		t.Errorf("%v after %d logins with wrong passwords", err, logins.Load()-10)
+	}
 }
 
 // The server hangs, dies, comes back: calls end in time with ErrUnreachable, and what they left is put right by the next.
