@@ -95,12 +95,16 @@ func (c *Core) turn(ctx context.Context, m *mount.Entry, g policy.Grant, r *engi
 	defer cancel()
 	release, err := c.turning.take(ctx, m.UUID+r.Account)
 	if err != nil {
-		return api.Errorf(api.Unavailable, "the same account is being rotated by somebody else; look at it again before you try again")
+		err = api.Errorf(api.Unavailable, "the same account is being rotated by somebody else; look at it again before you try again")
+		return c.untouched(ctx, m, g, r, rec, err)
 	}
 	defer release()
 	t, err := c.touch(ctx, m, g, r.Account)
+	if err == nil && t.Then == nil {
+		err = t.Err // it did not come to that
+	}
 	if err != nil {
-		return err
+		return c.untouched(ctx, m, g, r, rec, err)
 	}
 	rec.Time = c.Store.Now()
 	rec.Secrets = append(rec.Secrets, t.Shown...)
@@ -110,13 +114,36 @@ func (c *Core) turn(ctx context.Context, m *mount.Entry, g policy.Grant, r *engi
 	if t.Err != nil {
 		rec.ErrorKind, rec.Secrets = api.KindOf(t.Err).String(), nil
 	}
+	return errors.Join(t.Err, c.recorded(ctx, m, g, t, rec))
+}
+
+// untouched records that a target which was about to be touched was not, and why.
+func (c *Core) untouched(ctx context.Context, m *mount.Entry, g policy.Grant, r *engine.Rotate, rec audit.Record, failure error) error {
+	rec.Time, rec.ErrorKind = c.Store.Now(), api.KindOf(failure).String()
+	t := engine.Turned{}
+	if r.Untouched != nil {
+		t.Then = func(a engine.Access, txn *store.Txn, _ func() float64) error { return r.Untouched(a, txn) }
+	}
+	err := c.recorded(ctx, m, g, t, rec)
+	if err != nil && t.Then != nil {
+		t.Then = nil // what kept it from the target may be what is read here, too
+		err = c.recorded(ctx, m, g, t, rec)
+	}
+	if err != nil {
+		c.Log.Warn("it is not on record that a rotation never was tried", "path", rec.Path, "error", err)
+	}
+	return failure
+}
+
+// recorded is turned, again if the ground moves, whoever has left meanwhile.
+func (c *Core) recorded(ctx context.Context, m *mount.Entry, g policy.Grant, t engine.Turned, rec audit.Record) (err error) {
 	ctx = context.WithoutCancel(ctx)
 	for range attempts {
 		if err = c.turned(ctx, m, g, t, rec); !errors.As(err, new(*store.Conflict)) {
 			break
 		}
 	}
-	return errors.Join(t.Err, err)
+	return err
 }
 
 // touch has the target touched, under a deadline.

@@ -212,6 +212,8 @@ type Rotate struct {
 	Account string // within the mount, as the Rotator knows it
 	Path    string // within the mount, of what is rotated: for the audit record of a background act
 	Note    string // for the audit record, a fixed text
+	// Untouched fills what is recorded if, after all that, Turn is not called, on a View of then; may be called again. nil: nothing
+	Untouched func(a Access, txn *store.Txn) error
 }
 
 // Rotator is a Backend that changes passwords of accounts at targets (package rotation), for a request or because it is time.
@@ -230,7 +232,7 @@ type Turned struct {
 	Err   error                                                       // for whoever asked, free of secrets; nil: it is done
 	Shown []audit.Shown                                               // what is in force now
 	Note  string                                                      // for the audit record, a fixed text
-	Then  func(a Access, txn *store.Txn, jitter func() float64) error // fills what is recorded of it, on a View of after the touch; may be called again. nil: nothing
+	Then  func(a Access, txn *store.Txn, jitter func() float64) error // fills what is recorded of it, on a View of after the touch; may be called again. nil: nothing; with an Err the target was not touched
 }
 
 // Extend asks to renew a lease (sys/leases/renew).

@@ -16,6 +16,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
@@ -284,6 +285,86 @@ func TestRefusedPasswordGivesWay(t *testing.T) {
 			t.Errorf("%s: a password that may have landed was replaced: %q", a.name, tried)
 		}
 		e.watch(nil)
+	}
+}
+
+// An attempt that never came to the database, since another one was at it for too long, does not keep a refused password on its way.
+func TestAttemptThatNeverWas(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	a := w.accounts()[0]
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var mu sync.Mutex
+	tried := map[string]bool{}
+	e.watch(func(call string, password lessor.Secret, do func() error) error {
+		if call != "set" {
+			return do()
+		}
+		once.Do(func() { close(reached); <-goOn })
+		mu.Lock()
+		defer mu.Unlock()
+		tried[password.Reveal()] = true
+		return api.Errorf(api.Upstream, "the database refused: password is too easy")
+	})
+	first := make(chan error)
+	go func() { _, err := w.try(lessor.Update, a.rotate, ""); first <- err }()
+	<-reached
+	w.refused(api.Unavailable, lessor.Update, a.rotate, "", "is being rotated by somebody else")
+	if r := w.records(a.rotate)[0]; r.Phase != audit.Outcome || r.ErrorKind != "unavailable" {
+		t.Errorf("on record is %+v", r)
+	}
+	close(goOn)
+	if err := <-first; err == nil {
+		t.Error("a password that was refused was taken")
+	}
+	w.until("what was refused gives way to another", func() bool {
+		w.clock.advance(time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		return len(tried) > 1
+	})
+}
+
+// Nor does one of whose account something cannot be read; that it failed is on record even if that cannot be, either.
+func TestAttemptThatCannotBegin(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	a := w.accounts()[0]
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call == "set" {
+			once.Do(func() { close(reached); <-goOn })
+		}
+		return do()
+	})
+	answers := make(chan error)
+	rotate := func() { _, err := w.try(lessor.Update, a.rotate, ""); answers <- err }
+	go rotate()
+	<-reached
+	go rotate()
+	w.until("the second is on record", func() bool { return w.state(a.name).Loose == 2 })
+	v, err := w.db.View()
+	w.must(err)
+	defer v.Close()
+	var txn store.Txn
+	for row, err := range v.Scan(store.Engine, "", "") {
+		w.must(err)
+		if _, _, name := store.SplitMountKey(row.Name); name == "config/pg" {
+			txn.Put(row.Table, row.Name, []byte("damaged"))
+		}
+	}
+	_, err = w.db.Commit(t.Context(), txn)
+	w.must(err)
+	close(goOn)
+	for range 2 {
+		if err := <-answers; err == nil {
+			t.Error("a rotation of which nothing could be recorded succeeded")
+		}
+	}
+	if r := w.records(a.rotate)[0]; r.Phase != audit.Outcome || r.ErrorKind == "" {
+		t.Errorf("on record is %+v", r)
 	}
 }
 

@@ -163,7 +163,7 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 		}
 		t.New = true
 		t.Begin(t.passwords, fresh, r.Now)
-		reply.Rotate = &engine.Rotate{Account: t.Name}
+		reply.Rotate = &engine.Rotate{Account: t.Name, Untouched: e.untouched(t)}
 	}
 	return reply, t.save(&reply.Txn)
 }

@@ -189,7 +189,7 @@ func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply
 		return nil, err
 	}
 	t.roleRow = row
-	return t.begin(r)
+	return e.begin(r, t)
 }
 
 // rotateRoot changes the password of lessor's own account now. Nobody is told the new one.
@@ -202,7 +202,7 @@ func (e *Engine) rotateRoot(_ context.Context, r *engine.Request) (*engine.Reply
 	if err := t.ownable(e); err != nil {
 		return nil, err
 	}
-	return t.begin(r)
+	return e.begin(r, t)
 }
 
 // ownable refuses to rotate lessor's own account where somebody else depends on its password.
@@ -265,15 +265,28 @@ func (e *Engine) users(v store.View, m *mount.Entry, d Driver, c *Connection, co
 }
 
 // begin records a password as pending, and asks for it to be brought into force.
-func (t *turn) begin(r *engine.Request) (*engine.Reply, error) {
+func (e *Engine) begin(r *engine.Request, t *turn) (*engine.Reply, error) {
 	fresh, err := t.fresh(r.System.Password)
 	if err != nil {
 		return nil, err
 	}
 	t.Begin(t.passwords, fresh, r.Now)
-	reply := &engine.Reply{Rotate: &engine.Rotate{Account: t.Name, Path: t.path()}}
+	reply := &engine.Reply{Rotate: &engine.Rotate{Account: t.Name, Path: t.path(), Untouched: e.untouched(t)}}
 	reply.Txn.Require(t.roleRow)
 	return reply, t.save(&reply.Txn)
+}
+
+// untouched records that the attempt which t began never was made.
+func (e *Engine) untouched(t *turn) func(engine.Access, *store.Txn) error {
+	account, pending := t.Name, t.passwords.Pending
+	return func(a engine.Access, txn *store.Txn) error {
+		t, err := e.turn(a, account)
+		if err != nil || t == nil || t.Pending == 0 || !t.passwords.Pending.Equal(pending) {
+			return err // somebody else was faster
+		}
+		t.Untouched()
+		return t.save(txn)
+	}
 }
 
 // Plan decides what comes next with an account by itself.
@@ -298,10 +311,10 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 			return nil, t.save(txn)
 		}
 		t.Begin(t.passwords, fresh, a.Now)
-		r.Note = "rotation"
+		r.Note, r.Untouched = "rotation", e.untouched(t)
 	case rotation.Resume:
 		t.Begin(t.passwords, lessor.Secret{}, a.Now)
-		r.Note = "rotation resumed"
+		r.Note, r.Untouched = "rotation resumed", e.untouched(t)
 	case rotation.Prove:
 		t.Retry = a.Now.Add(rotation.Head)
 		r.Note = "password proven"
