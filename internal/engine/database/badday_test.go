@@ -122,6 +122,7 @@ func TestRestoredCopy(t *testing.T) {
 	w := newWorld(t, pgtest.Start(t))
 	all := w.accounts()
 	app, own := all[0], all[1]
+	w.connect("spare", w.pg, pgtest.Superuser, w.pg.Password())
 	w.do(lessor.Update, app.rotate, "")
 	w.do(lessor.Update, own.rotate, "")
 	w.until("nothing is left to be proven", func() bool {
@@ -147,6 +148,11 @@ func TestRestoredCopy(t *testing.T) {
 		t.Errorf("a connection of a restored copy is written with %q", a.Warnings)
 	}
 	w.refused(api.Unavailable, lessor.Read, "db/creds/dyn", "", "restored copy")
+	for path, verb := range map[string]lessor.Verb{"db/reset/pg": lessor.Update, "db/reload/postgresql-database-plugin": lessor.Update, "db/config/spare": lessor.Delete} {
+		if a := w.do(verb, path, ""); len(a.Warnings) > 0 {
+			t.Errorf("%s of a restored copy, which touches no database, warns %q", path, a.Warnings)
+		}
+	}
 
 	w.do(lessor.Update, "db/static-roles/app", `{"rotation_period":"10h"}`) // not due: it is tried for its own sake
 	w.do(lessor.Delete, "sys/lessor/fence", "")

@@ -467,7 +467,7 @@ func (e *Engine) deleteConnection(_ context.Context, r *engine.Request) (*engine
 	reply.Txn.Delete(row.Table, row.Name)
 	reply.Txn.Delete(store.Secrets, row.Name)
 	mount := r.Mount.UUID
-	reply.Do = func(context.Context) error { e.open.close(mount, name); return nil }
+	reply.Then = func(context.Context) error { e.open.close(mount, name); return nil }
 	return reply, nil
 }
 
@@ -523,7 +523,7 @@ func (e *Engine) reload(_ context.Context, r *engine.Request) (*engine.Reply, er
 		}
 		var c Connection
 		name := strings.TrimPrefix(row.Name, from)
-		if _, err := load(r.View, r.Mount, connectionPrefix, name, &c); err != nil {
+		if err := decode(row, &c); err != nil {
 			return nil, err
 		}
 		if c.Plugin == r.Param("plugin_name") {
@@ -533,7 +533,7 @@ func (e *Engine) reload(_ context.Context, r *engine.Request) (*engine.Reply, er
 	mount := r.Mount.UUID
 	return &engine.Reply{
 		Data: map[string]any{"connections": found, "count": len(found)},
-		Do: func(context.Context) error {
+		Then: func(context.Context) error {
 			for _, name := range found {
 				e.open.close(mount, name)
 			}
@@ -553,5 +553,5 @@ func (e *Engine) reset(_ context.Context, r *engine.Request) (*engine.Reply, err
 		return nil, api.Errorf(api.Invalid, "there is no connection %q", name)
 	}
 	mount := r.Mount.UUID
-	return &engine.Reply{Do: func(context.Context) error { e.open.close(mount, name); return nil }}, nil
+	return &engine.Reply{Then: func(context.Context) error { e.open.close(mount, name); return nil }}, nil
 }

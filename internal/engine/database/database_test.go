@@ -312,6 +312,21 @@ func TestStaleDeletion(t *testing.T) {
 	stale(lessor.Update, "static-roles/s", role, func() { b.Do(lessor.Delete, "config/pg", "") })
 }
 
+// Connections that lead elsewhere are scanned, and not read one by one besides.
+func TestConnectionsElsewhere(t *testing.T) {
+	b, _, _ := target(t, "")
+	role := `{"db_name":"pg","username":"somebody","rotation_period":60,"skip_import_rotation":true}`
+	b.Do(lessor.Update, "static-roles/s", role)
+	b.Do(lessor.Update, "static-roles/s", role)
+	before := b.Reads
+	for i := range 5 {
+		b.Do(lessor.Update, fmt.Sprint("config/other", i), fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":"postgresql://elsewhere%d/x","username":"x","verify_connection":false}`, i))
+	}
+	if b.Do(lessor.Update, "static-roles/s", role); b.Reads != before {
+		t.Errorf("%d reads, and %d with five connections elsewhere", before, b.Reads)
+	}
+}
+
 // What goes on over other connections does not keep one from being deleted.
 func TestConnectionIsDeletedUnderLoad(t *testing.T) {
 	s := pgtest.Start(t)
@@ -449,7 +464,7 @@ func TestSessionsEnd(t *testing.T) {
 	b.Do(lessor.Update, "config/pg", `{"max_open_connections":2,"verify_connection":false}`)
 	use()
 	until(1, "after a change")
-	if err := b.Do(lessor.Update, "reset/pg", "").Do(t.Context()); err != nil {
+	if err := b.Do(lessor.Update, "reset/pg", "").Then(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	until(0, "after a reset")

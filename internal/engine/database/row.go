@@ -61,10 +61,14 @@ func load(view store.View, m *mount.Entry, prefix, name string, v any) (store.Ro
 	if err != nil || !row.Exists() {
 		return row, err
 	}
+	return row, decode(row, v)
+}
+
+func decode(row store.Row, v any) error {
 	if err := cbor.Unmarshal(row.Value, v); err != nil {
-		return row, fmt.Errorf("database: %s is damaged: %w", row.Key, err)
+		return fmt.Errorf("database: %s is damaged: %w", row.Key, err)
 	}
-	return row, nil
+	return nil
 }
 
 // save puts v in row's place, provided that the row is as it was read.

@@ -249,7 +249,7 @@ func (e *Engine) users(v store.View, m *mount.Entry, d Driver, c *Connection, co
 		}
 		var other Connection
 		name := strings.TrimPrefix(row.Name, from)
-		if _, err := load(v, m, connectionPrefix, name, &other); err != nil {
+		if err := decode(row, &other); err != nil {
 			return nil, err
 		}
 		if name == connection || other.Plugin != c.Plugin || !d.SameServer(c, &other) {
