@@ -377,7 +377,7 @@ func TestVerification(t *testing.T) {
 	w.do(lessor.Update, "db/reset/pg", "")
 	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":3600}`, w.account("")))
 	recs := w.records("db/config/pg")
-	if recs[1].Phase != audit.Done || recs[1].ErrorKind != "invalid" || recs[2].Phase != audit.Begun {
+	if recs[1].Phase != audit.Outcome || recs[1].ErrorKind != "invalid" || recs[2].Phase != audit.Begun {
 		t.Errorf("records of a refusal: %+v", recs[:3])
 	}
 	if body := fmt.Sprint(recs); strings.Contains(body, "wrong-password") {
