@@ -49,6 +49,8 @@ type DB struct {
 	stats     counters
 	low       atomic.Bool  // less than Reserve is free
 	looked    atomic.Int64 // when that was looked at
+	alone     alone        // where the backend is not Shared
+	about     atomic.Pointer[[]byte]
 
 	fault   atomic.Pointer[error]
 	halted  chan struct{}   // closed on a fault
@@ -95,6 +97,13 @@ func open(b Backend, o Options, restoring bool) (*DB, error) {
 	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), rows: newRowCache(), halted: make(chan struct{}), restoring: restoring}
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	db.queue.init()
+	if _, shared := b.(Shared); !shared {
+		id, err := NewPeerID(o.Random)
+		if err != nil {
+			return nil, err
+		}
+		db.alone = alone{id, db.Now()}
+	}
 	s, err := db.load()
 	if err != nil {
 		return nil, err

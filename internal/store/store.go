@@ -10,6 +10,7 @@
 package store
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -297,6 +298,15 @@ type Shared interface {
 	// Moved receives a hint when the state may have changed. Hints may be lost, and mean nothing by themselves.
 	// A closed channel sends no more hints.
 	Moved() <-chan struct{}
+
+	// Self is the id of this start of this node: 16 hex digits, never used again.
+	Self() string
+	// Announce sets what Peers tells other nodes of this one, PeerBytes at most; the Backend keeps about, which nobody changes
+	// afterwards. It does not wait until others can see it.
+	Announce(about []byte)
+	// Peers are the nodes that have the store open, in the order in which they started, as of now. Each gives a sign of life
+	// a second, and whoever did not for a minute is told no more.
+	Peers(ctx context.Context) ([]Peer, error)
 }
 
 // Write is one exclusive change under way. Its changes apply in the order of the calls, all or none.

@@ -5,10 +5,15 @@
 package mem
 
 import (
+	"cmp"
+	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"iter"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -27,7 +32,7 @@ func New() *Backend { return new(Disk).Open() }
 
 // Open returns a Backend on what d holds.
 func (d *Disk) Open() *Backend {
-	b := &Backend{disk: d, moved: make(chan struct{}, 1)}
+	b := &Backend{disk: d, moved: make(chan struct{}, 1), id: newID(), started: time.Now().UTC()}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.nodes == nil {
@@ -45,8 +50,11 @@ func (d *Disk) load() *node {
 
 // Backend is a store.Backend.
 type Backend struct {
-	disk  *Disk
-	moved chan struct{}
+	disk    *Disk
+	moved   chan struct{}
+	id      string
+	started time.Time
+	about   []byte // under disk.mu
 }
 
 var (
@@ -88,6 +96,40 @@ func (b *Backend) Usage() (used, free int64) { return int64(b.disk.load().bytes(
 
 // Moved receives a hint after other Backends' Commits.
 func (b *Backend) Moved() <-chan struct{} { return b.moved }
+
+// Self implements store.Shared.
+func (b *Backend) Self() string { return b.id }
+
+// Announce implements store.Shared. Others see it at once.
+func (b *Backend) Announce(about []byte) {
+	b.disk.mu.Lock()
+	defer b.disk.mu.Unlock()
+	b.about = about
+}
+
+// Peers are the Backends that are open on the Disk, all alive.
+func (b *Backend) Peers(context.Context) ([]store.Peer, error) {
+	b.disk.mu.Lock()
+	defer b.disk.mu.Unlock()
+	if b.closed() {
+		return nil, errClosed
+	}
+	now := time.Now().UTC()
+	var peers []store.Peer
+	for n := range b.disk.nodes {
+		peers = append(peers, store.Peer{ID: n.id, About: n.about, Started: n.started, Seen: now, Alive: true})
+	}
+	slices.SortFunc(peers, func(p, q store.Peer) int {
+		return cmp.Or(p.Started.Compare(q.Started), cmp.Compare(p.ID, q.ID))
+	})
+	return peers, nil
+}
+
+// newID cannot fail: crypto/rand's Reader does not.
+func newID() string {
+	id, _ := store.NewPeerID(rand.Reader)
+	return id
+}
 
 // Close closes this Backend only.
 func (b *Backend) Close() error {

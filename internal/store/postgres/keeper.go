@@ -2,56 +2,71 @@ package postgres
 
 import (
 	"context"
+	"crypto/rand"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // What a Backend does in the background, and how often.
 const (
 	pollEvery    = 100 * time.Millisecond // look for other nodes' commits
-	sweepEvery   = time.Second            // say what this node shows, reclaim what nobody does
+	beatEvery    = time.Second            // give a sign of life, and say what this node shows
+	sweepEvery   = time.Second            // reclaim what no node shows
 	measureEvery = 5 * time.Second
 	keepPatience = 10 * time.Second
+	beatPatience = 4 * time.Second // less than store.PeerTerm
 )
 
-// keep runs until the Backend closes.
-func (b *Backend) keep() {
-	tick := time.NewTicker(pollEvery)
+// chore is one thing done in the background. None waits for another.
+type chore struct {
+	name     string
+	every    time.Duration
+	patience time.Duration
+	do       func(context.Context) error
+}
+
+func (b *Backend) chores() []chore {
+	return []chore{
+		{"poll", pollEvery, keepPatience, b.poll},
+		{"beat", beatEvery, beatPatience, b.beat},
+		{"sweep", sweepEvery, keepPatience, b.sweep},
+		{"measure", measureEvery, keepPatience, b.measure},
+	}
+}
+
+// keep does c until the Backend closes.
+func (b *Backend) keep(c chore) {
+	tick := time.NewTicker(c.every)
 	defer tick.Stop()
-	var swept, measured time.Time
 	ailing := false
 	for {
 		select {
 		case <-b.ctx.Done():
 			return
-		case now := <-tick.C:
-			err := b.poll(b.ctx)
-			if err == nil && now.Sub(swept) >= sweepEvery {
-				swept, err = now, b.sweep(b.ctx)
-			}
-			if err == nil && now.Sub(measured) >= measureEvery {
-				measured, err = now, b.measure(b.ctx)
-			}
-			switch {
-			case b.ctx.Err() != nil:
-			case err != nil && !ailing:
-				b.log.Warn("postgresql: the database does not answer as it should; trying on", "error", err)
-			case err == nil && ailing:
-				b.log.Info("postgresql: the database answers again")
-			}
-			ailing = err != nil
+		case <-tick.C:
 		}
+		ctx, cancel := context.WithTimeout(b.ctx, c.patience)
+		err := wrap(c.do(ctx))
+		cancel()
+		switch {
+		case b.ctx.Err() != nil:
+		case err != nil && !ailing:
+			b.log.Warn("postgresql: the database does not answer as it should; trying on", "what", c.name, "error", err)
+		case err == nil && ailing:
+			b.log.Info("postgresql: the database answers again", "what", c.name)
+		}
+		ailing = err != nil
 	}
 }
 
 // poll gives a hint if there is an epoch that this node has not shown.
 func (b *Backend) poll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, keepPatience)
-	defer cancel()
 	var epoch int64
-	if err := b.readers.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch); err != nil {
-		return wrap(err)
+	if err := b.keeper.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch); err != nil {
+		return err
 	}
 	if epoch != b.pins.latest() {
 		select {
@@ -66,64 +81,102 @@ func (b *Backend) poll(ctx context.Context) error {
 func (b *Backend) register(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, keepPatience)
 	defer cancel()
+	id, err := store.NewPeerID(rand.Reader)
+	if err != nil {
+		return err
+	}
 	var epoch int64
-	err := b.writer.QueryRow(ctx, `INSERT INTO lessor.nodes (pin) SELECT epoch FROM lessor.state RETURNING id, pin`).Scan(&b.node, &epoch)
+	err = b.keeper.QueryRow(ctx, `INSERT INTO lessor.nodes (id, pin, started, seen)
+SELECT $1, epoch, clock_timestamp(), clock_timestamp() FROM lessor.state RETURNING pin, started`, id).Scan(&epoch, &b.started)
+	b.id = id
 	b.pins.heard(epoch)
-	return wrap(err)
+	return err
 }
 
-// Statements of sweep.
+// Self implements store.Shared.
+func (b *Backend) Self() string { return b.id }
+
+// Announce implements store.Shared: the next beat says it, within a second.
+func (b *Backend) Announce(about []byte) { b.about.Store(&about) }
+
+// beatSQL brings back a row that was forgotten meanwhile.
+const beatSQL = `INSERT INTO lessor.nodes (id, pin, about, started, seen) VALUES ($1, $2, $3, $4, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET pin = EXCLUDED.pin, about = EXCLUDED.about, seen = EXCLUDED.seen`
+
+// beat gives a sign of life, and says what the oldest epoch is that this node shows.
+func (b *Backend) beat(ctx context.Context) error {
+	var about []byte
+	if said := b.about.Load(); said != nil {
+		about = *said
+	}
+	return b.quick(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, beatSQL, b.id, b.pins.oldest(), about, b.started)
+		return err
+	})
+}
+
+const peersSQL = `SELECT id, about, started, seen, seen > clock_timestamp() - $1::interval FROM lessor.nodes
+WHERE seen > clock_timestamp() - interval '1 minute' ORDER BY started, id`
+
+// Peers implements store.Shared, by the database's clock.
+func (b *Backend) Peers(ctx context.Context) ([]store.Peer, error) {
+	ctx, cancel := context.WithTimeout(ctx, readPatience)
+	defer cancel()
+	rows, err := b.keeper.Query(ctx, peersSQL, store.PeerTerm)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	peers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p store.Peer, err error) {
+		err = row.Scan(&p.ID, &p.About, &p.Started, &p.Seen, &p.Alive)
+		p.Started, p.Seen = p.Started.UTC(), p.Seen.UTC()
+		return p, err
+	})
+	return peers, wrap(err)
+}
+
+// quick runs f in a transaction that nobody waits to be flushed.
+func (b *Backend) quick(ctx context.Context, f func(pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, b.keeper, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
+			return err
+		}
+		return f(tx)
+	})
+}
+
+// Statements of sweep. After a failover the clock may be behind what was noted by the one before: nodes that are gone must
+// not live on until it has caught up.
 const (
-	pinSQL = `INSERT INTO lessor.nodes (id, pin, seen) VALUES ($1, $2, now())
-ON CONFLICT (id) DO UPDATE SET pin = EXCLUDED.pin, seen = EXCLUDED.seen`
-	forgetSQL  = `DELETE FROM lessor.nodes WHERE seen < now() - interval '1 minute'`
+	mendSQL    = `UPDATE lessor.nodes SET seen = clock_timestamp() WHERE seen > clock_timestamp() + interval '1 second'`
+	forgetSQL  = `DELETE FROM lessor.nodes WHERE seen < clock_timestamp() - interval '1 minute'`
 	horizonSQL = `UPDATE lessor.horizon SET epoch = greatest(epoch, (SELECT min(pin) FROM lessor.nodes))`
 	reclaimSQL = `DELETE FROM lessor.past WHERE ctid = ANY (ARRAY(
 	SELECT ctid FROM lessor.past WHERE until <= (SELECT epoch FROM lessor.horizon) ORDER BY until LIMIT 100000))`
 )
 
-// sweep says what the oldest epoch is that this node shows. Then, unless another node is at it, it raises the horizon to the oldest
+// sweep, unless another node is at it, forgets the nodes that are gone, raises the horizon to the oldest epoch
 // that any node shows, and reclaims what ended before. No node that signs on meanwhile can have an earlier epoch: what
 // it shows is later than every pin there was when it came.
 func (b *Backend) sweep(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, keepPatience)
-	defer cancel()
-	begin := func(f func(pgx.Tx) error) error {
-		return pgx.BeginTxFunc(ctx, b.readers, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
-				return err // nothing here is worth a flush
-			}
-			return f(tx)
-		})
-	}
-	err := begin(func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, pinSQL, b.node, b.pins.oldest())
-		return err
-	})
-	if err != nil {
-		return wrap(err)
-	}
-	return wrap(begin(func(tx pgx.Tx) error {
+	return b.quick(ctx, func(tx pgx.Tx) error {
 		var mine bool
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(sweepLock)).Scan(&mine); err != nil || !mine {
 			return err
 		}
-		for _, sql := range [...]string{forgetSQL, horizonSQL, reclaimSQL} {
+		for _, sql := range [...]string{mendSQL, forgetSQL, horizonSQL, reclaimSQL} {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err
 			}
 		}
 		return nil
-	}))
+	})
 }
 
 // measure looks at the size of the database.
 func (b *Backend) measure(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, keepPatience)
-	defer cancel()
 	var used int64
-	if err := b.readers.QueryRow(ctx, `SELECT pg_database_size(current_database())`).Scan(&used); err != nil {
-		return wrap(err)
+	if err := b.keeper.QueryRow(ctx, `SELECT pg_database_size(current_database())`).Scan(&used); err != nil {
+		return err
 	}
 	b.used.Store(used)
 	return nil

@@ -81,8 +81,11 @@ const (
 type Backend struct {
 	writer  *pgxpool.Pool // of one connection, which the open Write has
 	readers *pgxpool.Pool
+	keeper  *pgxpool.Pool // for what must not wait for readers
 	log     *slog.Logger
-	node    int64 // this Backend's row in table nodes
+	id      string    // this Backend's row in table nodes
+	started time.Time // by the database's clock
+	about   atomic.Pointer[[]byte]
 	pins    pins
 	used    atomic.Int64
 	moved   chan struct{}
@@ -111,21 +114,41 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
 	config = config.Copy()
-	config.MaxConns, config.MinConns, config.MinIdleConns = 1, 0, 0
+	config.MinConns, config.MinIdleConns = 0, 0
+	config.MaxConns = keeperConns
+	if b.keeper, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		b.disconnect()
+		return nil, fmt.Errorf("postgresql: %w", err)
+	}
+	config = config.Copy()
+	config.MaxConns = 1
 	if b.writer, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		b.readers.Close()
+		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
 	for _, step := range []func(context.Context) error{b.create, b.register, b.measure} {
 		if err := step(ctx); err != nil {
-			b.readers.Close()
-			b.writer.Close()
-			return nil, err
+			b.disconnect()
+			return nil, wrap(err)
 		}
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.running.Go(b.keep)
+	for _, c := range b.chores() {
+		b.running.Go(func() { b.keep(c) })
+	}
 	return b, nil
+}
+
+// keeperConns are those of the chores: one may be busy reclaiming or measuring while the node gives its signs of life.
+const keeperConns = 3
+
+// disconnect closes the pools that there are.
+func (b *Backend) disconnect() {
+	for _, pool := range []*pgxpool.Pool{b.readers, b.keeper, b.writer} {
+		if pool != nil {
+			pool.Close()
+		}
+	}
 }
 
 // parse reads url. What is wrong with it is not told: it would be told in pieces of the URL, which may be pieces of the password.
@@ -208,11 +231,10 @@ func (b *Backend) Close() error {
 	b.running.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), abortPatience)
 	defer cancel()
-	if _, err := b.readers.Exec(ctx, `DELETE FROM lessor.nodes WHERE id = $1`, b.node); err != nil {
+	if _, err := b.keeper.Exec(ctx, `DELETE FROM lessor.nodes WHERE id = $1`, b.id); err != nil {
 		b.log.Warn("postgresql: this node could not sign off; its mark lapses in a minute", "error", err)
 	}
-	b.writer.Close()
-	b.readers.Close()
+	b.disconnect()
 	return nil
 }
 

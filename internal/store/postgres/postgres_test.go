@@ -289,7 +289,7 @@ func TestViewsStayAndThePastGoes(t *testing.T) {
 		}
 	}
 	for range 3 { // however often it is swept
-		if err := errors.Join(b.sweep(t.Context()), other.sweep(t.Context())); err != nil {
+		if err := errors.Join(b.beat(t.Context()), b.sweep(t.Context()), other.beat(t.Context()), other.sweep(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 		show(old, rows, 1)
@@ -429,5 +429,64 @@ func TestTLS(t *testing.T) {
 	if b, err := Open(t.Context(), lessor.NewSecret(url+file(other)), Options{}); err == nil {
 		b.Close()
 		t.Error("a server whose certificate nobody vouches for was trusted")
+	}
+}
+
+// A node that died is not alive for long, and then forgotten; one that was only cut off comes back as itself.
+func TestPeersDie(t *testing.T) {
+	url := database(t)
+	a, dead := connect(t, url), connect(t, url)
+	defer a.Close()
+	defer dead.disconnect()
+	dead.cancel()
+	dead.running.Wait()
+	ago := func(id, age string) {
+		t.Helper()
+		if _, err := a.readers.Exec(t.Context(), `UPDATE lessor.nodes SET seen = clock_timestamp() - $2::text::interval WHERE id = $1`, id, age); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find := func(id string) *store.Peer {
+		t.Helper()
+		peers, err := a.Peers(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range peers {
+			if p.ID == id {
+				return &p
+			}
+		}
+		return nil
+	}
+	if p := find(dead.Self()); p == nil || !p.Alive {
+		t.Fatalf("a node that was there just now: %+v", p)
+	}
+	ago(dead.Self(), "5.1 s")
+	if p := find(dead.Self()); p == nil || p.Alive {
+		t.Errorf("a node that gave no sign of life for 5.1 s: %+v", p)
+	}
+	ago(dead.Self(), "61 s")
+	if p := find(dead.Self()); p != nil {
+		t.Errorf("a node that gave no sign of life for a minute: %+v", p)
+	}
+	ago(dead.Self(), "-1 hour") // the clock was set back, or a failover came to one that is behind
+	if err := a.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p := find(dead.Self()); p == nil || time.Until(p.Seen) > time.Minute {
+		t.Errorf("a node that is gone lives on until the clock catches up: %+v", p)
+	}
+	started := find(a.Self()).Started
+	if _, err := a.readers.Exec(t.Context(), `DELETE FROM lessor.nodes WHERE id = $1`, a.Self()); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); find(a.Self()) == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a node that was forgotten does not come back")
+		}
+	}
+	if p := find(a.Self()); !p.Started.Equal(started) {
+		t.Errorf("it came back as if it had just started: %v, not %v", p.Started, started)
 	}
 }

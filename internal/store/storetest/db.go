@@ -1093,17 +1093,17 @@ func testCluster(t *testing.T, open func() store.Backend) {
 // faultyShared is a Faulty that does not hide that its Backend is shared.
 type faultyShared struct {
 	*Faulty
-	moved <-chan struct{}
+	store.Shared
 }
 
-func (f faultyShared) Moved() <-chan struct{} { return f.moved }
+func (f faultyShared) Begin() (store.Write, error) { return f.Faulty.Begin() }
 
 // testSettled has flushes fail on a shared backend: the id of the batch tells what became of them, and the store goes on.
 func testSettled(t *testing.T, open func() store.Backend) {
 	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
 	b := open()
 	f := NewFaulty(b, 3, Faults{})
-	db := s.db(t, faultyShared{f, b.(store.Shared).Moved()}, store.Options{})
+	db := s.db(t, faultyShared{f, b.(store.Shared)}, store.Options{})
 	other := s.db(t, nil, store.Options{})
 	put := func(name string) error {
 		_, err := db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: store.Key{Table: store.Config, Name: name}}}})
@@ -1128,4 +1128,42 @@ func testSettled(t *testing.T, open func() store.Backend) {
 		}
 	}
 	verify(t, db)
+}
+
+// testPeers has nodes see each other, and what each says of itself, without a commit.
+func testPeers(t *testing.T, open func() store.Backend) {
+	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
+	a, b := s.db(t, nil, store.Options{}), open().(store.Shared)
+	before := a.Head().Seq
+	a.Announce([]byte("here is a"))
+	b.Announce([]byte("here is b"))
+	until := func(what string, holds func([]store.Peer) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			peers, err := a.Peers(t.Context())
+			if err == nil && holds(peers) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %+v, %v", what, peers, err)
+			}
+		}
+	}
+	until("two peers that have said who they are", func(peers []store.Peer) bool {
+		return len(peers) == 2 && peers[0].ID == a.Self() && string(peers[0].About) == "here is a" && peers[0].Alive &&
+			peers[1].ID == b.Self() && string(peers[1].About) == "here is b" && peers[1].Alive && len(b.Self()) == 16 &&
+			!peers[0].Started.After(peers[1].Started) && !peers[0].Seen.Before(peers[0].Started)
+	})
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	until("the one that is left", func(peers []store.Peer) bool { return len(peers) == 1 && peers[0].ID == a.Self() })
+	again := open().(store.Shared)
+	defer again.Close()
+	if again.Self() == b.Self() || again.Self() == a.Self() {
+		t.Error("an id was used again")
+	}
+	if a.Head().Seq != before {
+		t.Error("peers cost commits")
+	}
 }

@@ -33,6 +33,7 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() store.Backend)) {
 			t.Skip("the backend is not shared by nodes")
 		}
 		t.Run("one chain", func(t *testing.T) { testCluster(t, open) })
+		t.Run("peers", func(t *testing.T) { testPeers(t, fresh(t)) })
 		t.Run("settled", func(t *testing.T) { testSettled(t, fresh(t)) })
 	})
 }
