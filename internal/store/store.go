@@ -44,6 +44,7 @@ const (
 	Engine                    // engines' rows that hold no secret: KV metadata, database roles
 	Secrets                   // engines' rows that do: KV data, connections, verifiers, cubbyholes, wrappings
 	Batches                   // ids of recent batches, to ask for an unknown outcome
+	Claims                    // which node does which background work; names are plain words, under no namespace
 	tables
 )
 
@@ -64,6 +65,7 @@ var classes = [tables]class{
 	Config: {name: "config", power: 1}, Tokens: {name: "tokens", power: 2}, TokenIdx: {name: "token_idx", power: 2},
 	Leases: {name: "leases"}, Due: {name: "due"}, LeaseIdx: {name: "lease_idx"}, Holds: {name: "holds"}, Tombs: {name: "tombs", power: 1},
 	Engine: {name: "engine"}, Secrets: {name: "secrets", secret: true}, Batches: {name: "batches", clear: true, own: true, index: true},
+	Claims: {name: "claims"},
 }
 
 // String is the table's name.
@@ -83,7 +85,7 @@ func (t Table) Once() bool { return classes[t].own }
 // Power is 1+index of the authenticated sum (audit.Header.Power) over the table's rows, or 0.
 func (t Table) Power() int { return classes[t].power }
 
-// Key names a row. Name is bytes in order; but for Meta, Head, the audit tables and Batches it begins with a namespace
+// Key names a row. Name is bytes in order; but for Meta, Head, the audit tables, Batches and Claims it begins with a namespace
 // id (4 bytes, big endian) and the UUID of the mount (16 bytes; zero for what belongs to no mount), see MountKey.
 type Key struct {
 	Table Table
