@@ -16,7 +16,9 @@ const (
 	beatEvery    = time.Second            // give a sign of life, and say what this node shows
 	sweepEvery   = time.Second            // reclaim what no node shows
 	measureEvery = 5 * time.Second
+	tendEvery    = time.Minute // make and drop partitions
 	keepPatience = 10 * time.Second
+	tendPatience = 10 * time.Minute
 	beatPatience = 4 * time.Second // less than store.PeerTerm
 )
 
@@ -34,6 +36,7 @@ func (b *Backend) chores() []chore {
 		{"beat", beatEvery, beatPatience, b.beat},
 		{"sweep", sweepEvery, keepPatience, b.sweep},
 		{"measure", measureEvery, keepPatience, b.measure},
+		{"tend", tendEvery, tendPatience, b.tend},
 	}
 }
 
@@ -149,9 +152,9 @@ func (b *Backend) quick(ctx context.Context, f func(pgx.Tx) error) error {
 const (
 	mendSQL    = `UPDATE lessor.nodes SET seen = clock_timestamp() WHERE seen > clock_timestamp() + interval '1 second'`
 	forgetSQL  = `DELETE FROM lessor.nodes WHERE seen < clock_timestamp() - interval '1 minute'`
-	horizonSQL = `UPDATE lessor.horizon SET epoch = greatest(epoch, (SELECT min(pin) FROM lessor.nodes))`
+	horizonSQL = `UPDATE lessor.horizon SET reclaimed = greatest(reclaimed, (SELECT min(pin) FROM lessor.nodes))`
 	reclaimSQL = `DELETE FROM lessor.past WHERE ctid = ANY (ARRAY(
-	SELECT ctid FROM lessor.past WHERE until <= (SELECT epoch FROM lessor.horizon) ORDER BY until LIMIT 100000))`
+	SELECT ctid FROM lessor.past WHERE until <= (SELECT reclaimed FROM lessor.horizon) ORDER BY until LIMIT 100000))`
 )
 
 // sweep, unless another node is at it, forgets the nodes that are gone, raises the horizon to the oldest epoch

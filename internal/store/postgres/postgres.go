@@ -23,15 +23,17 @@
 // The cost: a row that is overwritten or deleted is written once more, to past, and removed from there a second or so later; rows
 // that are written once (headers, audit records, their indexes) cost nothing. A large deletion copies what it deletes.
 //
-// Nodes say in table nodes what the oldest epoch is that they still show. What ended before all of those is reclaimed, and table
+// Nodes say in table nodes, once a second, that they are there, and what the oldest epoch is that they still show. What ended before all of those is reclaimed, and table
 // horizon says up to where. Every read compares: a snapshot that was reclaimed under a node that was cut off for a minute
 // gives an error, never a wrong answer.
 //
 // # Tables
 //
-// All of lessor's tables lie in one SQL table, rows, with primary key (tab, name): bytea compares as bytes do. One table makes a
-// batch one statement whatever it touches; a table for each would make it nineteen. All is in the schema lessor, which the first node
-// creates; several may start at once. A database administrator who does not want lessor to create schemas makes it in advance, owned by lessor's role.
+// All of lessor's tables but the audit trail's lie in one SQL table, rows, with primary key (tab, name): bytea compares as bytes do. One table makes a
+// batch one statement whatever it touches; a table for each would make it nineteen. The audit trail's lie in records, with a
+// partition a day (records.go). All is in the schema lessor, which the first node creates, and brings up to date later (schema.go);
+// several may start at once. A database administrator who does not want lessor to create schemas makes it in advance, owned by lessor's role,
+// which needs no privilege but to connect.
 //
 // A name may have 2,600 bytes at most: PostgreSQL's index takes no more.
 //
@@ -88,6 +90,7 @@ type Backend struct {
 	about   atomic.Pointer[[]byte]
 	pins    pins
 	used    atomic.Int64
+	tidy    atomic.Bool // no audit records are left where version 1 had them
 	moved   chan struct{}
 	ctx     context.Context // ends with the Backend
 	cancel  context.CancelFunc
@@ -126,7 +129,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
-	for _, step := range []func(context.Context) error{b.create, b.register, b.measure} {
+	for _, step := range []func(context.Context) error{b.migrate, b.provide, b.register, b.measure} {
 		if err := step(ctx); err != nil {
 			b.disconnect()
 			return nil, wrap(err)
@@ -272,7 +275,7 @@ func lost(err error) bool {
 
 // ours reports whether err is this package's rather than the server's or the network's.
 func ours(err error) bool {
-	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errOver)
+	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errRole) || errors.Is(err, errOver)
 }
 
 func wrap(err error) error {
