@@ -13,6 +13,7 @@ import (
 // What a Backend does in the background, and how often.
 const (
 	pollEvery    = 100 * time.Millisecond // look for other nodes' commits
+	tellEvery    = time.Second            // read the database's clock
 	beatEvery    = time.Second            // give a sign of life, and say what this node shows
 	sweepEvery   = time.Second            // reclaim what no node shows
 	measureEvery = 5 * time.Second
@@ -33,6 +34,7 @@ type chore struct {
 func (b *Backend) chores() []chore {
 	return []chore{
 		{"poll", pollEvery, keepPatience, b.poll},
+		{"tell", tellEvery, beatPatience, b.tell},
 		{"beat", beatEvery, beatPatience, b.beat},
 		{"sweep", sweepEvery, keepPatience, b.sweep},
 		{"measure", measureEvery, keepPatience, b.measure},

@@ -92,6 +92,7 @@ type Backend struct {
 	used    atomic.Int64
 	tidy    atomic.Bool // no audit records are left where version 1 had them
 	moved   chan struct{}
+	clock   *clock
 	ctx     context.Context // ends with the Backend
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -112,7 +113,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{log: o.Log, moved: make(chan struct{}, 1)}
+	b := &Backend{log: o.Log, moved: make(chan struct{}, 1), clock: newClock()}
 	if b.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
@@ -129,7 +130,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
-	for _, step := range []func(context.Context) error{b.migrate, b.provide, b.register, b.measure} {
+	for _, step := range []func(context.Context) error{b.migrate, b.provide, b.tell, b.register, b.measure} {
 		if err := step(ctx); err != nil {
 			b.disconnect()
 			return nil, wrap(err)
