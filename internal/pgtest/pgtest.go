@@ -60,11 +60,12 @@ type Server struct {
 	CA     []byte // PEM; nil without TLS
 	Log    string // file that the server logs to
 
-	dir  string
-	bin  string
-	cred *syscall.Credential
-	stop func() // stops the watch, and so the server, and removes all
-	mu   sync.Mutex
+	dir    string
+	bin    string
+	cred   *syscall.Credential
+	issuer *issuer // nil without TLS
+	stop   func()  // stops the watch, and so the server, and removes all
+	mu     sync.Mutex
 }
 
 var (
@@ -199,7 +200,7 @@ func (s *Server) create(o options) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, out)
 	}
-	conf := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\nmax_connections = 60\nshared_buffers = 32MB\n", s.Socket)
+	conf := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\nmax_connections = 90\nshared_buffers = 32MB\n", s.Socket)
 	conf += "password_encryption = 'scram-sha-256'\nlog_min_messages = warning\nautovacuum_naptime = 10s\n"
 	if !o.fsync {
 		conf += "fsync = off\nfull_page_writes = off\n"
@@ -208,15 +209,10 @@ func (s *Server) create(o options) error {
 		}
 	}
 	if o.tls {
-		ca, certificate, key, err := authority()
-		if err != nil {
+		if err := s.certify(); err != nil {
 			return err
 		}
-		s.CA = ca
-		if err := errors.Join(s.write(filepath.Join(s.dir, "server.crt"), certificate), s.write(filepath.Join(s.dir, "server.key"), key)); err != nil {
-			return err
-		}
-		conf += fmt.Sprintf("ssl = on\nssl_cert_file = '%s/server.crt'\nssl_key_file = '%s/server.key'\n", s.dir, s.dir)
+		conf += fmt.Sprintf("ssl = on\nssl_cert_file = '%[1]s/server.crt'\nssl_key_file = '%[1]s/server.key'\nssl_ca_file = '%[1]s/ca.crt'\n", s.dir)
 	}
 	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -224,6 +220,26 @@ func (s *Server) create(o options) error {
 	}
 	_, err = f.WriteString(conf + o.settings)
 	return errors.Join(err, f.Close())
+}
+
+// certify makes the server's certificate, and lets members of ByCertificate log in by theirs.
+func (s *Server) certify() (err error) {
+	if s.issuer, err = newIssuer(); err != nil {
+		return err
+	}
+	s.CA = s.issuer.pem()
+	certificate, key, err := s.issuer.server()
+	if err != nil {
+		return err
+	}
+	access := filepath.Join(s.data(), "pg_hba.conf")
+	rules, err := os.ReadFile(access)
+	if err != nil {
+		return err
+	}
+	rules = append([]byte("hostssl all +"+ByCertificate+" 127.0.0.1/32 cert\nhost all +"+ByCertificate+" 127.0.0.1/32 reject\n"), rules...)
+	return errors.Join(s.write(filepath.Join(s.dir, "server.crt"), certificate), s.write(filepath.Join(s.dir, "server.key"), key),
+		s.write(filepath.Join(s.dir, "ca.crt"), s.CA), os.WriteFile(access, rules, 0o600))
 }
 
 // watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way

@@ -3,9 +3,11 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -19,6 +21,7 @@ const (
 	measureEvery = 5 * time.Second
 	tendEvery    = time.Minute // make and drop partitions
 	keepPatience = 10 * time.Second
+	pollPatience = 2 * time.Second
 	tendPatience = 10 * time.Minute
 	beatPatience = 4 * time.Second // less than store.PeerTerm
 )
@@ -33,7 +36,7 @@ type chore struct {
 
 func (b *Backend) chores() []chore {
 	return []chore{
-		{"poll", pollEvery, keepPatience, b.poll},
+		{"poll", pollEvery, pollPatience, b.poll},
 		{"tell", tellEvery, beatPatience, b.tell},
 		{"beat", beatEvery, beatPatience, b.beat},
 		{"sweep", sweepEvery, keepPatience, b.sweep},
@@ -56,6 +59,7 @@ func (b *Backend) keep(c chore) {
 		ctx, cancel := context.WithTimeout(b.ctx, c.patience)
 		err := wrap(c.do(ctx))
 		cancel()
+		b.link.answered(err == nil || answer(err))
 		switch {
 		case b.ctx.Err() != nil:
 		case err != nil && !ailing:
@@ -65,6 +69,12 @@ func (b *Backend) keep(c chore) {
 		}
 		ailing = err != nil
 	}
+}
+
+// answer reports whether err is something that the database said.
+func answer(err error) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said)
 }
 
 // poll gives a hint if there is an epoch that this node has not shown.
@@ -125,7 +135,7 @@ WHERE seen > clock_timestamp() - interval '1 minute' ORDER BY started, id`
 
 // Peers implements store.Shared, by the database's clock.
 func (b *Backend) Peers(ctx context.Context) ([]store.Peer, error) {
-	ctx, cancel := context.WithTimeout(ctx, readPatience)
+	ctx, cancel := context.WithTimeout(ctx, beatPatience)
 	defer cancel()
 	rows, err := b.keeper.Query(ctx, peersSQL, store.PeerTerm)
 	if err != nil {

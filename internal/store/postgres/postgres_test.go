@@ -28,7 +28,7 @@ func database(t testing.TB) string {
 // connect opens a Backend. Few connections: the server is shared by tests.
 func connect(t testing.TB, url string) *Backend {
 	t.Helper()
-	b, err := Open(context.Background(), lessor.NewSecret(url), Options{Connections: 4})
+	b, err := Open(context.Background(), lessor.NewSecret(url), Options{Connections: 8})
 	if err != nil {
 		t.Fatal(err)
 	}

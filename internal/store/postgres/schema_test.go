@@ -82,7 +82,7 @@ func together(t *testing.T, url string, n int) []*Backend {
 	errs := make([]error, n)
 	var starting sync.WaitGroup
 	for i := range n {
-		starting.Go(func() { all[i], errs[i] = Open(t.Context(), lessor.NewSecret(url), Options{Connections: 2}) })
+		starting.Go(func() { all[i], errs[i] = Open(t.Context(), lessor.NewSecret(url), Options{Connections: 6}) })
 	}
 	starting.Wait()
 	for _, b := range all {

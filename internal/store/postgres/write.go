@@ -91,7 +91,7 @@ func (w *write) Versions(keys []store.Key, versions []uint64) error {
 	for i, k := range keys {
 		tabs[i], names[i] = int16(k.Table), []byte(k.Name)
 	}
-	ctx, cancel := context.WithTimeout(w.b.ctx, readPatience)
+	ctx, cancel := context.WithTimeout(w.b.link.current(), readPatience)
 	defer cancel()
 	rows, err := w.conn.Query(ctx, versionsSQL, tabs, names)
 	if err != nil {
@@ -154,7 +154,7 @@ func (w *write) Commit() error {
 	batch.Queue(`UPDATE lessor.state SET epoch = $1`, w.epoch)
 	done := ""
 	batch.Queue(`COMMIT`).Exec(func(tag pgconn.CommandTag) error { done = tag.String(); return nil })
-	ctx, cancel := context.WithTimeout(w.b.ctx, commitPatience)
+	ctx, cancel := context.WithTimeout(w.b.link.current(), commitPatience)
 	defer cancel()
 	if err := w.conn.SendBatch(ctx, &batch).Close(); err != nil {
 		return wrap(err)
