@@ -24,7 +24,7 @@ var pure = map[string][]string{
 	"internal/cli/session":  {"client", "api"},
 	"internal/cli/secret":   {"client", "api", "internal/cli/session"},
 	"internal/cli/access":   {"client", "api", "internal/cli/session"},
-	"internal/cli/account":  {"client", "api", "internal/cli/session"},
+	"internal/cli/account":  {"client", "api", "internal/cli/session", "internal/audit"},
 	"internal/cli/operator": {"client", "api", "internal/cli/session"},
 	"internal/version":      {},
 }
