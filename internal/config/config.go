@@ -64,6 +64,7 @@ type Storage struct {
 	Type          StorageType
 	Path          string        // Pebble: the data folder
 	ConnectionURL lessor.Secret // PostgreSQL: URL or keyword/value string; may hold a password
+	Connections   int           // PostgreSQL: of this node to the database, at most; 0: 20
 }
 
 // Seal says what unseals the store; each of it does alone. At a start the key file is tried first, then the recovery file; with

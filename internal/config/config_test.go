@@ -77,6 +77,8 @@ func TestDefaults(t *testing.T) {
 const full = `
 storage "postgresql" {
   connection_url = "postgres://u:$${x}@db/lessor"
+  max_parallel   = "40"
+  ha_enabled     = "true"
 }
 listener "tcp" {
   address         = "10.0.0.1:8200"
@@ -126,7 +128,7 @@ reported_version  = "1.19.3-rc1"
 `
 
 const fullJSON = `{
-  "storage": {"postgresql": {"connection_url": "postgres://u:${x}@db/lessor"}},
+  "storage": {"postgresql": {"connection_url": "postgres://u:${x}@db/lessor", "max_parallel": 40, "ha_enabled": true}},
   "listener": [
     {"tcp": {"address": "10.0.0.1:8200", "cluster_address": "x", "tls_cert_file": "/tls/crt", "tls_key_file": "/tls/key",
       "tls_min_version": "tls13", "x_forwarded_for_authorized_addrs": ["10.0.0.0/8", "192.0.2.7"]}},
@@ -151,7 +153,7 @@ func TestEverySetting(t *testing.T) {
 		return all
 	}
 	want := Config{
-		Storage: Storage{Type: PostgreSQL, ConnectionURL: lessor.NewSecret("postgres://u:${x}@db/lessor")},
+		Storage: Storage{Type: PostgreSQL, ConnectionURL: lessor.NewSecret("postgres://u:${x}@db/lessor"), Connections: 40},
 		Listeners: []Listener{
 			{Address: "10.0.0.1:8200", TLS: true, CertFile: "/tls/crt", KeyFile: "/tls/key", MinVersion: tls.VersionTLS13, TrustedProxies: prefixes("10.0.0.0/8", "192.0.2.7/32")},
 			{Address: "[::1]:8300", MinVersion: tls.VersionTLS12, TrustedProxies: prefixes("10.0.0.0/8", "::1/128")},
@@ -255,6 +257,10 @@ func TestRefused(t *testing.T) {
 		{"reported_version = \"latest\"", "reported_version"},
 		{"storage \"raft\" {}", `FILE:1: unknown storage "raft": use "pebble", "postgresql" or "mem"`},
 		{"storage \"postgresql\" {}", "needs a connection_url"},
+		{"storage \"postgresql\" {\n table = \"kv\"\n}", "FILE:2: table cannot be chosen"},
+		{"storage \"postgresql\" {\n max_idle_connections = 4\n}", "max_parallel bounds them"},
+		{"storage \"postgresql\" {\n ha_enabled = \"false\"\n}", "ha_enabled cannot be off"},
+		{"storage \"postgresql\" {\n max_parallel = 2\n}", "from 8 to 1000"},
 		{"storage {}", "FILE:1: "},
 		{"seal \"awskms\" {}", `FILE:1: unknown seal "awskms"`},
 		{"seal \"keyfile\" {}", `FILE:1: seal "keyfile" needs a path`},

@@ -156,7 +156,7 @@ func openBackend(ctx context.Context, c config.Config, o Options, damaged func(s
 	case config.Pebble:
 		return openFolder(c.Storage.Path, o, damaged)
 	case config.PostgreSQL:
-		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log})
+		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log, Connections: c.Storage.Connections})
 		if err != nil {
 			return nil, fmt.Errorf("refusing to start: %w", err)
 		}

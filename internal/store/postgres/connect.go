@@ -32,7 +32,7 @@ const (
 const (
 	keeperConns = 4 // of the chores: three may be slow, with reclaiming, measuring and partitions, while the node gives its signs of life
 	writerConns = 1
-	leastConns  = keeperConns + writerConns + 1
+	leastConns  = keeperConns + writerConns + 3 // of them reading
 	usualConns  = 20
 	mostConns   = 1000
 )
