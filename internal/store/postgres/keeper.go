@@ -166,25 +166,51 @@ const (
 	forgetSQL  = `DELETE FROM lessor.nodes WHERE seen < clock_timestamp() - interval '1 minute'`
 	horizonSQL = `UPDATE lessor.horizon SET reclaimed = greatest(reclaimed, (SELECT min(pin) FROM lessor.nodes))`
 	reclaimSQL = `DELETE FROM lessor.past WHERE ctid = ANY (ARRAY(
-	SELECT ctid FROM lessor.past WHERE until <= (SELECT reclaimed FROM lessor.horizon) ORDER BY until LIMIT 100000))`
+	SELECT ctid FROM lessor.past WHERE until <= (SELECT reclaimed FROM lessor.horizon) ORDER BY until LIMIT 20000))`
+)
+
+// What is reclaimed in one transaction, and after how many rows the space is made ready for others: autovacuum, which by default
+// comes by once a minute, would find millions where many nodes write.
+const (
+	reclaimRows = 20000
+	vacuumRows  = 100000
+	vacuumSQL   = `VACUUM (SKIP_LOCKED, TRUNCATE off) lessor.past`
 )
 
 // sweep, unless another node is at it, forgets the nodes that are gone, raises the horizon to the oldest epoch
 // that any node shows, and reclaims what ended before. No node that signs on meanwhile can have an earlier epoch: what
 // it shows is later than every pin there was when it came.
 func (b *Backend) sweep(ctx context.Context) error {
-	return b.quick(ctx, func(tx pgx.Tx) error {
-		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(sweepLock)).Scan(&mine); err != nil || !mine {
+	for reclaimed := int64(reclaimRows); reclaimed == reclaimRows; {
+		err := b.quick(ctx, func(tx pgx.Tx) (err error) {
+			reclaimed, err = reclaim(ctx, tx)
+			return err
+		})
+		if err != nil {
 			return err
 		}
-		for _, sql := range [...]string{mendSQL, forgetSQL, horizonSQL, reclaimSQL} {
-			if _, err := tx.Exec(ctx, sql); err != nil {
+		if b.dead.Add(reclaimed) >= vacuumRows {
+			b.dead.Store(0)
+			if _, err := b.keeper.Exec(ctx, vacuumSQL); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+func reclaim(ctx context.Context, tx pgx.Tx) (rows int64, err error) {
+	var mine bool
+	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(sweepLock)).Scan(&mine); err != nil || !mine {
+		return 0, err
+	}
+	for _, sql := range [...]string{mendSQL, forgetSQL, horizonSQL} {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return 0, err
+		}
+	}
+	tag, err := tx.Exec(ctx, reclaimSQL)
+	return tag.RowsAffected(), err
 }
 
 // measure looks at the size of the database.

@@ -88,7 +88,8 @@ type Backend struct {
 	about   atomic.Pointer[[]byte]
 	pins    pins
 	used    atomic.Int64
-	tidy    atomic.Bool // no audit records are left where version 1 had them
+	dead    atomic.Int64 // rows reclaimed since the past was vacuumed
+	tidy    atomic.Bool  // no audit records are left where version 1 had them
 	moved   chan struct{}
 	clock   *clock
 	link    *link
