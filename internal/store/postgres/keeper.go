@@ -59,7 +59,7 @@ func (b *Backend) keep(c chore) {
 		ctx, cancel := context.WithTimeout(b.ctx, c.patience)
 		err := wrap(c.do(ctx))
 		cancel()
-		b.link.answered(err == nil || answer(err))
+		b.link.answered(err == nil || answer(err) || ours(err))
 		switch {
 		case b.ctx.Err() != nil:
 		case err != nil && !ailing:
@@ -79,8 +79,12 @@ func answer(err error) bool {
 
 // poll gives a hint if there is an epoch that this node has not shown.
 func (b *Backend) poll(ctx context.Context) error {
+	var found, least int32
 	var epoch int64
-	if err := b.keeper.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch); err != nil {
+	if err := b.keeper.QueryRow(ctx, `SELECT version, least, epoch FROM lessor.state`).Scan(&found, &least, &epoch); err != nil {
+		return err
+	}
+	if err := compatible(found, least); err != nil {
 		return err
 	}
 	if epoch != b.pins.latest() {

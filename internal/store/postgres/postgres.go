@@ -88,8 +88,10 @@ type Backend struct {
 	about   atomic.Pointer[[]byte]
 	pins    pins
 	used    atomic.Int64
-	dead    atomic.Int64 // rows reclaimed since the past was vacuumed
-	tidy    atomic.Bool  // no audit records are left where version 1 had them
+	dead    atomic.Int64  // rows reclaimed since the past was vacuumed
+	days    sync.Map      // of uint32: days whose partition was seen to
+	day     atomic.Uint64 // 1+the last of them
+	tidy    atomic.Bool   // no audit records are left where version 1 had them
 	moved   chan struct{}
 	clock   *clock
 	link    *link
@@ -160,7 +162,11 @@ func (b *Backend) Snapshot() (store.Snapshot, error) {
 	defer b.pins.release(floor)
 	var epoch int64
 	err := b.attempt(readPatience, func(ctx context.Context) error {
-		return b.readers.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch)
+		var found, least int32
+		if err := b.readers.QueryRow(ctx, `SELECT version, least, epoch FROM lessor.state`).Scan(&found, &least, &epoch); err != nil {
+			return err
+		}
+		return compatible(found, least)
 	})
 	if err != nil {
 		return nil, err

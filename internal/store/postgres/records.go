@@ -19,8 +19,8 @@ import (
 // is older than the retention goes with its partition, which costs no vacuum. Their rows are written once and never overwritten, so that
 // they need no past.
 //
-// Partitions are made a week ahead. A day that has none, since the cluster slept for weeks and woke within a commit, or
-// since a clock is wrong, goes to the default partition, records_rest: no commit fails for want of a partition.
+// Partitions are made a week ahead, and for other days before their first row is written. If that does not succeed at once, the
+// rows go to the default partition, records_rest: no commit fails for want of a partition.
 //
 // Pruning a day is a floor, for each of the tables: from the epoch of the commit on, what lies below is not there. Snapshots of earlier
 // epochs still show it, since partitions are dropped only once the horizon has passed that epoch. To drop one needs a moment
@@ -33,7 +33,8 @@ import (
 const (
 	partitionsAhead = 7                      // days
 	partitionWait   = 100 * time.Millisecond // for locks that hold up commits
-	movedRows       = 5000                   // at once
+	expectPatience  = 2 * time.Second
+	movedRows       = 5000 // at once
 )
 
 // inRecords reports whether table's rows lie in table records.
@@ -201,6 +202,23 @@ func (b *Backend) part(ctx context.Context, days ...time.Time) error {
 		return nil // the next round will find a better moment
 	}
 	return err
+}
+
+// expect makes the partition of the day of a row that is about to be written, if need be: a restore brings days of long ago, and a cluster that
+// slept for weeks has made none for today. It is tried once a day, and not for long, as rows may go to the default partition.
+func (b *Backend) expect(name string) {
+	day := dayOf([]byte(name))
+	if b.day.Load() == uint64(day)+1 {
+		return
+	}
+	if _, known := b.days.LoadOrStore(day, nil); !known {
+		ctx, cancel := context.WithTimeout(b.link.current(), expectPatience)
+		defer cancel()
+		if err := b.part(ctx, time.Unix(int64(day)*86400, 0).UTC()); err != nil {
+			b.log.Warn("postgresql: audit records of a day have no partition of their own", "day", day, "error", wrap(err))
+		}
+	}
+	b.day.Store(uint64(day) + 1)
 }
 
 // attach makes the partition of a day.

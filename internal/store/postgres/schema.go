@@ -16,7 +16,7 @@ import (
 // A step that only adds (a table, a column with a default, a function under a new name) keeps least, so that nodes of the version before
 // go on beside the new ones while an installation is upgraded node by node. SQL functions bear the version that they came with
 // in their names, and the ones of the version before stay. A step that nodes of the version before cannot live with raises least: they
-// stop writing by themselves, as every write looks at that row under the lock, and are restarted with the new lessor.
+// stop by themselves, as every write looks at that row under the lock, and are restarted with the new lessor.
 //
 // A step must take moments, for nobody commits meanwhile. What takes longer is done afterwards, in pieces, while both places are
 // read, as with audit records (records.go).
@@ -197,7 +197,7 @@ func denied(err error) bool {
 // errVersion is the error of a database that is not this lessor's.
 var errVersion = errors.New("postgresql: the tables are not of this version of lessor")
 
-// compatible refuses tables that this lessor cannot work on. Every write asks under the lock.
+// compatible refuses tables that this lessor cannot work on. Every write asks under the lock, and every look at the latest state.
 func compatible(found, least int32) error {
 	switch {
 	case least > version:

@@ -184,6 +184,8 @@ func TestMigrationIsWhole(t *testing.T) {
 // Of two versions side by side, the one before goes on as long as the newer one says that it may.
 func TestNewerTablesThatAreCompatible(t *testing.T) {
 	url := database(t)
+	backend := connect(t, url)
+	defer backend.Close()
 	running := node(t, url, "running")
 	sql(t, url, `UPDATE lessor.state SET version = version + 1`)
 	starting := node(t, url, "starting")
@@ -196,6 +198,12 @@ func TestNewerTablesThatAreCompatible(t *testing.T) {
 	for _, db := range []*store.DB{running, starting} {
 		if _, err := add(t.Context(), db, "n"); !errors.Is(err, errVersion) {
 			t.Errorf("a commit to tables that this version does not know: %v", err)
+		}
+	}
+	if s, err := backend.Snapshot(); !errors.Is(err, errVersion) {
+		t.Errorf("the latest state of tables that this version does not know: %v", err)
+		if err == nil {
+			s.Close()
 		}
 	}
 }

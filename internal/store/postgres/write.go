@@ -115,6 +115,9 @@ func (w *write) DeleteRange(r store.Range) { w.steps = append(w.steps, step{drop
 
 // change notes a change in the last run; a later change of a key takes the place of an earlier one.
 func (w *write) change(k store.Key, bytes []byte) {
+	if inRecords(k.Table) && bytes != nil {
+		w.b.expect(k.Name)
+	}
 	n := len(w.steps)
 	if n == 0 || w.steps[n-1].drop != nil || w.steps[n-1].size > stepBytes {
 		w.steps = append(w.steps, step{})
