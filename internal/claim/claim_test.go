@@ -144,11 +144,14 @@ func TestShardsFollowTheNodes(t *testing.T) {
 	await(t, "one node holds everything", 10*time.Second, balanced(one))
 	two, three := c.join(), c.join()
 	await(t, "three nodes share", 10*time.Second, balanced(one, two, three))
-	idle := one.db.Head().Seq
-	time.Sleep(time.Second)
-	if now := one.db.Head().Seq; now != idle {
-		t.Errorf("an idle cluster made %d commits", now-idle)
-	}
+	var idle uint64
+	var since time.Time
+	await(t, "an idle cluster commits nothing for a second", 10*time.Second, func() bool {
+		if now := one.db.Head().Seq; now != idle {
+			idle, since = now, time.Now()
+		}
+		return time.Since(since) > time.Second
+	})
 	began := time.Now()
 	two.leave()
 	await(t, "two nodes share", 10*time.Second, balanced(one, three))
