@@ -200,6 +200,9 @@ func (c *Claims) wake() {
 	}
 }
 
+// Target names what is to be done at one target of a mount: reverting and rotating are one node's work, so that they do not meet there.
+func Target(mount, target string) string { return "target/" + mount + target }
+
 // shard is the part of all work that some falls into.
 func shard(work string) int {
 	h := sha256.Sum256([]byte(work))
