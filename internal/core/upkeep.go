@@ -72,6 +72,11 @@ func (c *Core) follow(ctx context.Context) {
 			}
 			c.reaper.Heard(&h)
 			c.rotator.Heard(&h)
+			for _, b := range c.Backends {
+				if f, ok := b.(engine.Follower); ok {
+					f.Heard(&h)
+				}
+			}
 		}
 		c.reaper.Nudge()
 		c.rotator.Nudge()
