@@ -89,18 +89,21 @@ type node struct {
 }
 
 type cluster struct {
-	t   *testing.T
-	url string
+	t      *testing.T
+	server *pgtest.Server
+	url    string
 }
 
 func newCluster(t *testing.T) *cluster {
 	s := pgtest.Start(t, pgtest.Fsync())
-	return &cluster{t, s.URL(pgtest.Superuser, s.Password(), s.Database(t))}
+	return &cluster{t, s, s.URL(pgtest.Superuser, s.Password(), s.Database(t))}
 }
 
-func (c *cluster) join() *node {
+func (c *cluster) join() *node { return c.joinAt(c.url) }
+
+func (c *cluster) joinAt(url string) *node {
 	c.t.Helper()
-	b, err := postgres.Open(context.Background(), lessor.NewSecret(c.url), postgres.Options{Connections: 4})
+	b, err := postgres.Open(context.Background(), lessor.NewSecret(url), postgres.Options{Connections: 4})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -232,6 +235,43 @@ func TestFence(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Fatal("who lost a claim goes on")
 	}
+}
+
+// A node that vanishes is succeeded within seconds, and knows by then that it has nothing any more; when it is back, it has its part again.
+func TestFailover(t *testing.T) {
+	c := newCluster(t)
+	relay := pgtest.NewRelay(t, c.server)
+	one, two := c.join(), c.joinAt(relay.URL(c.url))
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	work := ""
+	for i := 0; ; i++ {
+		work = fmt.Sprint(i)
+		if h, ok := two.Take(work); ok {
+			defer h.Release()
+			ctx, cancel := h.Context(t.Context())
+			defer cancel()
+			relay.Cut()
+			began := time.Now()
+			await(t, "who is left has everything", 7*time.Second, func() bool { return one.Held() == Shards })
+			t.Logf("failover took %s", time.Since(began).Round(time.Millisecond))
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+				t.Error("who vanished still works")
+			}
+			break
+		}
+	}
+	if _, ok := two.Take(work); ok {
+		t.Error("who vanished takes work")
+	}
+	if h, ok := one.Take(work); !ok {
+		t.Error("the successor does not take it")
+	} else {
+		h.Release()
+	}
+	relay.Mend()
+	await(t, "two nodes share again", 15*time.Second, balanced(one, two))
 }
 
 // steal takes a claim over as if its holder had died.

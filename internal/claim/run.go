@@ -21,6 +21,7 @@ func (c *Claims) Run(ctx context.Context) {
 	following, stop := context.WithCancel(ctx)
 	defer stop()
 	go c.follow(following)
+	go c.doubt(following)
 	tick := time.NewTicker(c.o.Look)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -62,14 +63,12 @@ func (c *Claims) follow(ctx context.Context) {
 
 // look brings this node's claims up to the rows, and the rows up to what they should be.
 func (c *Claims) look(ctx context.Context) error {
-	t, err := c.read()
-	if err != nil {
-		c.forsake()
-		return err
-	}
 	alive, err := c.alive(ctx)
 	if err != nil {
-		c.forsake()
+		return err
+	}
+	t, err := c.read()
+	if err != nil {
 		return err
 	}
 	txn, surplus, err := t.step(c.o.Store.Self(), alive, c.busy())
@@ -89,7 +88,7 @@ func (c *Claims) look(ctx context.Context) error {
 	return err
 }
 
-// read takes over what the rows say of this node.
+// read takes over what the rows say of this node. Work that it forsook it takes up again once it was told that it lives.
 func (c *Claims) read() (*table, error) {
 	v, err := c.o.Store.View()
 	if err != nil {
@@ -110,7 +109,7 @@ func (c *Claims) read() (*table, error) {
 			g.lose()
 			c.held[i], moved = nil, true
 		}
-		if mine && c.held[i] == nil {
+		if mine && c.held[i] == nil && time.Since(c.heard) < store.PeerTerm {
 			c.held[i], moved = newGrip(row), true
 		}
 	}
@@ -145,11 +144,24 @@ func (c *Claims) alive(ctx context.Context) (map[string]bool, error) {
 	return alive, nil
 }
 
-// forsake ends all work once the store was out of reach for so long that others may have taken it over.
-func (c *Claims) forsake() {
+// doubt ends all work whenever the store was out of reach for so long that others may have taken it over.
+func (c *Claims) doubt(ctx context.Context) {
+	tick := time.NewTicker(c.o.Look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			c.forsake(time.Now())
+		}
+	}
+}
+
+func (c *Claims) forsake(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.heard) < store.PeerTerm {
+	if now.Sub(c.heard) < store.PeerTerm {
 		return
 	}
 	moved := false
