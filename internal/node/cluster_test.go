@@ -462,3 +462,54 @@ func TestInitialisedAtOnce(t *testing.T) {
 		n.must(200, "GET", "auth/token/lookup-self", "")
 	}
 }
+
+// Rites that are under way at two nodes do not undo each other; what one node does to the keys, the other follows.
+func TestRitesAtTwoNodes(t *testing.T) {
+	db := pgtest.Start(t, pgtest.Fsync())
+	url := db.URL(pgtest.Superuser, db.Password(), db.Database(t))
+	start := func() *running {
+		p := under(t, byShares)
+		c := p.config()
+		c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
+		n, err := Start(t.Context(), c, p.o)
+		p.do(err)
+		r := &running{p, n, "", http.DefaultClient}
+		t.Cleanup(r.stop)
+		return r
+	}
+	one := start()
+	keys := one.initialise(2, 2)
+	two := start()
+	one.give(keys...)
+	two.give(keys...)
+	two.token = one.token
+	c := &nodes{place: one.place, nodes: []*running{one, two}}
+	one.fill()
+
+	// A new term of keys.
+	for range 3 {
+		one.must(204, "PUT", "sys/rotate", "")
+		one.must(200, "POST", "secret/data/later", `{"data":{"x":"y"}}`)
+		c.fresh()
+		two.must(200, "GET", "secret/data/later", "")
+		two.must(204, "PUT", "sys/rotate", "")
+		two.must(200, "POST", "secret/data/later", `{"data":{"x":"z"}}`)
+		c.fresh()
+		one.must(200, "GET", "secret/data/later", "")
+	}
+
+	// New shares, asked for at both.
+	first, second := one.rekey(`{"secret_shares":2,"secret_threshold":2}`), two.rekey(`{"secret_shares":2,"secret_threshold":2}`)
+	one.must(200, "PUT", "sys/rekey/update", gives(first, keys[0]))
+	two.must(200, "PUT", "sys/rekey/update", gives(second, keys[0]))
+	fresh := texts(one.must(200, "PUT", "sys/rekey/update", gives(first, keys[1]))["keys"])
+	c.fresh()
+	if status, answer := two.ask("PUT", "sys/rekey/update", gives(second, keys[1])); status == 200 {
+		t.Errorf("shares of an earlier set changed the shares: %v", answer)
+	}
+	for _, n := range c.nodes {
+		n.must(204, "PUT", "sys/seal", "")
+		n.give(fresh...)
+		n.checkFilled()
+	}
+}
