@@ -289,12 +289,14 @@ func TestUsesAreCountedByAll(t *testing.T) {
 }
 
 // wrap asks for a wrapped answer.
-func wrap(r *running, path, body string) (token string) {
+func wrap(r *running, path, body string) (token string) { return wrapFor(r, path, body, 60) }
+
+func wrapFor(r *running, path, body string, seconds int) (token string) {
 	r.Helper()
 	request, err := http.NewRequest("POST", r.Address()+"/v1/"+path, strings.NewReader(body))
 	r.do(err)
 	request.Header.Set("X-Vault-Token", r.token)
-	request.Header.Set("X-Vault-Wrap-TTL", "60")
+	request.Header.Set("X-Vault-Wrap-TTL", fmt.Sprint(seconds))
 	answer, err := r.client.Do(request)
 	r.do(err)
 	defer func() { _ = answer.Body.Close() }()
@@ -511,5 +513,81 @@ func TestRitesAtTwoNodes(t *testing.T) {
 		n.must(204, "PUT", "sys/seal", "")
 		n.give(fresh...)
 		n.checkFilled()
+	}
+}
+
+// skewed is a machine's clock that is off.
+type skewed time.Duration
+
+// Now implements lessor.Clock.
+func (s skewed) Now() time.Time { return time.Now().Add(time.Duration(s)).UTC() }
+
+// Nodes whose clocks disagree by ten seconds: nothing that is given ends early, and nothing lasts.
+func TestClocksThatDisagree(t *testing.T) {
+	c := startNodes(t, 0)
+	one, two := c.join(Options{Clock: skewed(5 * time.Second)}), c.join(Options{Clock: skewed(-5 * time.Second)})
+	c.targets(1)
+	one.must(204, "POST", "db/roles/app0", `{"db_name":"pg0","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],"default_ttl":"4s"}`)
+	one.must(204, "POST", "sys/policies/acl/app", `{"policy":"path \"secret/*\" { capabilities = [\"read\"] }"}`)
+	c.fresh()
+	conn := c.server.Connect(t, "postgres")
+	const ttl = 4 * time.Second
+	tokens, accounts := map[string]string{}, map[string]string{}
+	began := time.Now()
+	for name, n := range map[string]*running{"ahead": one, "behind": two} {
+		for _, kind := range []string{"service", "batch"} {
+			made := n.must(200, "POST", "auth/token/create", `{"policies":["app"],"ttl":"4s","type":"`+kind+`"}`)
+			tokens[name+" "+kind] = made["auth"].(map[string]any)["client_token"].(string)
+		}
+		tokens[name+" wrapping"] = wrapFor(n, "sys/wrapping/wrap", `{"x":"y"}`, 4)
+		_, accounts[name] = n.credential("app0")
+	}
+	made := time.Now()
+	c.fresh()
+	alive := func(what string) (at []bool) {
+		for _, n := range c.nodes {
+			path, body := "auth/token/lookup-self", ""
+			method := "GET"
+			if strings.HasSuffix(what, "wrapping") {
+				method, path, body = "PUT", "sys/wrapping/lookup", `{"token":"`+tokens[what]+`"}`
+			}
+			at = append(at, n.asks(tokens[what], method, path, body))
+		}
+		return at
+	}
+	for early := time.Duration(0); early < ttl-1500*time.Millisecond; early = time.Since(began) {
+		for what := range tokens {
+			if at := alive(what); !at[0] || !at[1] {
+				t.Fatalf("the token of the node that is %s ended after %s: %v", what, time.Since(began), at)
+			}
+		}
+		for name, user := range accounts {
+			if !account(t, conn, user) {
+				t.Fatalf("the account of the node that is %s ended after %s", name, time.Since(began))
+			}
+		}
+	}
+	time.Sleep(time.Until(made.Add(ttl + 100*time.Millisecond)))
+	for what := range tokens {
+		if at := alive(what); at[0] || at[1] {
+			t.Errorf("the token of the node that is %s is alive after %s: %v", what, time.Since(began), at)
+		}
+	}
+	for name, user := range accounts {
+		c.until("the account of the node that is "+name+" is gone", func() bool { return !account(t, conn, user) })
+	}
+	if late := time.Since(made) - ttl; late > 3*time.Second {
+		t.Errorf("the last account went %s after its end", late)
+	}
+	for at, err := range one.db.Tail(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := at.Time.Sub(at.Commit); d > 2*time.Second || d < -2*time.Second {
+			t.Errorf("%s is on record as of %s, in a commit of %s", at.Path, at.Time, at.Commit)
+		}
+		if at.Seq >= one.db.Head().Seq {
+			break
+		}
 	}
 }
