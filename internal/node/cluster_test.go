@@ -19,6 +19,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // nodes are several nodes over one PostgreSQL, each with its copy of the key. The same server is the target of their leases.
@@ -43,7 +44,9 @@ func startNodes(t *testing.T, n int) *nodes {
 }
 
 // join starts one more node.
-func (c *nodes) join(o Options) *running {
+func (c *nodes) join(o Options) *running { return c.joinAt(c.url, o) }
+
+func (c *nodes) joinAt(url string, o Options) *running {
 	c.Helper()
 	key := c.key()
 	if c.count > 0 {
@@ -55,7 +58,7 @@ func (c *nodes) join(o Options) *running {
 	}
 	c.count++
 	conf := c.config("-key-file", key)
-	conf.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(c.url)}
+	conf.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
 	o.Version, o.Log = "test", c.o.Log
 	n, err := Start(c.Context(), conf, o)
 	c.do(err)
@@ -589,5 +592,107 @@ func TestClocksThatDisagree(t *testing.T) {
 		if at.Seq >= one.db.Head().Seq {
 			break
 		}
+	}
+}
+
+// What a node that vanishes would have ended is ended by the others, within seconds, and once.
+func TestDueLeasesOfANodeThatVanishes(t *testing.T) {
+	c := startNodes(t, 1)
+	relay := pgtest.NewRelay(t, c.server)
+	one, two := c.nodes[0], c.joinAt(relay.URL(c.url), Options{})
+	t.Cleanup(relay.Mend) // before it is stopped
+	const targets = 8
+	c.targets(targets)
+	for i := range targets {
+		one.must(204, "POST", fmt.Sprint("db/roles/app", i), fmt.Sprintf(
+			`{"db_name":"pg%d","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],"default_ttl":"2s"}`, i))
+	}
+	c.fresh()
+	c.settled()
+	conn := c.server.Connect(t, "postgres")
+	from := one.db.Head().Seq
+	leases := map[string]string{}
+	for i := range targets {
+		lease, user := c.nodes[i%2].credential(fmt.Sprint("app", i))
+		leases[lease] = user
+	}
+	made := time.Now()
+	relay.Cut()
+	c.until("all accounts are gone", func() bool {
+		for _, user := range leases {
+			if account(t, conn, user) {
+				return false
+			}
+		}
+		return true
+	})
+	late := time.Since(made) - 2*time.Second
+	t.Logf("the last account went %s after its end", late.Round(time.Millisecond))
+	if late > 8*time.Second {
+		t.Error("that is too late")
+	}
+	relay.Mend()
+	c.until("it is on record", func() bool {
+		outcomes := map[string]int{}
+		head := one.db.Head().Seq
+		for at, err := range one.db.Tail(t.Context(), from+1) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if leases[at.Lease] != "" && at.System == "reaper" && at.Phase == audit.Outcome && at.ErrorKind == "" {
+				outcomes[at.Lease]++
+			}
+			if at.Seq >= head {
+				break
+			}
+		}
+		for lease, n := range outcomes {
+			if n > 1 {
+				t.Fatalf("%s was ended %d times", lease, n)
+			}
+		}
+		return len(outcomes) == targets
+	})
+	c.until("the node that vanished is back", func() bool { return two.db.Fault() == nil && two.db.Head().Seq >= one.db.Head().Seq })
+}
+
+// A credential is revoked while the node that makes it hangs; what that node then does all the same is undone.
+func TestApplyThatHangs(t *testing.T) {
+	c := startNodes(t, 2)
+	c.targets(1)
+	one, two := c.nodes[0], c.nodes[1]
+	relay := pgtest.NewRelay(t, c.server)
+	one.must(204, "POST", "db/config/slow", fmt.Sprintf(
+		`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","scram_iterations":1,"verify_connection":false,"username_template":"hangs{{random 8}}"}`,
+		relay.URL(c.server.URL("{{username}}", "{{password}}", "postgres")), pgtest.Superuser, c.server.Password()))
+	one.must(204, "POST", "db/roles/slow", `{"db_name":"slow","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"]}`)
+	c.fresh()
+	two.credential("slow") // its session is open now, and held
+	relay.Hold()
+	conn := c.server.Connect(t, "postgres")
+	count := func() (n int) {
+		c.do(conn.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'hangs%'").Scan(&n))
+		return n
+	}
+	var asking sync.WaitGroup
+	asking.Go(func() { _, _, _ = two.tryAsk("GET", "db/creds/slow", "") })
+	c.until("it is on record that the target is about to be touched", func() bool {
+		v, err := one.db.View()
+		c.do(err)
+		defer v.Close()
+		n := 0
+		for _, err := range v.Scan(store.Leases, "", "") {
+			c.do(err)
+			n++
+		}
+		return n == 2
+	})
+	one.must(202, "PUT", "sys/leases/revoke-prefix/db/creds/slow", `{"sync":false}`)
+	relay.Release()
+	asking.Wait()
+	c.until("nothing is left of it", func() bool { return count() == 0 })
+	time.Sleep(500 * time.Millisecond)
+	if count() != 0 {
+		t.Error("an account came back")
 	}
 }

@@ -15,9 +15,8 @@ type Relay struct {
 	to       string
 
 	mu    sync.Mutex
-	held  chan struct{} // closed when what clients send goes on; nil: it does
 	cut   bool
-	conns map[net.Conn]bool
+	conns map[net.Conn]chan struct{} // of clients: closed when what they send goes on, nil: it does; of servers: nil
 }
 
 // NewRelay is a relay to a server until the test ends.
@@ -27,7 +26,7 @@ func NewRelay(t testing.TB, s *Server) *Relay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Relay{listener: l, to: fmt.Sprintf("%s:%d", s.Host, s.Port), conns: map[net.Conn]bool{}}
+	r := &Relay{listener: l, to: fmt.Sprintf("%s:%d", s.Host, s.Port), conns: map[net.Conn]chan struct{}{}}
 	var all sync.WaitGroup
 	all.Go(func() {
 		for {
@@ -52,12 +51,15 @@ func (r *Relay) URL(of string) string {
 	return strings.Replace(of, r.to, r.listener.Addr().String(), 1)
 }
 
-// Hold keeps back what clients send from now on, until Release. What was sent by a client that has gone meanwhile is delivered, too.
+// Hold keeps back what clients send from now on over the connections that there are, until Release. What was sent by a client that has
+// gone meanwhile is delivered, too.
 func (r *Relay) Hold() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.held == nil {
-		r.held = make(chan struct{})
+	for c, held := range r.conns {
+		if held == nil {
+			r.conns[c] = make(chan struct{})
+		}
 	}
 }
 
@@ -65,9 +67,11 @@ func (r *Relay) Hold() {
 func (r *Relay) Release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.held != nil {
-		close(r.held)
-		r.held = nil
+	for c, held := range r.conns {
+		if held != nil {
+			close(held)
+			r.conns[c] = nil
+		}
 	}
 }
 
@@ -96,7 +100,7 @@ func (r *Relay) join(c net.Conn) bool {
 		_ = c.Close()
 		return false
 	}
-	r.conns[c] = true
+	r.conns[c] = nil
 	return true
 }
 
@@ -125,7 +129,7 @@ func (r *Relay) serve(client net.Conn) {
 	for {
 		n, err := client.Read(b)
 		r.mu.Lock()
-		held := r.held
+		held := r.conns[client]
 		r.mu.Unlock()
 		if held != nil {
 			<-held
