@@ -213,7 +213,7 @@ func (c *Claims) leave(ctx context.Context) error {
 	c.finish(ctx)
 	for {
 		err := c.handOver(ctx)
-		if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
+		if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrClosed) || c.o.Store.Fault() != nil {
 			return err
 		}
 		select {
