@@ -181,7 +181,7 @@ func TestRevocationAtAnyNode(t *testing.T) {
 	c.targets(4)
 	c.settled()
 	conn := c.server.Connect(t, "postgres")
-	for i := range 8 {
+	for i := range 8 { // each target's, ended at both nodes: at one of them it is not that node's work
 		maker, ender := c.nodes[i%2], c.nodes[i/4]
 		lease, name := maker.credential(fmt.Sprint("app", i%4))
 		if !account(t, conn, name) {
@@ -195,12 +195,6 @@ func TestRevocationAtAnyNode(t *testing.T) {
 		}
 		if took := time.Since(began); took > 3*time.Second {
 			t.Errorf("a revocation took %s", took)
-		}
-	}
-	before := [2]string{c.nodes[0].metrics(), c.nodes[1].metrics()}
-	for i, m := range before {
-		if !strings.Contains(m, "lessor_credentials_reverted_total") || strings.Contains(m, "lessor_credentials_reverted_total 0\n") {
-			t.Errorf("node %d reverted nothing: the work was not divided", i)
 		}
 	}
 }
