@@ -141,6 +141,9 @@ func (n *Node) storeOptions() store.Options {
 	if host, err := os.Hostname(); err == nil {
 		o.Node = host
 	}
+	if n.config.Storage.Type == config.PostgreSQL {
+		o.Clock = nil // the database's, which is the same for all nodes
+	}
 	if n.config.Storage.Type != config.Mem {
 		o.Anchor = store.FileAnchor(n.config.Seal.Anchor)
 		o.Reserve = reserve

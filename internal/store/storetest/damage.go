@@ -62,7 +62,7 @@ func populate(t *testing.T, s *setup) (history []map[store.Key][]byte) {
 func contents(t *testing.T, snap store.Snapshot) map[store.Key][]byte {
 	t.Helper()
 	all := make(map[store.Key][]byte)
-	for table := store.Meta; table <= store.Batches; table++ {
+	for table := store.Meta; table <= store.Claims; table++ {
 		for e, err := range snap.Scan(store.Range{Table: table}, false) {
 			if err != nil {
 				t.Fatal(err)
