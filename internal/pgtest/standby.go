@@ -24,7 +24,7 @@ func Root() bool { return os.Getuid() == 0 }
 const StandbyName = "lessor_standby"
 
 // Standby makes a copy of s, on a port of its own, that follows it; port is where it reaches s, 0: directly. Until Synchronous was called on
-// s it does not wait for its standby. Like a server from Own, the copy is removed when the test ends.
+// s it does not wait for its standby; the copy, once it is promoted, always waits for one of its own. Like a server from Own, it is removed when the test ends.
 func (s *Server) Standby(t testing.TB, port int) (*Server, error) {
 	if port == 0 {
 		port = s.Port
@@ -59,8 +59,8 @@ func (c *Server) copy(s *Server, port int) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(f, "unix_socket_directories = '%s'\nprimary_conninfo = 'host=%s port=%d user=%s passfile=''%s'' application_name=%s connect_timeout=2'\n",
-		c.Socket, s.Host, port, Superuser, pass, StandbyName)
+	_, err = fmt.Fprintf(f, "unix_socket_directories = '%s'\nsynchronous_standby_names = '%s'\nprimary_conninfo = 'host=%s port=%d user=%s passfile=''%s'' application_name=%s connect_timeout=2'\n",
+		c.Socket, StandbyName, s.Host, port, Superuser, pass, StandbyName)
 	return errors.Join(err, f.Close())
 }
 
@@ -106,7 +106,7 @@ func (s *Server) resize(bytes int64) error {
 	return syscall.Mount("pgtest", s.data(), "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=%d", bytes))
 }
 
-// Synchronous makes s, and copies made of it from now on, wait for its standby with each commit.
+// Synchronous makes s wait for its standby with each commit.
 func (s *Server) Synchronous(ctx context.Context) error {
 	c, err := s.Login(ctx, Superuser, password, "")
 	if err != nil {
