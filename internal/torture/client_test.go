@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -151,7 +152,7 @@ func newTransport(address string) *http.Client {
 type once struct{ io.Reader }
 
 // ask sends a request to the client's node and tells the outcome in o. refusal is the text of the refusal that says something of the
-// object; "403" is any of that status.
+// object, or several with | between them; "403" and "404" are any of that status.
 func (c *client) ask(o *op, token, method, path string, body any, refusal string, header ...string) map[string]any {
 	b := []byte{}
 	if body != nil {
@@ -215,7 +216,7 @@ func (c *client) outcome(o *op, req *http.Request, refusal string) map[string]an
 	o.Error = short(string(b))
 	switch {
 	case resp.StatusCode == 404 && refusal == "404", resp.StatusCode == 403 && refusal == "403",
-		resp.StatusCode == 400 && refusal != "" && strings.Contains(o.Error, refusal):
+		resp.StatusCode == 400 && refusal != "" && slices.ContainsFunc(strings.Split(refusal, "|"), func(text string) bool { return strings.Contains(o.Error, text) }):
 		o.Outcome = refused
 	case resp.StatusCode == 503 && (strings.Contains(o.Error, "nothing was done") || strings.Contains(o.Error, "is sealed") || strings.Contains(o.Error, "is stopping")),
 		resp.StatusCode == 429:
@@ -581,15 +582,14 @@ func (c *client) credential(ctx context.Context) {
 	}
 	c.ledger.issued(a, o, shortMost)
 	user, secret, lease := text(a, "data", "username"), text(a, "data", "password"), text(a, "lease_id")
-	began := c.now()
 	err := c.loginAtTarget(ctx, user, secret)
-	c.ledger.tried(lease, began, c.now(), err)
+	c.ledger.tried(lease, c.now(), err)
 	if c.r.IntN(2) == 0 {
 		return
 	}
 	sleep(ctx, time.Duration(c.r.Int64N(int64(3*time.Second))))
 	n := op{Do: "renew credential"}
-	b := c.ask(&n, c.reader(), "POST", "sys/leases/renew", map[string]any{"lease_id": lease}, "lease not found")
+	b := c.ask(&n, c.reader(), "POST", "sys/leases/renew", map[string]any{"lease_id": lease}, "lease not found|lease expired")
 	c.record(n)
 	c.ledger.renewed(lease, b, n)
 }

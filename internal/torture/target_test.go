@@ -78,7 +78,7 @@ func (l *ledger) revoked(o op, leases ...string) {
 }
 
 // tried takes down what came of a login at the target. A target that says no to a credential whose lease cannot have ended yet is a defect.
-func (l *ledger) tried(lease string, _, ended time.Duration, err error) {
+func (l *ledger) tried(lease string, ended time.Duration, err error) {
 	var said *pgconn.PgError
 	if err == nil || !errors.As(err, &said) || !strings.HasPrefix(said.Code, "28") {
 		return
