@@ -151,14 +151,14 @@ func TestWhatIsNotOnRecord(t *testing.T) {
 
 // A seed gives the same faults again, and every kind of them.
 func TestPlanFollowsFromTheSeed(t *testing.T) {
-	if a, b := plan(7, 60, longestFault, true), plan(7, 60, longestFault, true); !reflect.DeepEqual(a, b) {
+	if a, b := plan(7, 60, longestFault, possible(true)), plan(7, 60, longestFault, possible(true)); !reflect.DeepEqual(a, b) {
 		t.Error("one seed, two plans")
 	}
-	if reflect.DeepEqual(plan(7, 60, longestFault, true), plan(8, 60, longestFault, true)) {
+	if reflect.DeepEqual(plan(7, 60, longestFault, possible(true)), plan(8, 60, longestFault, possible(true))) {
 		t.Error("two seeds, one plan")
 	}
 	met, long := map[string]bool{}, 0
-	for _, e := range plan(7, 60, longestFault, true) {
+	for _, e := range plan(7, 60, longestFault, possible(true)) {
 		for _, f := range e {
 			met[f.Kind] = true
 			if f.For > 60*s {

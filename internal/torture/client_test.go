@@ -548,7 +548,7 @@ func (c *client) leases() {
 		body := map[string]any{"lease_id": lease}
 		switch {
 		case n < 11:
-			a := c.ask(&o, c.root.Reveal(), "POST", "sys/leases/renew", body, "lease not found")
+			a := c.ask(&o, c.root.Reveal(), "POST", "sys/leases/renew", body, "lease not found|lease expired")
 			c.ledger.renewed(lease, a, o)
 		case n < 16:
 			o.Do = "look up"

@@ -87,17 +87,21 @@ var kinds = map[string]kind{
 	"slow standby":      {hits: "stream", slow: true, begin: standbyLink(slow)},
 }
 
-// plan makes the episodes of a run from its seed. Kinds are dealt from a deck, so that all come up before one comes again. Where shortest is
-// long, some faults last longer than every timeout.
-func plan(seed uint64, episodes int, most time.Duration, disks bool) (all []episode) {
-	r := rand.New(rand.NewPCG(seed, 1))
-	var names []string
+// possible are the kinds of faults that may be made to happen here, in order.
+func possible(disks bool) (names []string) {
 	for name, k := range kinds {
 		if disks || !k.disk {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
+	return names
+}
+
+// plan makes the episodes of a run from its seed. Kinds are dealt from a deck, so that all come up before one comes again. Where most is
+// long, some faults last longer than every timeout.
+func plan(seed uint64, episodes int, most time.Duration, names []string) (all []episode) {
+	r := rand.New(rand.NewPCG(seed, 1))
 	var deck []string
 	for range episodes {
 		var e episode

@@ -24,6 +24,7 @@ import (
 const (
 	lengthEnv  = "LESSOR_TORTURE"         // how long faults go on; the everyday run's length otherwise
 	seedEnv    = "LESSOR_TORTURE_SEED"    // 0 or nothing: another each time
+	faultsEnv  = "LESSOR_TORTURE_FAULTS"  // only these kinds of faults, with commas between them
 	historyEnv = "LESSOR_TORTURE_HISTORY" // file of a run that failed, to be checked again
 	keepEnv    = "LESSOR_TORTURE_KEEP"    // folder that histories and logs of failed runs go to; the system's for temporary files otherwise
 )
@@ -60,13 +61,21 @@ func TestTorture(t *testing.T) {
 		t.Log("no disk fills up: a disk of its own takes root")
 	}
 
+	names := possible(pgtest.Root())
+	if s := os.Getenv(faultsEnv); s != "" {
+		names = strings.Split(s, ",")
+	}
 	r := newRun(t)
-	summary := r.torment(seed, duration, most)
+	summary, serves := r.torment(seed, duration, plan(seed, int(duration/time.Second)+1, most, names))
 	summary.Seed = seed
-	after := r.after(&summary)
+	var wrong []string
+	if serves {
+		wrong = r.afterwards(&summary)
+	}
+	wrong = append(wrong, r.inspect(&summary)...)
 	t.Logf("\n%s", summary)
-	for _, wrong := range after {
-		t.Error(wrong)
+	for _, w := range wrong {
+		t.Error(w)
 	}
 	if t.Failed() {
 		t.Logf("replay with LESSOR_TORTURE=%s SEED=%d make torture; the history is in %s: LESSOR_TORTURE_HISTORY=%s go test ./internal/torture -run TestHistory",
@@ -187,8 +196,8 @@ func (c *client) eventually(method, path string, body any) (a map[string]any) {
 	return nil
 }
 
-// torment lets clients work while the seed's faults happen.
-func (r *run) torment(seed uint64, duration, most time.Duration) summary {
+// torment lets clients work while faults happen. It returns early, and false, if the cluster does not serve again after some.
+func (r *run) torment(seed uint64, duration time.Duration, episodes []episode) (s summary, serves bool) {
 	r.began = time.Now()
 	r.observer = &observer{accounts: map[string]*account{}}
 	working, stop := context.WithCancel(r.t.Context())
@@ -202,8 +211,9 @@ func (r *run) torment(seed uint64, duration, most time.Duration) summary {
 			c.work(working)
 		})
 	}
-	s := summary{Faults: map[string]int{}, Recovery: map[string][]time.Duration{}}
-	for i, e := range plan(seed, int(duration/time.Second)+1, most, pgtest.Root()) {
+	s = summary{Faults: map[string]int{}, Recovery: map[string][]time.Duration{}}
+	serves = true
+	for i, e := range episodes {
 		if r.now() > duration {
 			break
 		}
@@ -223,13 +233,14 @@ func (r *run) torment(seed uint64, duration, most time.Duration) summary {
 		}
 		if err != nil {
 			r.t.Errorf("episode %d (%s): %s after all was healed: %v\n%s", i, e, recoverPatience, err, r.tails())
+			serves = false
 			break
 		}
 	}
 	stop()
 	all.Wait()
-	s.Duration = r.now()
-	return s
+	s.Duration, s.Longest, s.LongestAt = r.now(), r.longest, r.longestAt
+	return s, serves
 }
 
 // recover waits until every node has made a commit.
@@ -279,53 +290,63 @@ func (r *run) keep() string {
 	return dir
 }
 
-// after checks what must hold when all is healed and quiet, and returns what does not.
-func (r *run) after(s *summary) (wrong []string) {
-	c := r.operator()
-	fail := func(what string, all ...string) {
-		const shown = 12
-		s.Checks = append(s.Checks, verdict{what, len(all)})
-		for i, w := range all {
-			if i == shown {
-				wrong = append(wrong, fmt.Sprintf("%s: %d more", what, len(all)-shown))
-				break
-			}
-			wrong = append(wrong, what+": "+w)
+// found is what a check has found; of much, some.
+func (s *summary) found(what string, all ...string) (wrong []string) {
+	const shown = 12
+	s.Checks = append(s.Checks, verdict{what, len(all)})
+	for i, w := range all {
+		if i == shown {
+			return append(wrong, fmt.Sprintf("%s: %d more", what, len(all)-shown))
 		}
+		wrong = append(wrong, what+": "+w)
 	}
-	problem := func(err error) []string {
-		if err == nil {
-			return nil
-		}
-		return []string{err.Error()}
-	}
-	s.Longest, s.LongestAt = r.longest, r.longestAt
-	fail("what was written is there", r.readBack(c)...)
-	fail("the static account's password works", problem(r.staticWorks(c))...)
-	fail("no account is left", problem(r.settle(c))...)
-	r.watching()
+	return wrong
+}
 
-	ops := r.history.ops
-	s.count(ops)
+func problem(err error) []string {
+	if err == nil {
+		return nil
+	}
+	return []string{err.Error()}
+}
+
+// afterwards asks the cluster, healed and quiet, for what must hold, and returns what does not.
+func (r *run) afterwards(s *summary) (wrong []string) {
+	c := r.operator()
+	check := func(what string, all ...string) { wrong = append(wrong, s.found(what, all...)...) }
+	check("what was written is there", r.readBack(c)...)
+	check("the static account's password works", problem(r.staticWorks(c))...)
+	check("no account is left", problem(r.settle(c))...)
+	r.watching()
 	accounts := r.observer.all()
 	s.Accounts, s.Leases, s.Looks = len(accounts), len(r.ledger.grants), r.observer.looks
-	fail("no credential outlives its lease", outlived(accounts, r.ledger.grants, r.wrong)...)
+	check("no credential outlives its lease", outlived(accounts, r.ledger.grants, r.wrong)...)
 	t, err := r.readTrail(c)
-	fail("the trail can be read", problem(err)...)
+	check("the trail can be read", problem(err)...)
 	s.Records = t.Records
-	fail("nothing took effect without its record", unrecorded(ops, accounts, t)...)
-	fail("the trail has no gap", t.Gaps...)
+	check("nothing took effect without its record", unrecorded(r.history.ops, accounts, t)...)
+	check("the trail has no gap", t.Gaps...)
+	return wrong
+}
+
+// inspect checks what is left when all nodes have ended: the store, and the history.
+func (r *run) inspect(s *summary) (wrong []string) {
+	check := func(what string, all ...string) { wrong = append(wrong, s.found(what, all...)...) }
+	r.watching()
+	var all sync.WaitGroup
 	for _, p := range r.nodes {
+		all.Go(p.stop)
 		s.Restarts += p.ended
-		p.stop()
 	}
-	fail("the chain verifies", problem(r.verify(s))...)
+	all.Wait()
+	check("the chain verifies", problem(r.verify(s))...)
+	s.count(r.history.ops)
 	began := time.Now()
-	objects, order := linearizable(ops, checkPatience)
+	objects, order := linearizable(r.history.ops, checkPatience)
 	s.Objects, s.Checking = objects, time.Since(began)
-	fail("histories are linearizable", order...)
-	fail("answers are explained", r.unexpected...)
-	fail("the history is kept", problem(r.history.close())...)
+	check("histories are linearizable", order...)
+	check("answers are explained", r.unexpected...)
+	check("the history is kept", problem(r.history.close())...)
 	return wrong
 }
 
