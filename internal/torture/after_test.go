@@ -2,19 +2,23 @@ package torture
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/engine/database"
 )
 
 // span is a time in which something was wrong, recovery included.
-type span struct{ From, To time.Duration }
+type span struct {
+	From, To time.Duration
+	Faults   episode
+}
 
-// deadline is when a credential whose lease ended at end must be dead: by after that, or by after the end of whatever was wrong then.
+// deadline is when a credential whose lease ended at end must be dead: by after that, or by after the end of whatever kept all nodes from it then.
 func deadline(end time.Duration, wrong []span, by time.Duration) time.Duration {
 	d := end + by
 	for _, w := range wrong { // in order
-		if w.From <= d && w.To > end {
+		if w.Faults.halts() && w.From <= d && w.To > end {
 			d = max(d, w.To+by)
 		}
 	}
@@ -30,10 +34,7 @@ func outlived(accounts []account, grants map[string]*grant, wrong []span) (late 
 	for _, a := range accounts {
 		end, why := a.Until-database.Skew, "as the target knows it"
 		if g := byUser[a.Name]; g != nil {
-			end, why = g.Latest, "as its holder knows it"
-			if g.Revoked != 0 && g.Revoked < end {
-				end, why = g.Revoked, "by its revocation"
-			}
+			end, why = g.end(), "as its holder knows it"
 			if most := g.Latest + database.Skew + 2*clockError; a.Until > most {
 				late = append(late, fmt.Sprintf("%s may log in until %.1f s; its lease %s ends at %.1f s at the latest", a.Name, a.Until.Seconds(), g.Lease, g.Latest.Seconds()))
 			}
@@ -101,4 +102,27 @@ func unrecorded(ops []op, accounts []account, t *trail) (missing []string) {
 		}
 	}
 	return missing
+}
+
+// silences are the longest times without any acknowledgement, by kind of the faults meanwhile.
+func silences(ops []op, wrong []span) map[string]time.Duration {
+	var acks []time.Duration
+	for _, o := range ops {
+		if o.Outcome == done {
+			acks = append(acks, o.Return)
+		}
+	}
+	slices.Sort(acks)
+	longest := map[string]time.Duration{}
+	for i := 1; i < len(acks); i++ {
+		for _, w := range wrong {
+			if acks[i-1] >= w.To || acks[i] <= w.From {
+				continue
+			}
+			for _, f := range w.Faults {
+				longest[f.Kind] = max(longest[f.Kind], acks[i]-acks[i-1])
+			}
+		}
+	}
+	return longest
 }

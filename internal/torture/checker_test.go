@@ -79,6 +79,7 @@ func TestUnfinishedSearchFails(t *testing.T) {
 
 func TestAccountsThatOutliveTheirLeases(t *testing.T) {
 	at := func(alive, until time.Duration) account { return account{Name: "v-a", Alive: alive, Until: until} }
+	away := episode{{Kind: "kill node"}, {Kind: "cut target"}}
 	live := grant{Lease: "l", User: "v-a", Latest: 10 * s, Most: 20 * s}
 	revoked := live
 	revoked.Latest, revoked.Most, revoked.Revoked = 3600*s, 7200*s, 5*s
@@ -91,9 +92,10 @@ func TestAccountsThatOutliveTheirLeases(t *testing.T) {
 	}{
 		{"in time", at(10*s+lateBy, 70*s), &live, nil, false},
 		{"too late", at(11*s+lateBy, 70*s), &live, nil, true},
-		{"too late, but the target was away", at(11*s+lateBy, 70*s), &live, []span{{12 * s, 15 * s}}, false},
-		{"too late, though the target was back", at(16*s+lateBy, 70*s), &live, []span{{12 * s, 15 * s}}, true},
-		{"what was wrong was over before", at(11*s+lateBy, 70*s), &live, []span{{5 * s, 9 * s}}, true},
+		{"too late, but the target was away", at(11*s+lateBy, 70*s), &live, []span{{12 * s, 15 * s, away}}, false},
+		{"too late, though the target was back", at(16*s+lateBy, 70*s), &live, []span{{12 * s, 15 * s, away}}, true},
+		{"what was wrong was over before", at(11*s+lateBy, 70*s), &live, []span{{5 * s, 9 * s, away}}, true},
+		{"too late, though two nodes were well", at(11*s+lateBy, 70*s), &live, []span{{12 * s, 15 * s, episode{{Kind: "pause node"}}}}, true},
 		{"revoked", at(5*s+lateBy, 3660*s), &revoked, nil, false},
 		{"alive after its revocation", at(6*s+lateBy, 3660*s), &revoked, nil, true},
 		{"the target thinks that it lives on", at(10*s, 100*s), &live, nil, true},

@@ -37,12 +37,21 @@ type grant struct {
 	Revoked     time.Duration // when its revocation was acknowledged; 0: it was not
 }
 
+// end is when the account must be gone, or soon after.
+func (g *grant) end() time.Duration {
+	if g.Revoked != 0 {
+		return min(g.Revoked, g.Latest)
+	}
+	return g.Latest
+}
+
 // ledger keeps the grants.
 type ledger struct {
 	odd func(string, ...any)
 
 	mu     sync.Mutex
 	grants map[string]*grant // by lease
+	users  map[string]*grant // the same by account
 }
 
 func (l *ledger) issued(a map[string]any, o op, most time.Duration) {
@@ -50,7 +59,7 @@ func (l *ledger) issued(a map[string]any, o op, most time.Duration) {
 	defer l.mu.Unlock()
 	g := &grant{Lease: text(a, "lease_id"), User: text(a, "data", "username"), Issued: o.Call, Most: o.Return + most}
 	g.Latest = o.Return + time.Duration(number(a, "lease_duration"))*time.Second
-	l.grants[g.Lease] = g
+	l.grants[g.Lease], l.users[g.User] = g, g
 }
 
 // renewed takes down that a lease was renewed, or may have been.
@@ -75,6 +84,13 @@ func (l *ledger) revoked(o op, leases ...string) {
 			g.Revoked = o.Return
 		}
 	}
+}
+
+// of is what clients know of an account; nil: nothing.
+func (l *ledger) of(user string) *grant {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.users[user]
 }
 
 // tried takes down what came of a login at the target. A target that says no to a credential whose lease cannot have ended yet is a defect.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/config"
+	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/node"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
@@ -117,7 +118,7 @@ func newRun(t *testing.T) *run {
 			_ = os.RemoveAll(dir)
 		}
 	})
-	r.ledger = &ledger{odd: r.odd, grants: map[string]*grant{}}
+	r.ledger = &ledger{odd: r.odd, grants: map[string]*grant{}, users: map[string]*grant{}}
 	for i, p := range r.nodes {
 		r.way[i] = newTransport(p.link.address())
 	}
@@ -225,7 +226,7 @@ func (r *run) torment(seed uint64, duration time.Duration, episodes []episode) (
 		}
 		healed := r.now()
 		err := r.recover(working)
-		r.wrong = append(r.wrong, span{from, r.now()})
+		r.wrong = append(r.wrong, span{from, r.now(), e})
 		s.Episodes++
 		for _, f := range e {
 			s.Faults[f.Kind]++
@@ -316,6 +317,7 @@ func (r *run) afterwards(s *summary) (wrong []string) {
 	check := func(what string, all ...string) { wrong = append(wrong, s.found(what, all...)...) }
 	check("what was written is there", r.readBack(c)...)
 	check("the static account's password works", problem(r.staticWorks(c))...)
+	r.expire()
 	check("no account is left", problem(r.settle(c))...)
 	r.watching()
 	accounts := r.observer.all()
@@ -341,6 +343,7 @@ func (r *run) inspect(s *summary) (wrong []string) {
 	all.Wait()
 	check("the chain verifies", problem(r.verify(s))...)
 	s.count(r.history.ops)
+	s.Silence = silences(r.history.ops, r.wrong)
 	began := time.Now()
 	objects, order := linearizable(r.history.ops, checkPatience)
 	s.Objects, s.Checking = objects, time.Since(began)
@@ -389,6 +392,25 @@ func (r *run) staticWorks(c *client) (err error) {
 		}
 	}
 	return err
+}
+
+// expire waits until the accounts are gone whose leases have ended by themselves, or should be.
+func (r *run) expire() {
+	for end := r.now() + shortMost + lateBy; r.now() < end; sleep(r.t.Context(), lookEvery) {
+		waiting := 0
+		for _, a := range r.observer.all() {
+			ends := a.Until - database.Skew
+			if g := r.ledger.of(a.Name); g != nil {
+				ends = g.end()
+			}
+			if !a.Gone && ends < end {
+				waiting++
+			}
+		}
+		if waiting == 0 {
+			return
+		}
+	}
 }
 
 // settle revokes all that lives, and waits until the target has no account of lessor's.
@@ -468,6 +490,7 @@ type summary struct {
 	Episodes  int
 	Faults    map[string]int
 	Recovery  map[string][]time.Duration // from the end of the episode until all nodes had made a commit, by kind of fault
+	Silence   map[string]time.Duration   // the longest time without acknowledgements meanwhile
 	Outcomes  map[string]map[outcome]int // by operation
 	Ops       int
 	Objects   int
@@ -507,10 +530,10 @@ func (s summary) String() string {
 		n := s.Outcomes[name]
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |\n", name, n[done], n[refused], n[void], n[unknown])
 	}
-	b.WriteString("\n| fault | times | recovery, median | longest |\n|---|---:|---:|---:|\n")
+	b.WriteString("\n| fault | times | longest time without any acknowledgement meanwhile | all serve again: median | longest |\n|---|---:|---:|---:|---:|\n")
 	for _, name := range sorted(s.Faults) {
 		d := slices.Sorted(slices.Values(s.Recovery[name]))
-		fmt.Fprintf(&b, "| %s | %d | %.1f s | %.1f s |\n", name, s.Faults[name], d[len(d)/2].Seconds(), d[len(d)-1].Seconds())
+		fmt.Fprintf(&b, "| %s | %d | %.1f s | %.1f s | %.1f s |\n", name, s.Faults[name], s.Silence[name].Seconds(), d[len(d)/2].Seconds(), d[len(d)-1].Seconds())
 	}
 	b.WriteString("\n| afterwards | found against it |\n|---|---:|\n")
 	for _, c := range s.Checks {
