@@ -35,7 +35,7 @@ sim: servers ## a long seeded simulation; SEED=n replays one
 	LESSOR_SIM_LONG=1 LESSOR_SIM_SEED=$(SEED) $(GO) test ./internal/sim -run TestSimulation -v -timeout 60m
 
 torture: servers ## three nodes over PostgreSQL with a standby, under faults, for LESSOR_TORTURE (1h); SEED=n replays a run's faults
-	LESSOR_TORTURE=$${LESSOR_TORTURE:-1h} LESSOR_TORTURE_SEED=$(SEED) $(GO) test ./internal/torture -run 'TestTorture$$' -v -timeout 0
+	LESSOR_TORTURE=$${LESSOR_TORTURE:-1h} LESSOR_TORTURE_SEED=$(SEED) $(GO) test ./internal/torture -run 'TestTorture$$' -count 1 -v -timeout 0
 
 bench: servers build ## writes a table of figures beside their limits, measured in the same run
 	$(GO) run ./test/bench -lessor bin/lessor

@@ -167,17 +167,36 @@ func (s *Server) Crash() error {
 // CrashBackend ends one process that serves a session of a user with SIGKILL, which makes the server end all sessions and recover. Without
 // such a process it does nothing, and returns false.
 func (s *Server) CrashBackend(name string) (bool, error) {
+	pid, err := s.backend(name)
+	if pid == 0 || err != nil {
+		return false, err
+	}
+	return true, syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// PauseBackend stops one process that serves a session of a user where it is, with whatever locks it holds, until resume, which may be called
+// at any time. Without such a process it does nothing.
+func (s *Server) PauseBackend(name string) (resume func(), err error) {
+	pid, err := s.backend(name)
+	if pid == 0 || err != nil {
+		return func() {}, err
+	}
+	return func() { _ = syscall.Kill(pid, syscall.SIGCONT) }, syscall.Kill(pid, syscall.SIGSTOP)
+}
+
+// backend is a process that serves a session of a user; 0: there is none.
+func (s *Server) backend(name string) (int, error) {
 	pid, err := s.postmaster()
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	for _, p := range children(pid) {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p))
 		if err == nil && bytes.HasPrefix(title, []byte("postgres: "+name+" ")) {
-			return true, syscall.Kill(p, syscall.SIGKILL)
+			return p, nil
 		}
 	}
-	return false, nil
+	return 0, nil
 }
 
 // Remove ends the server for good, as the end of the test does.

@@ -85,8 +85,7 @@ type pool struct {
 
 // object is something that has a history: a policy, a family of tokens, a role's leases.
 type object struct {
-	name   string
-	policy string
+	name string
 
 	mu     sync.Mutex
 	ops    int

@@ -76,6 +76,7 @@ var kinds = map[string]kind{
 	"kill standby":      {hits: "standby", halts: true, begin: killServer("standby")},
 	"kill target":       {hits: "target", halts: true, begin: killServer("target")},
 	"kill session":      {hits: "primary", halts: true, begin: killSession},
+	"pause session":     {hits: "primary", halts: true, begin: pauseSession},
 	"pause primary":     {hits: "primary", halts: true, begin: pauseServer("primary")},
 	"pause standby":     {hits: "standby", halts: true, begin: pauseServer("standby")},
 	"pause target":      {hits: "target", halts: true, begin: pauseServer("target")},
@@ -239,6 +240,13 @@ func killSession(c *cluster, _ fault) (func() error, error) {
 	s := c.server("primary")
 	_, err := s.CrashBackend("lessor")
 	return func() error { return nil }, c.unless(s, err)
+}
+
+// pauseSession leaves a session with whatever it holds, the lock of all commits perhaps.
+func pauseSession(c *cluster, _ fault) (func() error, error) {
+	s := c.server("primary")
+	resume, err := s.PauseBackend("lessor")
+	return func() error { resume(); return nil }, c.unless(s, err)
 }
 
 func failover(c *cluster, _ fault) (func() error, error) {
