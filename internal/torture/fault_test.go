@@ -64,6 +64,7 @@ type kind struct {
 	disk  bool // it takes servers with disks of their own
 	slow  bool // Late is a delay
 	clock bool // Late is a clock's error
+	blow  bool // it is over at once; For is how long until something else may happen
 	halts bool // no node, however well it is, can end credentials meanwhile
 	begin func(*cluster, fault) (heal func() error, err error)
 }
@@ -75,13 +76,13 @@ var kinds = map[string]kind{
 	"kill primary":      {hits: "primary", halts: true, begin: killServer("primary")},
 	"kill standby":      {hits: "standby", halts: true, begin: killServer("standby")},
 	"kill target":       {hits: "target", halts: true, begin: killServer("target")},
-	"kill session":      {hits: "primary", halts: true, begin: killSession},
+	"kill session":      {hits: "primary", halts: true, blow: true, begin: killSession},
 	"pause session":     {hits: "primary", halts: true, begin: pauseSession},
 	"pause primary":     {hits: "primary", halts: true, begin: pauseServer("primary")},
 	"pause standby":     {hits: "standby", halts: true, begin: pauseServer("standby")},
 	"pause target":      {hits: "target", halts: true, begin: pauseServer("target")},
-	"failover":          {hits: "failover", halts: true, begin: failover},
-	"split failover":    {hits: "failover", halts: true, begin: splitFailover},
+	"failover":          {hits: "failover", halts: true, blow: true, begin: failover},
+	"split failover":    {hits: "failover", halts: true, blow: true, begin: splitFailover},
 	"full disk":         {hits: "disk", halts: true, disk: true, begin: fullDisk},
 	"cut store":         {hits: "store", node: true, begin: storeLink(cut)},
 	"silent store":      {hits: "store", node: true, begin: storeLink(hole)},
@@ -132,6 +133,8 @@ func plan(seed uint64, episodes int, most time.Duration, names []string) (all []
 			k := kinds[name]
 			f := fault{Kind: name, Node: r.IntN(nodes), At: time.Duration(r.Int64N(int64(1500 * time.Millisecond))), For: length(r, most)}
 			switch {
+			case k.blow:
+				f.For = length(r, min(most, 3*time.Second))
 			case k.slow:
 				f.Late = time.Duration(5+r.IntN(200)) * time.Millisecond
 			case k.clock:
@@ -262,7 +265,7 @@ func splitFailover(c *cluster, f fault) (func() error, error) {
 	if _, err := s.CrashBackend("lessor"); err != nil {
 		return nil, c.unless(s, err)
 	}
-	time.Sleep(min(f.For, 3*time.Second)) // for nodes to come back and look
+	time.Sleep(f.For) // for nodes to come back and look
 	return func() error { return nil }, c.failover()
 }
 
