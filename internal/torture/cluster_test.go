@@ -113,7 +113,7 @@ func (c *cluster) furnishTarget() error {
 }
 
 func (c *cluster) newNode(i int, secret string) *process {
-	p := &process{name: fmt.Sprintf("node %d", i), dir: filepath.Join(c.dir, fmt.Sprintf("node%d", i)), stopped: make(chan struct{}), over: make(chan struct{})}
+	p := &process{name: fmt.Sprintf("node %d", i), dir: filepath.Join(c.dir, fmt.Sprintf("node%d", i)), stopped: make(chan struct{})}
 	c.must(os.Mkdir(p.dir, 0o700))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	c.must(err)
@@ -134,8 +134,8 @@ func (c *cluster) newNode(i int, secret string) *process {
 
 // startNodes starts the first node, which makes the store, and then the others with its key.
 func (c *cluster) startNodes() {
-	go c.nodes[0].keep()
-	c.await("the first node", time.Minute, func() bool { return c.nodes[0].ready(c.http) })
+	c.nodes[0].start()
+	c.serving(c.nodes[0])
 	b, err := os.ReadFile(filepath.Join(c.nodes[0].dir, "bootstrap-token"))
 	c.must(err)
 	c.root = lessor.NewSecret(strings.TrimSpace(string(b)))
@@ -143,19 +143,19 @@ func (c *cluster) startNodes() {
 	c.must(err)
 	for _, p := range c.nodes[1:] {
 		c.must(os.WriteFile(filepath.Join(p.dir, "seal.key"), key, 0o600))
-		go p.keep()
+		p.start()
 	}
 	for _, p := range c.nodes[1:] {
-		c.await(p.name, time.Minute, func() bool { return p.ready(c.http) })
+		c.serving(p)
 	}
 }
 
-// await waits until something is so.
-func (c *cluster) await(what string, most time.Duration, is func() bool) {
+// serving waits until a node serves.
+func (c *cluster) serving(p *process) {
 	c.t.Helper()
-	for end := time.Now().Add(most); !is(); time.Sleep(25 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !p.ready(c.http); time.Sleep(25 * time.Millisecond) {
 		if time.Now().After(end) {
-			c.t.Fatalf("%s: not within %s", what, most)
+			c.t.Fatalf("%s does not serve:\n%s", p.name, p.tail(12))
 		}
 	}
 }

@@ -111,7 +111,7 @@ type process struct {
 	skew  time.Duration
 	held  bool // killed, and not to be started again yet
 	ended int  // times it ended by itself
-	over  chan struct{}
+	over  chan struct{} // closed when it is kept no more; nil: it never was
 }
 
 // configure writes the node's configuration.
@@ -127,7 +127,12 @@ user_lockout "all" { disable_lockout = true }
 	return os.WriteFile(filepath.Join(p.dir, "lessor.hcl"), []byte(text), 0o600)
 }
 
-// keep runs the process until stop.
+// start keeps the process running until stop.
+func (p *process) start() {
+	p.over = make(chan struct{})
+	go p.keep()
+}
+
 func (p *process) keep() {
 	defer close(p.over)
 	for {
@@ -242,6 +247,9 @@ func (p *process) stop() {
 	}
 	_ = p.signalLocked(syscall.SIGCONT)
 	p.mu.Unlock()
+	if p.over == nil {
+		return
+	}
 	select {
 	case <-p.over:
 	case <-time.After(45 * time.Second):
