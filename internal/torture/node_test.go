@@ -109,8 +109,8 @@ type process struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	skew  time.Duration
-	held  bool // killed, and not to be started again yet
-	ended int  // times it ended by itself
+	held  bool          // killed, and not to be started again yet
+	ended int           // times it ended by itself
 	over  chan struct{} // closed when it is kept no more; nil: it never was
 }
 
