@@ -18,7 +18,7 @@ import (
 
 const (
 	shortLease   = 8 * time.Second // of credentials that nobody revokes
-	shortMost    = 20 * time.Second
+	shortMost    = 14 * time.Second
 	longestLease = 2 * time.Hour
 
 	// lateBy is how much later than its lease's end a credential may be alive at a target that can be reached, by lessor nodes that work. It
