@@ -82,6 +82,9 @@ func NewKeeper(o Options) *Keeper {
 	return &Keeper{o: o, now: make(chan chan error), status: Status{State: "waiting"}}
 }
 
+// Destination says where the backups go.
+func (k *Keeper) Destination() string { return k.o.Destination.String() }
+
 // Status tells how backups fare now.
 func (k *Keeper) Status() Status {
 	k.mu.Lock()

@@ -218,6 +218,15 @@ func (b *backup) Authentic(c Cipher) error {
 	return nil
 }
 
+// ReadBackup is the Source of what Backup wrote.
+func ReadBackup(r io.Reader) (Source, error) {
+	b, err := openBackup(r)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
 // Restore is RestoreFrom for what Backup wrote.
 func Restore(ctx context.Context, r io.Reader, b Backend, o Options, unseal func(View) (Cipher, error), void func(View, *Txn) error) (audit.Header, error) {
 	in, err := openBackup(r)
