@@ -20,12 +20,16 @@ type Origin struct {
 	At          time.Time // the last point at or before this time; zero: the last of all
 }
 
-// originFlags say which point is meant, if it is no file that is named. What they return gives it back, once the command line is parsed.
-func originFlags(command *cobra.Command) func(args []string) (Origin, error) {
+// originFlags say which point is meant, if it is no file that is named: or which points, if not timed. What they return gives it back, once
+// the command line is parsed.
+func originFlags(command *cobra.Command, timed bool) func(args []string) (Origin, error) {
 	f := command.Flags()
 	destination := f.String("destination", "", "`URL` of what was backed up to, file:///folder or s3://bucket/prefix (default: as the configuration says)")
-	set := f.String("set", "", "only a point of this `set`")
-	at := f.String("at", "", "the last point at or before this `time`, in RFC 3339 (default: the last)")
+	set := f.String("set", "", "only what is in this `set`")
+	at := new(string)
+	if timed {
+		f.StringVar(at, "at", "", "the last point at or before this `time`, in RFC 3339 (default: the last)")
+	}
 	return func(args []string) (Origin, error) {
 		o := Origin{Destination: *destination, Set: *set}
 		if len(args) > 0 {
@@ -127,7 +131,7 @@ Each is a state of the store, named by the time of its last commit. Exit code 2:
 			}
 			return err
 		})
-	store, origin = storeFlags(command), originFlags(command)
+	store, origin = storeFlags(command), originFlags(command, false)
 	return command
 }
 
@@ -183,7 +187,7 @@ is broken.`,
 	f.StringVar(&scratch, "scratch", "", "restore below this `folder` (default: that of temporary files)")
 	f.StringVar(&metrics, "metrics-file", "", "write the outcome to this `file`, for the textfile collector of Prometheus's node_exporter")
 	f.BoolVar(&recovery, "recovery", false, "unseal with the recovery file alone, to see whether that works")
-	store, origin = storeFlags(command), originFlags(command)
+	store, origin = storeFlags(command), originFlags(command, true)
 	return command
 }
 

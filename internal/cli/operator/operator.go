@@ -223,7 +223,7 @@ and approvals of before are void.`,
 					"All earlier tokens are void. Bootstrap Token File: %s", made.Seq, made.Incarnation, made.TokenFile)
 			})
 		})
-	store, origin = storeFlags(command), originFlags(command)
+	store, origin = storeFlags(command), originFlags(command, true)
 	return command
 }
 
