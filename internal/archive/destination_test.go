@@ -1,4 +1,4 @@
-package archive_test
+package archive
 
 import (
 	"bytes"
@@ -19,8 +19,6 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
-
-	"github.com/lessor-dev/lessor/internal/archive"
 )
 
 // service is a server that speaks S3, in memory, before which stands what goes wrong.
@@ -51,9 +49,9 @@ func startService(t *testing.T) *service {
 	return s
 }
 
-func (s *service) open(t *testing.T) archive.Destination {
+func (s *service) open(t *testing.T) Destination {
 	t.Helper()
-	d, err := archive.Open("s3://backups/here/and there?region=eu-1&endpoint=" + s.URL)
+	d, err := Open("s3://backups/here/and there?region=eu-1&endpoint=" + s.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,29 +64,27 @@ func (s *service) breaks(f func(w http.ResponseWriter, r *http.Request, serve ht
 }
 func (s *service) mended() { s.fault.Store(nil) }
 
-// destinations are one of each kind.
-func destinations() map[string]func(t *testing.T) archive.Destination {
-	return map[string]func(t *testing.T) archive.Destination{
-		"folder": func(t *testing.T) archive.Destination {
-			d, err := archive.Open("file://" + filepath.Join(t.TempDir(), "not", "there yet"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return d
-		},
-		"s3": func(t *testing.T) archive.Destination { return startService(t).open(t) },
-	}
+// places make a destination of each kind.
+var places = map[string]func(t *testing.T) Destination{
+	"folder": func(t *testing.T) Destination {
+		d, err := Open("file://" + filepath.Join(t.TempDir(), "not", "there yet"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	},
+	"s3": func(t *testing.T) Destination { return startService(t).open(t) },
 }
 
 // TestDestinations holds each kind of destination to what the interface promises.
 func TestDestinations(t *testing.T) {
-	for kind, open := range destinations() {
+	for kind, open := range places {
 		t.Run(kind, func(t *testing.T) {
 			d, ctx := open(t), t.Context()
 			if found := list(t, d); len(found) != 0 {
 				t.Fatalf("a new destination has %v", found)
 			}
-			if _, err := d.Read(ctx, "set/a"); !errors.Is(err, archive.ErrGone) {
+			if _, err := d.Read(ctx, "set/a"); !errors.Is(err, ErrGone) {
 				t.Errorf("reading what is not there: %v", err)
 			}
 			if err := d.Delete(ctx, "set/a"); err != nil {
@@ -128,7 +124,7 @@ func TestDestinations(t *testing.T) {
 	}
 }
 
-func list(t *testing.T, d archive.Destination) (found []string) {
+func list(t *testing.T, d Destination) (found []string) {
 	t.Helper()
 	for o, err := range d.List(t.Context()) {
 		if err != nil {
@@ -156,7 +152,7 @@ func TestPages(t *testing.T) {
 // TestFolderLeftovers: what a writer that died was writing is not listed, and gone after a day.
 func TestFolderLeftovers(t *testing.T) {
 	dir := t.TempDir()
-	d := archive.Folder(dir)
+	d := Folder(dir)
 	if err := d.Write(t.Context(), "set/a", []byte("whole")); err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +217,7 @@ func TestServiceFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s.breaks(fault)
 			defer s.mended()
-			if _, err := d.Read(t.Context(), "set/there"); err == nil || errors.Is(err, archive.ErrGone) || strings.Contains(err.Error(), "not-to-be-seen") {
+			if _, err := d.Read(t.Context(), "set/there"); err == nil || errors.Is(err, ErrGone) || strings.Contains(err.Error(), "not-to-be-seen") {
 				t.Errorf("read: %v", err)
 			}
 			if name == "half" {
@@ -268,7 +264,7 @@ func TestOpen(t *testing.T) {
 		"s3://": "s3://bucket", "s3://UPPER/x": "s3://bucket", "s3://backups?endpoint=10.0.0.1:9000": "endpoint", "s3://backups?endpoint=http://10.0.0.1:9000": "plain HTTP",
 		"s3://backups?secret=x": "unknown parameter", "s3://key:secret@backups/x": "no user", "://": "URL",
 	} {
-		if _, err := archive.Open(address); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "key:secret") {
+		if _, err := Open(address); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "key:secret") {
 			t.Errorf("%s: %v", address, err)
 		}
 	}

@@ -345,7 +345,7 @@ func (k *Keeper) failed(ctx context.Context, err error) {
 
 // record puts on record that a backup is begun or ended.
 func (k *Keeper) record(ctx context.Context, operation string, phase audit.Phase, kind string) (store.Receipt, error) {
-	return k.o.Store.Commit(ctx, store.Txn{Audit: []audit.Record{{
+	return k.o.Store.Commit(ctx, store.Txn{Urgent: true, Audit: []audit.Record{{ // a full disk is no time to be without backups
 		Time: k.o.Store.Now(), Operation: operation, Path: "sys/lessor/backups", Phase: phase, System: "archive", Cause: "backup", Granted: true,
 		Rule: "system:archive", Policy: "system", ErrorKind: kind,
 	}}})

@@ -384,14 +384,6 @@ func TestDamage(t *testing.T) {
 		b[at] ^= 8
 		return b
 	}
-	s, err := parse(sound)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forged, _, err := seal(&s.Header, s.rows, storetest.NewCipher("an attacker's"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, bad := range map[string][]byte{
 		"cut": sound[:len(sound)/2], "empty": {}, "flipped in the header": flipped(30), "flipped in a row": flipped(len(sound) / 2),
 		"flipped in the hash": flipped(len(sound) - 40), "another's": m.objects[path[1].Name()], "of another store": foreign,
@@ -409,7 +401,8 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if forged, _, err = seal(&e.Header, e.rows, storetest.NewCipher("an attacker's")); err != nil {
+	forged, _, err := seal(&e.Header, e.rows, storetest.NewCipher("an attacker's"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	m.objects[last.Name()] = forged
@@ -658,6 +651,58 @@ func TestRetention(t *testing.T) {
 	}
 	if _, there := m.objects[dead]; there {
 		t.Error("a run that was never ended is kept for ever")
+	}
+}
+
+// TestSparse: of a store that was off for long, the last point before the time to keep stays, however old it is.
+func TestSparse(t *testing.T) {
+	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+	day := func(n int) time.Time { return now.AddDate(0, 0, -n) }
+	point := func(set string, index uint32, at time.Time, prev, hash string) Segment {
+		return Segment{Set: at.Format(setLayout) + "-000000000000000" + set, Index: index, Time: at, Seq: 1, Prev: prev, Hash: hash, Point: true}
+	}
+	a, b := point("a", 0, day(60), none, "a"), point("b", 0, day(50), none, "b")
+	later := Segment{Set: b.Set, Index: 1, Time: day(49), Seq: 2, Prev: "b", Hash: "b1", Point: true}
+	c := point("c", 0, day(1), none, "c")
+	lost := Segment{Set: day(55).Format(setLayout) + "-000000000000000d", Index: 3, Time: day(54), Prev: "x", Hash: "d", Point: true} // its base is gone
+	got := catalog([]Segment{c, lost, later, b, a}).expired(now, 30*24*time.Hour)
+	if want := []Segment{a, lost}; !slices.Equal(got, want) {
+		t.Errorf("expired: %v, not %v", got, want)
+	}
+	if got := catalog([]Segment{c, later, b, a}).expired(now, 0); len(got) > 0 {
+		t.Errorf("expired although all is kept: %v", got)
+	}
+	if got := catalog([]Segment{later, b, a}).expired(now, 40*24*time.Hour); !slices.Equal(got, []Segment{a}) {
+		t.Errorf("nothing is newer than what is kept: %v", got)
+	}
+}
+
+// TestPlaces makes backups in a folder and in a bucket, and restores them from there.
+func TestPlaces(t *testing.T) {
+	for kind, open := range places {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t, open(t), "places")
+			defer w.stop()
+			was := map[string]map[store.Key]string{}
+			for i := range 3 {
+				for j := range 10 {
+					w.put(fmt.Sprint(i, j), strings.Repeat("value", 100))
+				}
+				w.clock.Advance(time.Minute)
+				w.backUp()
+				was[w.Status().Point] = content(t, w.db)
+			}
+			for _, p := range w.catalog().Points {
+				db, err := w.restore(p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustEqual(t, p, db, was[p.Name()])
+			}
+			if len(was) != 3 || w.Status().Segments < 9 {
+				t.Errorf("%d points in %d segments", len(was), w.Status().Segments)
+			}
+		})
 	}
 }
 
