@@ -30,6 +30,7 @@ type bucket struct {
 const (
 	slowest     = 5 * time.Minute // one request may take
 	attempts    = 3               // of one request, before its error is told
+	pause       = 200 * time.Millisecond
 	amazon      = "s3.amazonaws.com"
 	listedAtOne = 1000
 )
@@ -69,7 +70,7 @@ func openBucket(u *url.URL) (Destination, error) {
 	transport.ResponseHeaderTimeout = idle
 	client, err := minio.New(endpoint, &minio.Options{
 		Creds: access(query.Get("credentials"), query.Get("profile"), transport), Secure: secure, Region: query.Get("region"),
-		Transport: transport, MaxRetries: attempts,
+		Transport: transport, MaxRetries: 1, // see persist
 	})
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
@@ -127,35 +128,59 @@ func (b *bucket) List(ctx context.Context) iter.Seq2[Object, error] {
 
 // Read implements Destination.
 func (b *bucket) Read(ctx context.Context, name string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, slowest)
-	defer cancel()
-	object, err := b.client.GetObject(ctx, b.name, b.prefix+name, minio.GetObjectOptions{})
-	if err != nil {
-		return nil, b.explain(err)
-	}
-	defer func() { _ = object.Close() }()
-	content, err := bounded(object, name)
-	if minio.ToErrorResponse(err).Code == minio.NoSuchKey {
+	var content []byte
+	err := persist(ctx, func(ctx context.Context) error {
+		object, err := b.client.GetObject(ctx, b.name, b.prefix+name, minio.GetObjectOptions{})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = object.Close() }()
+		content, err = bounded(object, name)
+		return err
+	})
+	if err != nil && minio.ToErrorResponse(err).Code == minio.NoSuchKey {
 		return nil, fmt.Errorf("%w: %s", ErrGone, name)
 	}
 	return content, b.explain(err)
 }
 
+// persist tries a request again that may succeed then, and gives up on one that takes too long. The library's own retries read a body
+// anew while its first sending may still be under way.
+func persist(ctx context.Context, request func(context.Context) error) error {
+	once := func() error {
+		ctx, cancel := context.WithTimeout(ctx, slowest)
+		defer cancel()
+		return request(ctx)
+	}
+	err := once()
+	for i := 1; i < attempts && err != nil && ctx.Err() == nil; i++ {
+		if status := minio.ToErrorResponse(err).StatusCode; status >= 400 && status < 500 && status != http.StatusTooManyRequests {
+			break
+		}
+		select {
+		case <-time.After(time.Duration(i) * pause):
+			err = once()
+		case <-ctx.Done():
+		}
+	}
+	return err
+}
+
 // Write implements Destination. There is no need to ask the service to write only what is not there yet, as not all can: what is there
 // under this name is the same.
 func (b *bucket) Write(ctx context.Context, name string, content []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, slowest)
-	defer cancel()
-	_, err := b.client.PutObject(ctx, b.name, b.prefix+name, bytes.NewReader(content), int64(len(content)),
-		minio.PutObjectOptions{ContentType: "application/octet-stream", DisableMultipart: true, SendContentMd5: true})
-	return b.explain(err)
+	return b.explain(persist(ctx, func(ctx context.Context) error {
+		_, err := b.client.PutObject(ctx, b.name, b.prefix+name, bytes.NewReader(content), int64(len(content)),
+			minio.PutObjectOptions{ContentType: "application/octet-stream", DisableMultipart: true, SendContentMd5: true})
+		return err
+	}))
 }
 
 // Delete implements Destination.
 func (b *bucket) Delete(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, slowest)
-	defer cancel()
-	return b.explain(b.client.RemoveObject(ctx, b.name, b.prefix+name, minio.RemoveObjectOptions{}))
+	return b.explain(persist(ctx, func(ctx context.Context) error {
+		return b.client.RemoveObject(ctx, b.name, b.prefix+name, minio.RemoveObjectOptions{})
+	}))
 }
 
 // explain says in words what a service answered, without what was sent.

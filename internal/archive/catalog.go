@@ -149,13 +149,16 @@ func (c *Catalog) before(s *Segment) *Segment {
 	return nil
 }
 
+// in says whether the point is one of a set, or itself that is named.
+func (s Segment) in(of string) bool { return of == "" || s.Set == of || s.Name() == of }
+
 // ErrNone is the error of a time of which there is no point.
 var ErrNone = errors.New("archive: there is no backup")
 
-// At is the last point that was reached at or before a time, of one set or ("") of all.
-func (c *Catalog) At(t time.Time, set string) (Segment, error) {
+// At is the last point that was reached at or before a time, of one set, of the point of that name, or ("") of all.
+func (c *Catalog) At(t time.Time, of string) (Segment, error) {
 	for _, p := range slices.Backward(c.Points) {
-		if !p.Time.After(t) && (set == "" || p.Set == set) {
+		if !p.Time.After(t) && p.in(of) {
 			return p, nil
 		}
 	}
@@ -165,7 +168,12 @@ func (c *Catalog) At(t time.Time, set string) (Segment, error) {
 	case len(c.Points) == 0:
 		return Segment{}, fmt.Errorf("%w", ErrNone)
 	}
-	return Segment{}, fmt.Errorf("%w of that time: the first is of %s", ErrNone, c.Points[0].Time.Format(time.RFC3339Nano))
+	for _, p := range c.Points {
+		if p.in(of) {
+			return Segment{}, fmt.Errorf("%w of that time: the first is of %s", ErrNone, p.Time.Format(time.RFC3339Nano))
+		}
+	}
+	return Segment{}, fmt.Errorf("%w %s", ErrNone, of)
 }
 
 // Path is the way to a point: its base, and all increments up to it.

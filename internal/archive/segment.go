@@ -88,7 +88,7 @@ func seal(h *Header, rows []byte, a audit.Authority) ([]byte, audit.Hash, error)
 // signed is what the MAC of a segment is over. It begins with 's', which nothing else that the chain's keys sign does.
 func signed(hash audit.Hash) []byte { return append([]byte("segment:"), hash[:]...) }
 
-var errDamaged = errors.New("it is no segment of a backup, or it was damaged or cut short")
+var errDamaged = errors.New("it is not the segment that it should be, was damaged or cut short")
 
 // parse reads a segment. It finds all accidental damage; whether the segment is authentic is told by its MAC.
 func parse(content []byte) (*segment, error) {

@@ -92,7 +92,7 @@ func load(ctx context.Context, d Destination, s *Segment) (*segment, error) {
 		return nil, fmt.Errorf("archive: %s: %w", s.Name(), err)
 	}
 	if is := describe(&at.Header, at.hash); is.Name() != s.Name() {
-		return nil, fmt.Errorf("archive: %s is not what its name says, but %s", s.Name(), is.Name())
+		return nil, fmt.Errorf("archive: %s: %w: it is %s", s.Name(), errDamaged, is.Name())
 	}
 	return at, nil
 }

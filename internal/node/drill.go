@@ -17,7 +17,7 @@ import (
 type Origin struct {
 	File        string // of lessor operator backup; empty: Destination
 	Destination string // URL, see archive.Open; empty: the configuration's
-	Set         string // only of this set; empty: of all
+	Set         string // only of this set, or the point of this name; empty: of all
 	At          time.Time
 }
 

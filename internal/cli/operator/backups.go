@@ -16,7 +16,7 @@ import (
 type Origin struct {
 	File        string
 	Destination string    // URL; empty: the configuration's
-	Set         string    // only of this set; empty: of all
+	Set         string    // only of this set, or the point of this name; empty: of all
 	At          time.Time // the last point at or before this time; zero: the last of all
 }
 
@@ -25,7 +25,7 @@ type Origin struct {
 func originFlags(command *cobra.Command, timed bool) func(args []string) (Origin, error) {
 	f := command.Flags()
 	destination := f.String("destination", "", "`URL` of what was backed up to, file:///folder or s3://bucket/prefix (default: as the configuration says)")
-	set := f.String("set", "", "only what is in this `set`")
+	set := f.String("set", "", "only what is in this `set`, or the point of this name")
 	at := new(string)
 	if timed {
 		f.StringVar(at, "at", "", "the last point at or before this `time`, in RFC 3339 (default: the last)")
