@@ -473,6 +473,41 @@ func TestReordered(t *testing.T) {
 	}
 }
 
+// TestFollows says of each way in which a segment may not follow another that it does not.
+func TestFollows(t *testing.T) {
+	base := &segment{Header: Header{Set: "s", Base: true, Seq: 9}, hash: audit.Hash{1}}
+	point := &segment{Header: Header{Set: "s", Index: 3, Base: true, Point: true, Seq: 9}, hash: audit.Hash{2}}
+	part := Header{Set: "s", Index: 1, Prev: base.hash, Base: true, Seq: 9}
+	increment := Header{Set: "s", Index: 4, Prev: point.hash, After: 9, Seq: 12}
+	for _, c := range []struct {
+		what   string
+		h      Header
+		change func(*Header)
+		before *segment
+		ok     bool
+	}{
+		{"a base", base.Header, func(*Header) {}, nil, true},
+		{"an increment without a base", increment, func(*Header) {}, nil, false},
+		{"a base's second", base.Header, func(h *Header) { h.Index = 1 }, nil, false},
+		{"what has one before", base.Header, func(h *Header) { h.Prev = point.hash }, nil, false},
+		{"no base", base.Header, func(h *Header) { h.Base = false }, nil, false},
+		{"a part", part, func(*Header) {}, base, true},
+		{"another set's", part, func(h *Header) { h.Set = "t" }, base, false},
+		{"not the next", part, func(h *Header) { h.Index = 2 }, base, false},
+		{"after another", part, func(h *Header) { h.Prev = point.hash }, base, false},
+		{"a part of another state", part, func(h *Header) { h.Seq = 10 }, base, false},
+		{"an increment within a base", part, func(h *Header) { h.Base = false }, base, false},
+		{"an increment", increment, func(*Header) {}, point, true},
+		{"an increment after another state", increment, func(h *Header) { h.After = 8 }, point, false},
+		{"a base after a base", increment, func(h *Header) { h.Base = true }, point, false},
+	} {
+		c.change(&c.h)
+		if err := (&segment{Header: c.h}).follows(c.before); (err == nil) != c.ok {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
+
 // TestForeign: a destination that has another store's backups is left alone, aloud.
 func TestForeign(t *testing.T) {
 	m := newMemory()

@@ -100,7 +100,7 @@ func fill(ctx context.Context, b Backend, from Source) error {
 		f.w.Abort()
 		return errors.Join(err, wipe(b))
 	}
-	return f.end()
+	return f.w.Commit()
 }
 
 // Set writes a row of the state that the source begins with. Rows of Head come in order.
@@ -187,13 +187,6 @@ func (f *Filling) set(e Stored) error {
 		f.w = w
 	}
 	return err
-}
-
-func (f *Filling) end() error {
-	if f.follows {
-		f.w.DeleteRange(Range{Table: Batches, To: batchTime(f.head.Time.Add(-batchTerm))})
-	}
-	return f.w.Commit()
 }
 
 // mustBeEmpty refuses to overwrite a store. What an unfinished restore left it clears away.

@@ -568,6 +568,12 @@ func testImage(t *testing.T, s *setup) {
 		t.Error("the copy is not what the store was")
 	}
 
+	for batch, kept := range map[string]bool{before.Head.Batch: false, after.Head.Batch: true} { // the first is of days ago
+		if _, found, err := db2.Outcome(batch); err != nil || found != kept {
+			t.Errorf("the id of a batch is kept: %v, want %v; %v", found, kept, err)
+		}
+	}
+
 	// Commits that are missing, come twice or in another order, and rows that are not their commit's, are refused.
 	heads := []int{}
 	for i, e := range from.commits {
@@ -579,15 +585,18 @@ func testImage(t *testing.T, s *setup) {
 		t.Fatalf("%d commits", len(heads))
 	}
 	row := from.commits[heads[1]+1]
+	with := func(i int, e store.Stored) []store.Stored { return slices.Insert(slices.Clone(from.commits), i, e) }
 	for name, commits := range map[string][]store.Stored{
 		"one is missing":      slices.Concat(from.commits[:heads[1]], from.commits[heads[2]:]),
 		"one comes twice":     slices.Concat(from.commits[:heads[1]], from.commits[:heads[1]]),
 		"in another order":    slices.Concat(from.commits[:heads[0]], from.commits[heads[1]:heads[2]], from.commits[:heads[1]]),
 		"a row comes first":   slices.Concat(from.commits[1:2], from.commits),
-		"a row comes twice":   slices.Concat(from.commits[:heads[1]+2], []store.Stored{row}),
-		"a row of another":    slices.Concat(from.commits[:heads[2]+1], []store.Stored{row}),
-		"a row that is short": slices.Concat(from.commits[:heads[1]+1], []store.Stored{{Key: row.Key, Bytes: row.Bytes[:4]}}),
-		"a batch of its own":  slices.Concat(from.commits[:heads[1]+1], []store.Stored{{Key: store.Key{Table: store.Batches, Name: "x"}, Bytes: row.Bytes}}),
+		"a row comes twice":   with(heads[1]+2, row),
+		"a row of another":    with(heads[2]+1, row),
+		"a row that is short": with(heads[1]+1, store.Stored{Key: row.Key, Bytes: row.Bytes[:4]}),
+		"a row is untouched":  with(heads[1]+1, store.Stored{Key: store.Key{Table: store.Secrets, Name: "untouched"}, Bytes: row.Bytes}),
+		"a row is older":      with(heads[1]+1, store.Stored{Key: row.Key, Bytes: from.commits[1].Bytes}),
+		"a batch of its own":  with(heads[1]+1, store.Stored{Key: store.Key{Table: store.Batches, Name: "x"}, Bytes: row.Bytes}),
 	} {
 		if _, err := restore(&copied{from.state, commits}); err == nil {
 			t.Errorf("restored although %s", name)
