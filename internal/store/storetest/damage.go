@@ -586,6 +586,8 @@ func testImage(t *testing.T, s *setup) {
 	}
 	row := from.commits[heads[1]+1]
 	with := func(i int, e store.Stored) []store.Stored { return slices.Insert(slices.Clone(from.commits), i, e) }
+	older := slices.Clone(from.commits)
+	older[heads[1]+1].Bytes = from.commits[1].Bytes
 	for name, commits := range map[string][]store.Stored{
 		"one is missing":      slices.Concat(from.commits[:heads[1]], from.commits[heads[2]:]),
 		"one comes twice":     slices.Concat(from.commits[:heads[1]], from.commits[:heads[1]]),
@@ -595,7 +597,7 @@ func testImage(t *testing.T, s *setup) {
 		"a row of another":    with(heads[2]+1, row),
 		"a row that is short": with(heads[1]+1, store.Stored{Key: row.Key, Bytes: row.Bytes[:4]}),
 		"a row is untouched":  with(heads[1]+1, store.Stored{Key: store.Key{Table: store.Secrets, Name: "untouched"}, Bytes: row.Bytes}),
-		"a row is older":      with(heads[1]+1, store.Stored{Key: row.Key, Bytes: from.commits[1].Bytes}),
+		"a row is older":      older,
 		"a batch of its own":  with(heads[1]+1, store.Stored{Key: store.Key{Table: store.Batches, Name: "x"}, Bytes: row.Bytes}),
 	} {
 		if _, err := restore(&copied{from.state, commits}); err == nil {
