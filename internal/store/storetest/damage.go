@@ -587,7 +587,8 @@ func testImage(t *testing.T, s *setup) {
 	row := from.commits[heads[1]+1]
 	with := func(i int, e store.Stored) []store.Stored { return slices.Insert(slices.Clone(from.commits), i, e) }
 	older := slices.Clone(from.commits)
-	older[heads[1]+1].Bytes = from.commits[1].Bytes
+	older[heads[1]+1].Bytes = bytes.Clone(row.Bytes)
+	older[heads[1]+1].Bytes[7]-- // the version's last byte
 	for name, commits := range map[string][]store.Stored{
 		"one is missing":      slices.Concat(from.commits[:heads[1]], from.commits[heads[2]:]),
 		"one comes twice":     slices.Concat(from.commits[:heads[1]], from.commits[:heads[1]]),
