@@ -606,44 +606,51 @@ func await(t *testing.T, done func() bool) {
 	}
 }
 
-// TestRestored: a restored copy makes no backups until it is resumed, then begins a set of its own in the same place.
+// TestRestored: a restored copy makes no backups until it is resumed, then goes on in the same place: after the point that it was restored to, if
+// that was the last, else in a set of its own.
 func TestRestored(t *testing.T) {
-	m := newMemory()
-	w := newWorld(t, m, "restored")
-	w.put("a", "b")
-	w.backUp()
-	w.clock.Advance(time.Minute)
-	w.put("a", "c")
-	w.backUp()
-	points := w.catalog().Points
-	w.stop()
-	db, err := w.restore(points[0])
-	if err != nil {
-		t.Fatal(err)
+	for i, to := range []string{"an earlier point", "the last point"} {
+		t.Run(to, func(t *testing.T) {
+			m := newMemory()
+			w := newWorld(t, m, "restored")
+			w.put("a", "b")
+			w.commit(store.Txn{Puts: []store.Put{{Key: store.Key{Table: store.Tokens, Name: "void"}, Value: []byte("x")}}})
+			w.backUp()
+			w.clock.Advance(time.Minute)
+			w.put("a", "c")
+			w.backUp()
+			points := w.catalog().Points
+			w.stop()
+			db, err := w.restore(points[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.db = db
+			w.o.Store = db
+			w.Keeper = NewKeeper(w.o)
+			n := len(m.objects)
+			w.backUp()
+			if w.Status().State != "fenced" || len(m.objects) != n {
+				t.Errorf("a fenced copy: %+v", w.Status())
+			}
+			w.commit(store.Txn{Deletes: []store.Key{store.Fenced}})
+			w.backUp()
+			was := content(t, w.db)
+			after := w.catalog().Points
+			if len(after) != 3 || (after[2].Set == points[0].Set) != (i == 1) {
+				t.Errorf("resumed: %v", after)
+			}
+			again, err := w.restore(after[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again.Head().Incarnation != 3 {
+				t.Errorf("incarnation %d", again.Head().Incarnation)
+			}
+			mustEqual(t, after[2], again, was)
+			w.stop()
+		})
 	}
-	w.db = db
-	w.o.Store = db
-	w.Keeper = NewKeeper(w.o)
-	n := len(m.objects)
-	w.backUp()
-	if w.Status().State != "fenced" || len(m.objects) != n {
-		t.Errorf("a fenced copy: %+v", w.Status())
-	}
-	w.commit(store.Txn{Deletes: []store.Key{store.Fenced}})
-	w.backUp()
-	after := w.catalog().Points
-	if len(after) != 3 || after[2].Set == points[0].Set {
-		t.Errorf("resumed: %v", after)
-	}
-	again, err := w.restore(after[2])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again.Head().Incarnation != 3 {
-		t.Errorf("incarnation %d", again.Head().Incarnation)
-	}
-	_ = again.Close()
-	w.stop()
 }
 
 // TestRetention runs for forty days, and keeps thirty: each time within them can be gone back to, and what is over is gone.
