@@ -121,6 +121,7 @@ func (d *decoder) file(name string, src []byte) {
 		"ui":                        boolean(&c.UI),
 	}, []hcl.BlockHeaderSchema{
 		{Type: "audit"},
+		{Type: "backup"},
 		{Type: "listener", LabelNames: []string{"type"}},
 		{Type: "seal", LabelNames: []string{"type"}},
 		{Type: "storage", LabelNames: []string{"type"}},
@@ -141,6 +142,18 @@ func (d *decoder) block(b *hcl.Block) {
 			"exporter_patience": duration(&c.Audit.Patience),
 			"retention":         duration(&c.Audit.Retention),
 		}, nil)
+	case "backup":
+		d.once("backup", b.DefRange)
+		c.Backup = Backup{Interval: time.Minute, Full: day, Keep: 30 * day}
+		d.body(b.Body, "backup", map[string]setting{
+			"destination": text(&c.Backup.Destination),
+			"full":        duration(&c.Backup.Full),
+			"interval":    duration(&c.Backup.Interval),
+			"keep":        duration(&c.Backup.Keep),
+		}, nil)
+		if c.Backup.Destination == "" {
+			d.complain(b.DefRange, "backup needs a destination")
+		}
 	case "seal":
 		d.seal(b)
 	case "storage":

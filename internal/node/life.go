@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/config"
@@ -35,8 +36,9 @@ type life struct {
 	core      *core.Core
 	backends  backends
 	exporters *exporter.Exporters
-	claims    *claim.Claims // nil: the node has its store to itself
-	yield     func()        // ends this node's part in what nodes share, once the background work has ended
+	claims    *claim.Claims   // nil: the node has its store to itself
+	yield     func()          // ends this node's part in what nodes share, once the background work has ended
+	backups   *archive.Keeper // nil: none are configured
 	cluster   cluster
 	cancel    context.CancelFunc
 	running   sync.WaitGroup // background work
@@ -68,6 +70,7 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	}
 	l.core = c
 	l.exporters = exporter.New(exporter.Options{Store: l.db, Keys: l.keys, Log: n.log, Private: n.private(), Claims: l.claims})
+	l.backups = l.newKeeper()
 	l.backends.connect(l)
 	if first != nil {
 		if err := n.initialize(ctx, c, first); err != nil {
@@ -91,6 +94,9 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	l.running.Go(func() { c.Run(background) })
 	l.running.Go(func() { l.exporters.Run(background) })
 	l.running.Go(func() { l.rotateKeys(background) })
+	if l.backups != nil {
+		l.running.Go(func() { l.backups.Run(background) })
+	}
 	if first != nil && n.config.Dev.Enabled {
 		if err := n.mountDevSecrets(ctx, c); err != nil {
 			return errors.Join(err, l.end())
@@ -120,6 +126,18 @@ func (l *life) newCore() (*core.Core, error) {
 		Store: l.db, Keys: l.keys, Random: l.n.o.Random, Log: l.n.log, Backends: l.backends.all,
 		RequireOwner: c.RequireOwner, Reported: c.ReportedVersion, Lockout: c.Lockout, DefaultTTL: c.DefaultLeaseTTL, MaxTTL: c.MaxLeaseTTL,
 		ExportWait: c.Audit.Patience, Claims: l.claims,
+	})
+}
+
+// newKeeper makes what backs the store up, if that is configured.
+func (l *life) newKeeper() *archive.Keeper {
+	n := l.n
+	if n.destination == nil {
+		return nil
+	}
+	c := n.config.Backup
+	return archive.NewKeeper(archive.Options{
+		Store: l.db, Keys: l.keys.Cipher(), Destination: n.destination, Random: n.o.Random, Log: n.log, Interval: c.Interval, Full: c.Full, Keep: c.Keep,
 	})
 }
 

@@ -51,6 +51,8 @@ func (b *Backend) ownRoutes() []engine.Route {
 				{Name: "limit", Type: engine.Int, Help: "commits at most; 0: all"},
 			}},
 		{Pattern: "lessor/backup", Help: "a consistent copy of the store, sealed as it is", Sudo: true, Ops: read(b.backup)},
+		{Pattern: "lessor/backups", Help: "how the backups fare that the server makes by itself; makes one now (PUT)", Sudo: true,
+			Ops: ops{lessor.Read: b.readBackups, lessor.Update: b.backUp}},
 		{Pattern: "lessor/owners", Help: "list owners that were set", Ops: ops{lessor.List: b.listOwners, lessor.Read: b.listOwners}},
 		{Pattern: "lessor/owners/{path...}", Help: "who answers for a path and all below it", Fields: []engine.Field{{Name: "owner", Type: engine.String, Help: "name of the owner"}},
 			Ops: ops{lessor.Read: b.readOwner, lessor.Update: b.writeOwner, lessor.Delete: b.deleteOwner}},
@@ -351,6 +353,36 @@ func (b *Backend) backup(context.Context, *engine.Request) (*engine.Reply, error
 		Type:  "application/octet-stream",
 		Write: func(ctx context.Context, w io.Writer) error { _, err := b.Store.Backup(ctx, w); return err },
 	}}, nil
+}
+
+var errNoBackups = api.Errorf(api.Invalid, "the server makes no backups by itself: its configuration has no backup stanza")
+
+func (b *Backend) readBackups(context.Context, *engine.Request) (*engine.Reply, error) {
+	if b.Backups == nil {
+		return nil, errNoBackups
+	}
+	return &engine.Reply{Data: b.backups()}, nil
+}
+
+// backUp has the next increment made at once, once that is on record.
+func (b *Backend) backUp(context.Context, *engine.Request) (*engine.Reply, error) {
+	if b.Backups == nil {
+		return nil, errNoBackups
+	}
+	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
+		if err := b.Backups.Backup(ctx); err != nil {
+			return nil, api.Errorf(api.Unavailable, "backing up failed: %v", err)
+		}
+		return b.backups(), nil
+	}}, nil
+}
+
+func (b *Backend) backups() map[string]any {
+	s := b.Backups.Status()
+	return map[string]any{
+		"destination": b.Backups.Destination(), "state": s.State, "covered": stamp(s.Covered), "point": s.Point, "sequence": s.Seq, "last_success": stamp(s.Success),
+		"failures": s.Failures, "segments_written": s.Segments, "bytes_written": s.Bytes, "last_error": s.Error,
+	}
 }
 
 func (b *Backend) listOwners(_ context.Context, r *engine.Request) (*engine.Reply, error) {
