@@ -551,7 +551,10 @@ func (c *client) leases() {
 			c.ledger.renewed(lease, a, o)
 		case n < 16:
 			o.Do = "look up"
-			c.ask(&o, c.root.Reveal(), "POST", "sys/leases/lookup", body, "invalid lease")
+			a := c.ask(&o, c.root.Reveal(), "POST", "sys/leases/lookup", body, "invalid lease")
+			if o.Outcome == done && text(a, "data", "state") != "live" { // its account may be there, the lease is not
+				o.Outcome = refused
+			}
 		default:
 			o.Do = "revoke"
 			c.ask(&o, c.root.Reveal(), "POST", "sys/leases/revoke", body, "")

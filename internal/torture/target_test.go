@@ -32,6 +32,7 @@ const (
 type grant struct {
 	Lease, User string
 	Issued      time.Duration // when it was asked for: its lease began after that
+	Handed      time.Duration // when it was there: its lease began before that
 	Latest      time.Duration // the lease's end is not after that, unless it is revoked before
 	Most        time.Duration // nor may any renewal move it beyond that
 	Revoked     time.Duration // when its revocation was acknowledged; 0: it was not
@@ -57,7 +58,7 @@ type ledger struct {
 func (l *ledger) issued(a map[string]any, o op, most time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	g := &grant{Lease: text(a, "lease_id"), User: text(a, "data", "username"), Issued: o.Call, Most: o.Return + most}
+	g := &grant{Lease: text(a, "lease_id"), User: text(a, "data", "username"), Issued: o.Call, Handed: o.Return, Most: o.Return + most}
 	g.Latest = o.Return + time.Duration(number(a, "lease_duration"))*time.Second
 	l.grants[g.Lease], l.users[g.User] = g, g
 }
@@ -80,7 +81,7 @@ func (l *ledger) revoked(o op, leases ...string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, lease := range leases {
-		if g := l.grants[lease]; g != nil && g.Revoked == 0 && g.Issued < o.Call {
+		if g := l.grants[lease]; g != nil && g.Revoked == 0 && g.Handed < o.Call { // a later one it may have missed
 			g.Revoked = o.Return
 		}
 	}

@@ -3,6 +3,7 @@ package torture
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -425,12 +426,17 @@ func (r *run) settle(c *client) (err error) {
 	return errors.Join(err, fmt.Errorf("%d accounts are left at the target after %s: %s", len(r.observer.left()), quietPatience, strings.Join(r.observer.left(), ", ")))
 }
 
-// readTrail reads the whole audit trail.
-func (r *run) readTrail(c *client) (*trail, error) {
-	t := newTrail()
+// readTrail reads the whole audit trail, and leaves it beside the history.
+func (r *run) readTrail(c *client) (t *trail, err error) {
+	t = newTrail()
+	file, err := os.OpenFile(filepath.Join(filepath.Dir(r.history.file.Name()), "trail.jsonl"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	kept := json.NewEncoder(file)
 	for cursor := ""; ; {
 		var a map[string]any
-		var err error
 		for range 5 {
 			if a, err = c.attempt("GET", "sys/lessor/audit/records?limit=2000&after="+cursor, nil); err == nil {
 				break
@@ -442,6 +448,9 @@ func (r *run) readTrail(c *client) (*trail, error) {
 		records, _ := at(a, []string{"data", "records"}).([]any)
 		for _, e := range records {
 			t.add(e.(map[string]any))
+			if err := kept.Encode(e); err != nil {
+				return t, err
+			}
 		}
 		if cursor = text(a, "data", "next"); cursor == "" {
 			return t, nil
