@@ -193,7 +193,7 @@ var errUnwritten = errors.New("store: nothing was written")
 func (db *DB) flush(batch []*pending) {
 	var err error
 	tried := false
-	if db.shared != nil && db.quiet >= calm {
+	if db.shared != nil && db.quiet >= calm && time.Since(db.flushed) < brisk {
 		err = db.try(batch, db.guess)
 		tried = errors.Is(err, errUnwritten)
 	} else {
@@ -208,8 +208,12 @@ func (db *DB) flush(batch []*pending) {
 	}
 }
 
-// calm is after how many flushes that met no other node's commit a node guesses that the next will meet none.
-const calm = 4
+// calm is after how many flushes that met no other node's commit a node guesses that the next will meet none; brisk, how recent the last
+// must be. Where nothing hurries, it is better to find out first whether the backend is there at all.
+const (
+	calm  = 4
+	brisk = 20 * time.Millisecond
+)
 
 // try makes the commit upon the ground that find finds, and answers all in the batch; or it fails and answers nobody.
 func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error {
@@ -254,7 +258,7 @@ func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error
 		}
 		return err
 	}
-	db.restoring = false
+	db.restoring, db.flushed = false, time.Now()
 	db.confirm(next)
 	db.clock.follow(next.head.Time)
 	db.rows.drop(&next.head)

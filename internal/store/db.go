@@ -69,7 +69,8 @@ type DB struct {
 	plan      plan
 	admitted  []*pending
 	rejected  []rejected
-	quiet     int // flushes in a row that met no other node's commit
+	quiet     int       // flushes in a row that met no other node's commit
+	flushed   time.Time // when the last flush ended
 	leaves    []audit.Hash
 	buf       []byte
 	value     []byte

@@ -359,7 +359,7 @@ type Write interface {
 // wrapper that hides it, DB takes the later commits in.
 type Exact interface {
 	Write
-	// State is the state as of the write, once it is known to be committed.
+	// State is the state as of the write, once it is known to be committed, by Commit or otherwise.
 	State() Snapshot
 }
 
