@@ -223,7 +223,7 @@ func (db *DB) replace(s *state) {
 	old.release()
 }
 
-// View returns the latest durable state. It fails once the store is closed or has a Fault.
+// View returns the latest durable state. It fails with ErrClosed, which wraps the Fault, once the store is closed or has one.
 func (db *DB) View() (View, error) {
 	s, err := db.latest()
 	if err != nil {
@@ -234,8 +234,8 @@ func (db *DB) View() (View, error) {
 
 // latest acquires the published state.
 func (db *DB) latest() (*state, error) {
-	if f := db.fault.Load(); f != nil {
-		return nil, *f
+	if db.fault.Load() != nil {
+		return nil, db.stopped()
 	}
 	for {
 		s := db.published.Load()
