@@ -42,6 +42,18 @@ func (d *Disk) Open() *Backend {
 	return b
 }
 
+// Save returns what puts the Disk back to its present state, as a failover to a replica that is behind does.
+func (d *Disk) Save() (restore func()) {
+	s := d.load()
+	return func() {
+		d.writing.Lock()
+		defer d.writing.Unlock()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.state = s
+	}
+}
+
 func (d *Disk) load() snapshot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
