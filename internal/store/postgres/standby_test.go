@@ -47,6 +47,7 @@ func TestWaitsCutShortAcknowledgeNothing(t *testing.T) {
 			}
 		}
 	}
+	defer standbys("") // or what closes the store waits as well
 	for range 2 {
 		before := counted(t, db, "n")
 		standbys("nobody")
