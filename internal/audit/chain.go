@@ -20,9 +20,25 @@ func (h *Header) VerifyMAC(a Authority) error {
 	bare := *h
 	bare.MAC = [32]byte{}
 	if want := a.MAC(bare.Encode()); !hmac.Equal(want[:], h.MAC[:]) {
-		return fmt.Errorf("audit: header %d has a wrong MAC: it was altered, or made under another key", h.Seq)
+		return errMAC(h.Seq)
 	}
 	return nil
+}
+
+// authentic is VerifyMAC for an encoded header: it ends with the MAC.
+func authentic(encoded []byte, a Authority) bool {
+	n := len(encoded) - len(Header{}.MAC)
+	if n < 0 {
+		return false
+	}
+	bare := make([]byte, len(encoded))
+	copy(bare, encoded[:n])
+	want := a.MAC(bare)
+	return hmac.Equal(want[:], encoded[n:])
+}
+
+func errMAC(seq uint64) error {
+	return fmt.Errorf("audit: header %d has a wrong MAC: it was altered, or made under another key", seq)
 }
 
 // SetSums puts the authenticated sums into the header, masked. Incarnation, Seq and Batch must be set before.
@@ -68,7 +84,7 @@ func (c *Chain) Hash() Hash { return c.hash }
 // Next verifies the next header, given as stored, and returns it. The error names what is broken; the chain then
 // stands where it stood.
 func (c *Chain) Next(encoded []byte) (*Header, error) {
-	h, err := DecodeHeader(encoded)
+	h, err := decodeHeader(encoded) // in the canonical encoding, if its MAC holds
 	if err != nil {
 		return nil, fmt.Errorf("audit: header after %d: %w", c.Last.Seq, err)
 	}
@@ -82,8 +98,8 @@ func (c *Chain) Next(encoded []byte) (*Header, error) {
 	case h.Incarnation < c.Last.Incarnation || h.Incarnation > c.Last.Incarnation+1:
 		return nil, fmt.Errorf("audit: header %d is of incarnation %d after %d", h.Seq, h.Incarnation, c.Last.Incarnation)
 	}
-	if err := h.VerifyMAC(c.Authority); err != nil {
-		return nil, err
+	if !authentic(encoded, c.Authority) {
+		return nil, errMAC(h.Seq)
 	}
 	c.Last, c.hash = h, sha256.Sum256(encoded)
 	return &c.Last, nil

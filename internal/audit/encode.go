@@ -102,15 +102,23 @@ func (h *Header) Encode() []byte {
 
 // DecodeHeader reads what Encode wrote. It accepts no other encoding of the same header.
 func DecodeHeader(b []byte) (Header, error) {
+	h, err := decodeHeader(b)
+	if err == nil && !bytes.Equal(h.Encode(), b) {
+		err = fmt.Errorf("audit: header %d is not in its canonical encoding", h.Seq)
+	}
+	if err != nil {
+		return Header{}, err
+	}
+	return h, nil
+}
+
+func decodeHeader(b []byte) (Header, error) {
 	var h Header
 	w := wireHeader{bareHeader: (*bareHeader)(&h)}
 	if err := decMode.Unmarshal(b, &w); err != nil {
 		return Header{}, fmt.Errorf("audit: header: %w", err)
 	}
 	h.Time = fromNanos(w.Time)
-	if !bytes.Equal(h.Encode(), b) {
-		return Header{}, fmt.Errorf("audit: header %d is not in its canonical encoding", h.Seq)
-	}
 	return h, nil
 }
 

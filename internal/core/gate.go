@@ -57,7 +57,13 @@ type trial struct {
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
 // it returns, but for what strangers ask in vain, or without effect, which is counted (package tally). An error that is no *api.Error is
 // a fault of lessor's own. Handle is safe for concurrent use.
+//
+// It sees what any node of the cluster acknowledged before the operation arrived: a policy, a revocation, a new version.
 func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	if err := c.Store.Fresh(ctx); err != nil {
+		c.counters.count(err)
+		return nil, outcome(err)
+	}
 	var t trial
 	for n := range attempts {
 		answer, err := c.attempt(ctx, op, &t)
@@ -609,14 +615,14 @@ func outcome(err error) error {
 		return nil
 	case errors.As(err, new(*api.Error)):
 		return err
+	case errors.Is(err, store.ErrClosed): // what else it may be is why
+		return &api.Error{Kind: api.Unavailable, Text: "lessor's store is closed at present; try again", Cause: err}
 	case errors.Is(err, store.ErrFull):
 		return &api.Error{Kind: api.Unavailable, Text: "the disk is almost full: only revocations are accepted until an operator makes room", Cause: err}
 	case errors.Is(err, store.ErrUncertain):
 		return &api.Error{Kind: api.Uncertain, Text: "whether this was done is unknown: read it back before trying again", Cause: err}
 	case errors.Is(err, store.ErrUnreachable):
 		return &api.Error{Kind: api.Unavailable, Text: "lessor's own database cannot be reached: nothing was done; try again", Cause: err}
-	case errors.Is(err, store.ErrClosed):
-		return &api.Error{Kind: api.Unavailable, Text: "lessor is stopping; try again", Cause: err}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return &api.Error{Kind: api.Unavailable, Text: "the request ended before it was done", Cause: err}
 	}

@@ -15,6 +15,9 @@ import (
 
 // Help describes the path of op from the method table (?help=1). It shows nothing that is kept, and takes a live token.
 func (c *Core) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	if err := c.Store.Fresh(ctx); err != nil {
+		return nil, outcome(err)
+	}
 	view, err := c.Store.View()
 	if err != nil {
 		return nil, outcome(err)

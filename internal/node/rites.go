@@ -123,6 +123,9 @@ func (n *Node) inTurn(f rite) engine.Handler {
 		l := n.enter()
 		if l != nil {
 			defer l.leave()
+			if err := l.db.Fresh(ctx); err != nil {
+				return nil, core.Outcome(err)
+			}
 		}
 		d, err := f(ctx, l, r)
 		if err == nil && d.note == "" {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/hmac"
 	"encoding/binary"
 	"errors"
@@ -23,6 +24,7 @@ type Mark struct {
 
 // Anchor remembers the head outside the store, so that a store that was put back to an earlier state is noticed. It is written
 // at most once a second, after the head is durable, and at Close: a crash costs the protection of at most the last second.
+// On a Shared backend a head is remembered only once it is sure to survive a failover.
 // Who can put back the store and the anchor together is not noticed.
 type Anchor interface {
 	// Load returns the last mark stored; the zero Mark if there never was one.
@@ -34,8 +36,12 @@ type Anchor interface {
 }
 
 // ErrBehind is the error of a store that is known to have been in a later, or another, state: from its anchor, or from what
-// this process saw.
+// this process was told. What was acknowledged is gone.
 var ErrBehind = errors.New("store: behind what it was")
+
+// ErrLost is the Fault of a DB that has shown commits which the backend lost, as a failover or a crash of its server may: they were seen, but
+// nobody who made them was told that they are done. Opening the store again shows what is true.
+var ErrLost = errors.New("store: the database lost commits that were never acknowledged")
 
 // bytes is what the MAC is over. It begins with 'a', which no encoded header begins with.
 func (m *Mark) bytes() []byte {
@@ -73,6 +79,7 @@ func (db *DB) verifyAnchor(s *state, c Cipher) error {
 			"its latest state, or restore a backup", ErrBehind, db.o.Anchor, m.Seq)
 	}
 	db.anchored = m.Seq
+	db.confirmed.Store(&m)
 	return nil
 }
 
@@ -96,6 +103,9 @@ func (db *DB) anchorKeeper() {
 		case <-db.ctx.Done():
 			return
 		case <-tick.C:
+			if err := db.makeSure(); err != nil {
+				db.log.Warn("the head could not be confirmed, so the anchor stays behind it", "error", err)
+			}
 			if err := db.storeAnchor(); err != nil {
 				db.log.Warn("writing the anchor failed", "anchor", db.o.Anchor.String(), "error", err)
 			}
@@ -103,13 +113,35 @@ func (db *DB) anchorKeeper() {
 	}
 }
 
-// storeAnchor remembers the published head.
-func (db *DB) storeAnchor() error {
-	s := db.published.Load()
-	if db.o.Anchor == nil || s == nil || s.cipher == nil || s.head.Seq == db.anchored {
+// makeSure confirms the published head, if it is another node's: one of our own was confirmed when it was acknowledged.
+func (db *DB) makeSure() error {
+	s, err := db.latest()
+	if err != nil {
+		return nil // there is nothing to confirm
+	}
+	defer s.release()
+	if m := db.confirmed.Load(); db.shared == nil || s.head.Seq == 0 || m != nil && m.Seq >= s.head.Seq {
 		return nil
 	}
-	m := Mark{Seq: s.head.Seq, Incarnation: s.head.Incarnation, Hash: s.hash}
+	ctx, cancel := context.WithTimeout(db.ctx, patience)
+	defer cancel()
+	if err := db.shared.Confirm(ctx); err != nil {
+		if db.ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	db.confirm(s)
+	return nil
+}
+
+// storeAnchor remembers the head that is confirmed.
+func (db *DB) storeAnchor() error {
+	s, confirmed := db.published.Load(), db.confirmed.Load()
+	if db.o.Anchor == nil || s == nil || s.cipher == nil || confirmed == nil || confirmed.Seq == db.anchored {
+		return nil
+	}
+	m := *confirmed
 	m.MAC = s.cipher.MAC(m.bytes())
 	if err := db.o.Anchor.Store(m); err != nil {
 		db.stats.anchorErrors.Add(1)

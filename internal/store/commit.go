@@ -178,56 +178,96 @@ func refuse(batch []*pending, err error) {
 	}
 }
 
-// flush makes one commit of those in the batch whose checks hold, and answers all.
+// ground is what a commit builds upon: a published state, which is the backend's latest or is guessed to be, and a Write at it.
+type ground struct {
+	*state
+	w     Write
+	guess bool
+}
+
+// errUnwritten is the error of a flush of which it is certain that nothing was written.
+var errUnwritten = errors.New("store: nothing was written")
+
+// flush makes one commit of those in the batch whose checks hold, and answers all. On a shared backend it guesses that no other
+// node came between, as long as none does. What a guess cost its flush, or a connection that broke, is tried once more, under the lock.
 func (db *DB) flush(batch []*pending) {
-	w, err := db.b.Begin()
+	var err error
+	tried := false
+	if db.shared != nil && db.quiet >= calm && time.Since(db.flushed) < brisk {
+		err = db.try(batch, db.guess)
+		tried = errors.Is(err, errUnwritten)
+	} else {
+		err = db.try(batch, db.enter)
+		tried = true
+	}
+	if errors.Is(err, ErrMoved) || db.shared != nil && tried && errors.Is(err, errUnwritten) {
+		err = db.try(batch, db.enter)
+	}
 	if err != nil {
-		refuse(batch, fmt.Errorf("%w: nothing was written: %w", ErrUnreachable, err))
-		return
+		refuse(batch, err)
 	}
-	defer w.Abort()
-	s, err := db.ground(w, batch)
+}
+
+// calm is after how many flushes that met no other node's commit a node guesses that the next will meet none; brisk, how recent the last
+// must be. Where nothing hurries, it is better to find out first whether the backend is there at all.
+const (
+	calm  = 4
+	brisk = 20 * time.Millisecond
+)
+
+// try makes the commit upon the ground that find finds, and answers all in the batch; or it fails and answers nobody.
+func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error {
+	g, err := find(batch)
 	if err != nil {
-		refuse(batch, fmt.Errorf("store: nothing was written: %w", err))
-		return
+		return err
 	}
-	defer s.release()
-	admitted := db.admit(batch)
-	if len(admitted) == 0 {
-		return
+	defer g.release()
+	defer g.w.Abort()
+	db.plan.build(g.state)
+	db.admit(batch)
+	if len(db.admitted) == 0 {
+		if g.guess {
+			return ErrMoved // what the checks expect differs, so the guess is not worth trying
+		}
+		db.reject()
+		return nil
 	}
-	h, err := db.header(s, admitted)
+	h, err := db.header(g.state, db.admitted)
 	if err != nil {
-		refuse(admitted, fmt.Errorf("store: nothing was written: %w", err))
-		return
+		return fmt.Errorf("%w: %w", errUnwritten, err)
 	}
-	next := db.newState(nil, h, audit.Hash{}, s.cipher)
-	next.changed = s.changed
-	next.hash = db.write(w, s.cipher, &next.head, admitted)
+	next := db.newState(nil, h, audit.Hash{}, g.cipher)
+	next.changed = g.changed
+	next.hash = db.write(g.w, g.cipher, &next.head, db.admitted)
 	next.note(&next.head)
 
 	began := time.Now()
-	if err = w.Commit(); err != nil {
+	if err = g.w.Commit(); err != nil && !errors.Is(err, ErrMoved) {
 		err = db.settle(&next.head, err)
 	}
 	if err == nil {
-		db.stats.flushed(len(admitted), int(h.Count), time.Since(began))
-		if err = db.reach(next, w); err != nil {
+		db.stats.flushed(len(db.admitted), int(h.Count), time.Since(began))
+		if err = db.reach(next, g.w); err != nil {
 			err = db.uncertain(&next.head, err)
 		}
 	}
 	if err != nil {
 		db.states.Done()
-		refuse(admitted, err)
-		return
+		if g.guess {
+			db.quiet = 0
+		}
+		return err
 	}
-	db.restoring = false
+	db.restoring, db.flushed = false, time.Now()
+	db.confirm(next)
 	db.clock.follow(next.head.Time)
 	db.rows.drop(&next.head)
 	db.replace(next)
-	for _, p := range admitted {
+	for _, p := range db.admitted {
 		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}
 	}
+	db.reject()
+	return nil
 }
 
 // reach gives next, which w made, its snapshot. Where other nodes may have written since, and w cannot tell, next becomes the
@@ -242,7 +282,7 @@ func (db *DB) reach(next *state, w Write) error {
 		if err != nil {
 			return err
 		}
-		if err := next.follow(snap); err != nil {
+		if err := next.follow(News{State: snap, More: true}, nil); err != nil {
 			snap.Close()
 			return err
 		}
@@ -251,45 +291,99 @@ func (db *DB) reach(next *state, w Write) error {
 	})
 }
 
-// ground reads what the batch depends on, and returns the state that it builds upon: the published one, once it is also
-// the backend's. A backend that no longer has our head (a replica that took over and was behind, a disk that lied) is a Fault:
-// what was acknowledged is gone.
-func (db *DB) ground(w Write, batch []*pending) (*state, error) {
-	for {
-		s, err := db.latest()
-		if err != nil {
-			return nil, err
-		}
-		found, err := db.plan.gather(w, &s.head, db.rows, batch)
-		if err == nil && found == firm {
-			return s, nil
-		}
-		if err == nil && found == lost {
-			err = fmt.Errorf("%w: commit %d was acknowledged, but the backend does not have it", ErrBehind, s.head.Seq)
-			db.fail(err)
-		}
+// guess supposes that nobody wrote since the published state, and that the batch's checks hold.
+func (db *DB) guess(batch []*pending) (ground, error) {
+	s, err := db.latest()
+	if err != nil {
+		return ground{}, err
+	}
+	db.plan.gather(&s.head, db.rows, batch)
+	if !db.plan.guess() {
 		s.release()
-		if err == nil {
-			err = db.catchUp()
-		}
+		return ground{}, ErrMoved
+	}
+	return ground{s, db.shared.Guess(s.snap, db.plan.keys, db.plan.versions), true}, nil
+}
+
+// enter begins a Write and reads what the batch depends on. What others committed meanwhile is published first.
+func (db *DB) enter(batch []*pending) (g ground, err error) {
+	if g.state, err = db.latest(); err != nil {
+		return g, err
+	}
+	p := &db.plan
+	p.gather(&g.head, db.rows, batch)
+	if db.shared == nil {
+		g.w, err = db.b.Begin()
 		if err != nil {
-			return nil, err
+			g.release()
+			return g, fmt.Errorf("%w: nothing was written: %w", ErrUnreachable, err)
 		}
+		err = db.found(&g)
+	} else {
+		var news News
+		g.w, news, err = db.shared.Enter(g.snap, g.head.Seq, p.keys, p.versions)
+		if err != nil {
+			g.release()
+			return g, fmt.Errorf("%w: nothing was written: %w", ErrUnreachable, err)
+		}
+		if db.quiet++; len(news.Headers) > 0 {
+			db.quiet = 0
+		}
+		err = db.catchUp(&g.state, news, p.follow)
+	}
+	if err != nil {
+		g.w.Abort()
+		g.release()
+		return g, fmt.Errorf("%w: %w", errUnwritten, err)
+	}
+	p.learn()
+	return g, nil
+}
+
+// found asks a backend that is ours alone for the versions sought, and whether its head is the published one. If not, what was
+// acknowledged is gone (a disk that lied): a Fault.
+func (db *DB) found(g *ground) error {
+	p := &db.plan
+	keys := append(p.keys, headKey(g.head.Seq+1), Key{Batches, g.head.Batch})
+	versions := append(p.versions, 0, 0)
+	if err := g.w.Versions(keys, versions); err != nil {
+		return err
+	}
+	n := len(p.keys)
+	p.keys, p.versions = keys[:n], versions[:n]
+	if versions[n] == 0 && versions[n+1] == g.head.Seq { // both 0 in an empty store
+		return nil
+	}
+	err := fmt.Errorf("%w: commit %d was acknowledged, and the backend does not end with it", ErrBehind, g.head.Seq)
+	db.fail(err)
+	return err
+}
+
+// admit sorts the batch into the transactions whose checks hold, given those before, and the others.
+func (db *DB) admit(batch []*pending) {
+	clear(db.admitted)
+	clear(db.rejected)
+	db.admitted, db.rejected = db.admitted[:0], db.rejected[:0]
+	for _, p := range batch {
+		if c := db.plan.admit(p); c != nil {
+			db.rejected = append(db.rejected, rejected{p, c})
+			continue
+		}
+		db.admitted = append(db.admitted, p)
 	}
 }
 
-// admit rejects the transactions whose checks fail and returns the others, in place.
-func (db *DB) admit(batch []*pending) []*pending {
-	admitted := batch[:0]
-	for _, p := range batch {
-		if c := db.plan.admit(p); c != nil {
-			db.stats.conflicts.Add(1)
-			p.answer <- answer{err: c}
-			continue
-		}
-		admitted = append(admitted, p)
+type rejected struct {
+	*pending
+	conflict *Conflict
+}
+
+// reject answers those who were not admitted.
+func (db *DB) reject() {
+	for _, r := range db.rejected {
+		db.stats.conflicts.Add(1)
+		r.answer <- answer{err: r.conflict}
 	}
-	return admitted
 }
 
 // header makes the header of the planned commit, but for its MAC.
@@ -331,6 +425,7 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 	for _, r := range db.plan.ranges {
 		w.DeleteRange(r)
 	}
+	db.dropBatches(w, h.Time)
 	buf := db.buf
 	set := func(k Key, value []byte) {
 		buf = appendStored(buf[:0], c, k, h.Seq, value)
@@ -365,7 +460,6 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 		w.Delete(restoreMark)
 	}
 	set(Key{Batches, h.Batch}, nil)
-	db.dropBatches(w, h.Time)
 	encoded := h.Seal(c)
 	set(headKey(h.Seq), encoded)
 	db.buf = buf
@@ -387,10 +481,11 @@ func (db *DB) dropBatches(w Write, now time.Time) {
 	w.DeleteRange(Range{Table: Batches, To: batchTime(now.Add(-batchTerm))})
 }
 
-// settle finds out what became of a flush that failed. On a shared backend the id of the batch tells, once the backend lets
-// us write again; elsewhere only reopening does.
+// settle finds out what became of a flush that failed: nil means that it was done. On a shared backend the id of the batch tells, once the
+// backend lets us write again; elsewhere only reopening does. An empty commit then makes the answer definitive: what failed may still be on its way
+// and must find another state than it builds upon; and if it was done, its wait for standbys may have been cut short, so the commit after it waits for both.
 func (db *DB) settle(h *audit.Header, cause error) error {
-	if _, ok := db.b.(Shared); !ok {
+	if db.shared == nil {
 		return db.uncertain(h, cause)
 	}
 	var version [1]uint64
@@ -400,13 +495,16 @@ func (db *DB) settle(h *audit.Header, cause error) error {
 			return err
 		}
 		defer w.Abort()
-		return w.Versions([]Key{{Batches, h.Batch}}, version[:])
+		if err := w.Versions([]Key{{Batches, h.Batch}}, version[:]); err != nil {
+			return err
+		}
+		return w.Commit()
 	})
 	switch {
 	case err != nil:
 		return db.uncertain(h, errors.Join(cause, err))
 	case version[0] != h.Seq:
-		return fmt.Errorf("store: nothing was written: %w", cause)
+		return fmt.Errorf("%w: %w", errUnwritten, cause)
 	}
 	return nil
 }
@@ -417,7 +515,7 @@ const patience = 10 * time.Second
 // insist tries until it succeeds or patience ends, for a shared backend may be away for a while; of another it asks once.
 func (db *DB) insist(try func() error) error {
 	err := try()
-	if _, ok := db.b.(Shared); !ok {
+	if db.shared == nil {
 		return err
 	}
 	deadline := time.Now().Add(patience)

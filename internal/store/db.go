@@ -34,10 +34,11 @@ type Options struct {
 // It begins sealed: only clear tables can be read. Unseal gives it the keys, checks that the store is what it was left as,
 // and starts the committer.
 type DB struct {
-	b     Backend
-	o     Options
-	log   *slog.Logger
-	clock *leaseClock
+	b      Backend
+	shared Shared // b, if other nodes write to it as well
+	o      Options
+	log    *slog.Logger
+	clock  *leaseClock
 
 	published atomic.Pointer[state]
 	publish   sync.Mutex     // one publisher at a time
@@ -51,6 +52,8 @@ type DB struct {
 	looked    atomic.Int64 // when that was looked at
 	alone     alone        // where the backend is not Shared
 	about     atomic.Pointer[[]byte]
+	fresh     barrier
+	confirmed atomic.Pointer[Mark] // the last commit that is known to survive a failover; without MAC
 
 	fault   atomic.Pointer[error]
 	halted  chan struct{}   // closed on a fault
@@ -64,6 +67,10 @@ type DB struct {
 
 	// The committer's own.
 	plan      plan
+	admitted  []*pending
+	rejected  []rejected
+	quiet     int       // flushes in a row that met no other node's commit
+	flushed   time.Time // when the last flush ended
 	leaves    []audit.Hash
 	buf       []byte
 	value     []byte
@@ -98,9 +105,10 @@ func open(b Backend, o Options, restoring bool) (*DB, error) {
 		o.BatchBytes = 4 << 20
 	}
 	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), rows: newRowCache(), halted: make(chan struct{}), restoring: restoring}
+	db.shared, _ = b.(Shared)
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	db.queue.init()
-	if _, shared := b.(Shared); !shared {
+	if db.shared == nil {
 		id, err := NewPeerID(o.Random)
 		if err != nil {
 			return nil, err
@@ -215,7 +223,7 @@ func (db *DB) replace(s *state) {
 	old.release()
 }
 
-// View returns the latest durable state. It fails once the store is closed or has a Fault.
+// View returns the latest durable state. It fails with ErrClosed, which wraps the Fault, once the store is closed or has one.
 func (db *DB) View() (View, error) {
 	s, err := db.latest()
 	if err != nil {
@@ -226,8 +234,8 @@ func (db *DB) View() (View, error) {
 
 // latest acquires the published state.
 func (db *DB) latest() (*state, error) {
-	if f := db.fault.Load(); f != nil {
-		return nil, *f
+	if db.fault.Load() != nil {
+		return nil, db.stopped()
 	}
 	for {
 		s := db.published.Load()
@@ -270,11 +278,14 @@ func (db *DB) Unseal(c Cipher) error {
 	if err != nil {
 		return err
 	}
+	if db.shared == nil {
+		db.confirm(open)
+	}
 	db.replace(open)
 	db.start(func() { db.verifyTokens(open.head.Seq, c) })
 	db.start(db.committer)
-	if shared, ok := db.b.(Shared); ok {
-		db.start(func() { db.followOthers(shared.Moved()) })
+	if db.shared != nil {
+		db.start(db.followOthers)
 	}
 	if db.o.Anchor != nil {
 		db.start(db.anchorKeeper)
@@ -288,7 +299,7 @@ func (db *DB) unsealed(s *state, c Cipher) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	return db.advance(snap, s, c)
+	return db.advance(s, News{State: snap, More: true}, c, nil)
 }
 
 // verifyHead checks that the last header was made under the keys and continues the one before.
@@ -357,7 +368,6 @@ var sums = [audit.Sums]string{"mounts, policies, identities or settings", "token
 
 // verifyTokens checks the sum over tokens as of a state not before seq.
 func (db *DB) verifyTokens(seq uint64, c Cipher) {
-	_, shared := db.b.(Shared)
 	for {
 		s, err := db.latest()
 		if err != nil {
@@ -368,7 +378,7 @@ func (db *DB) verifyTokens(seq uint64, c Cipher) {
 		switch {
 		case err == nil || db.ctx.Err() != nil:
 			return
-		case !shared || errors.Is(err, errSum):
+		case db.shared == nil || errors.Is(err, errSum):
 			db.fail(err)
 			return
 		}
@@ -390,37 +400,59 @@ func (db *DB) start(f func()) {
 	}()
 }
 
-// advance makes the state of snap, which follows s. It owns snap.
-func (db *DB) advance(snap Snapshot, s *state, c Cipher) (*state, error) {
-	next := db.newState(snap, s.head, s.hash, c)
+// advance makes the state of the news, which follows s. It owns the news' State, and calls each, if not nil, with every header that is new.
+func (db *DB) advance(s *state, news News, c Cipher, each func(*audit.Header)) (*state, error) {
+	next := db.newState(news.State, s.head, s.hash, c)
 	next.changed = s.changed
-	if err := next.follow(snap); err != nil {
+	err := next.follow(news, each)
+	if err == nil && next.head.Seq == s.head.Seq && db.shared != nil {
+		err = next.holds(s.head.Seq, s.hash)
+	}
+	if err != nil {
 		next.release()
 		return nil, err
 	}
 	return next, nil
 }
 
-// follow takes the state, which nobody else has yet, to that of snap: it verifies the headers after its own.
-func (s *state) follow(snap Snapshot) error {
+// follow takes the state, which nobody else has yet, to that of the news: it verifies the headers after its own.
+func (s *state) follow(news News, each func(*audit.Header)) error {
 	chain := audit.Resume(s.cipher, s.head, s.hash)
-	for e, err := range snap.Scan(Range{Table: Head, From: Uint64Key(s.head.Seq + 1)}, false) {
-		if err != nil {
+	for _, e := range news.Headers {
+		if err := s.step(chain, e, each); err != nil {
 			return err
 		}
-		if len(e.Bytes) < versionLen {
-			return &Damage{e.Key, "it is cut short"}
-		}
-		h, err := chain.Next(e.Bytes[versionLen:])
-		if err != nil {
-			return &Damage{e.Key, err.Error()}
-		}
-		s.note(h)
-		if s.rows != nil {
-			s.rows.drop(h)
+	}
+	if news.More {
+		for e, err := range news.State.Scan(Range{Table: Head, From: Uint64Key(chain.Last.Seq + 1)}, false) {
+			if err == nil {
+				err = s.step(chain, e, each)
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	s.head, s.hash = chain.Last, chain.Hash()
+	return nil
+}
+
+// step takes the state past one header. The chain has the same place.
+func (s *state) step(chain *audit.Chain, e Stored, each func(*audit.Header)) error {
+	if len(e.Bytes) < versionLen {
+		return &Damage{e.Key, "it is cut short"}
+	}
+	h, err := chain.Next(e.Bytes[versionLen:])
+	if err != nil {
+		return &Damage{e.Key, err.Error()}
+	}
+	s.note(h)
+	if s.rows != nil {
+		s.rows.drop(h)
+	}
+	if each != nil {
+		each(h)
+	}
 	return nil
 }
 
@@ -436,47 +468,6 @@ func (s *state) note(h *audit.Header) {
 	if h.Count > 0 {
 		s.changed[Records], s.changed[ByPath], s.changed[ByWho] = h.Seq, h.Seq, h.Seq
 	}
-}
-
-// followOthers publishes what other nodes commit.
-func (db *DB) followOthers(moved <-chan struct{}) {
-	for {
-		select {
-		case <-db.ctx.Done():
-			return
-		case _, ok := <-moved:
-			if !ok {
-				return
-			}
-			if err := db.catchUp(); err != nil {
-				db.log.Warn("reading other nodes' commits failed", "error", err)
-			}
-		}
-	}
-}
-
-// catchUp publishes the backend's latest state. A break in the chain is a Fault.
-func (db *DB) catchUp() error {
-	s, err := db.latest()
-	if err != nil {
-		return err
-	}
-	defer s.release()
-	snap, err := db.b.Snapshot()
-	if err != nil {
-		return err
-	}
-	next, err := db.advance(snap, s, s.cipher)
-	if err != nil {
-		var broken *Damage
-		if errors.As(err, &broken) {
-			db.fail(err)
-		}
-		return err
-	}
-	db.clock.follow(next.head.Time)
-	db.replace(next)
-	return nil
 }
 
 // Head is the header of the last durable commit; the zero Header of an empty store. Callers must not change it.
@@ -498,7 +489,8 @@ func (db *DB) ClockAlarm() error { return db.clock.alarm() }
 // AcceptClock ends a ClockAlarm: an operator says that the wall clock is right.
 func (db *DB) AcceptClock() { db.clock.accept() }
 
-// Fault is why the store stopped serving; nil if it did not. Only reopening ends it.
+// Fault is why the store stopped serving; nil if it did not. What ends it, errors.Is tells: after ErrUncertain and ErrLost it is enough to
+// open the store again, which reads what is true now. ErrBehind and damage stay until somebody looks into them.
 func (db *DB) Fault() error {
 	if f := db.fault.Load(); f != nil {
 		return *f

@@ -40,8 +40,8 @@ type alone struct {
 
 // Self is the id of this start of this node: 16 hex digits, never used again.
 func (db *DB) Self() string {
-	if shared, ok := db.b.(Shared); ok {
-		return shared.Self()
+	if db.shared != nil {
+		return db.shared.Self()
 	}
 	return db.alone.id
 }
@@ -53,8 +53,8 @@ func (db *DB) Announce(about []byte) {
 		panic("store: a node announces more than PeerBytes")
 	}
 	about = append([]byte(nil), about...)
-	if shared, ok := db.b.(Shared); ok {
-		shared.Announce(about)
+	if db.shared != nil {
+		db.shared.Announce(about)
 		return
 	}
 	db.about.Store(&about)
@@ -64,8 +64,8 @@ func (db *DB) Announce(about []byte) {
 // are not Alive; after a minute, or once they signed off, they are not told any more. Where the backend is not Shared there is
 // one peer, this one, always alive.
 func (db *DB) Peers(ctx context.Context) ([]Peer, error) {
-	if shared, ok := db.b.(Shared); ok {
-		return shared.Peers(ctx)
+	if db.shared != nil {
+		return db.shared.Peers(ctx)
 	}
 	p := Peer{ID: db.alone.id, Started: db.alone.started, Seen: db.Now(), Alive: true}
 	if about := db.about.Load(); about != nil {

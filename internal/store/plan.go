@@ -1,6 +1,8 @@
 package store
 
 import (
+	"slices"
+
 	"github.com/lessor-dev/lessor/internal/audit"
 )
 
@@ -10,9 +12,9 @@ type plan struct {
 	seq      uint64 // of the commit that the batch becomes
 	cells    []cell
 	index    map[Key]int
-	versions []uint64
-	keys     []Key
 	sought   []int // cells whose versions the backend has to tell
+	keys     []Key // of those
+	versions []uint64
 	ranges   []Range
 	void     bool
 	changed  [tables]uint64 // last commit that touched each table, the batch included
@@ -24,13 +26,16 @@ type cell struct {
 	now     uint64 // version within the batch; 0: no such row
 	value   []byte
 	touched bool
+	summed  bool // the batch may change it, under an authenticated sum
+	hinted  bool // a check says what base should be: guess
+	guess   uint64
 }
 
 func (p *plan) reset() {
 	clear(p.cells)
 	clear(p.keys)
 	clear(p.index)
-	p.cells, p.keys, p.ranges, p.void = p.cells[:0], p.keys[:0], p.ranges[:0], false
+	p.cells, p.keys, p.sought, p.ranges, p.void = p.cells[:0], p.keys[:0], p.sought[:0], p.ranges[:0], false
 	if p.index == nil {
 		p.index = make(map[Key]int)
 	}
@@ -46,37 +51,26 @@ func (p *plan) cell(k Key) *cell {
 	return &p.cells[i]
 }
 
-// ground is what a batch found beneath it.
-type ground int
-
-const (
-	firm  ground = iota // the backend's head is ours
-	moved               // there are later commits
-	lost                // our head is gone
-)
-
-// gather reads the versions that the batch depends on: of what it checks, and of what it changes under an authenticated
-// sum; and whether the backend still ends with head. What the cache knows as of head is true if it does.
-func (p *plan) gather(w Write, head *audit.Header, rows *rowCache, batch []*pending) (ground, error) {
+// gather makes a cell for each row whose version the batch depends on: of what it checks, and of what it changes under an authenticated
+// sum. What the cache knows as of head is known; the others' are to be sought.
+func (p *plan) gather(head *audit.Header, rows *rowCache, batch []*pending) {
 	p.reset()
-	p.seq = head.Seq + 1
 	for _, b := range batch {
 		t := &b.txn
 		for i := range t.Checks {
-			p.cell(t.Checks[i].Key)
+			p.cell(t.Checks[i].Key).hint(&t.Checks[i])
 		}
 		for i := range t.Puts {
 			if t.Puts[i].Table.Power() != 0 {
-				p.cell(t.Puts[i].Key)
+				p.cell(t.Puts[i].Key).summed = true
 			}
 		}
 		for _, k := range t.Deletes {
 			if k.Table.Power() != 0 {
-				p.cell(k)
+				p.cell(k).summed = true
 			}
 		}
 	}
-	p.sought = p.sought[:0]
 	for i := range p.cells {
 		c := &p.cells[i]
 		if row, ok := rows.get(c.Key, head.Seq); ok {
@@ -85,23 +79,68 @@ func (p *plan) gather(w Write, head *audit.Header, rows *rowCache, batch []*pend
 		}
 		p.keys, p.sought = append(p.keys, c.Key), append(p.sought, i)
 	}
-	n := len(p.keys)
-	p.keys = append(p.keys, headKey(p.seq), Key{Batches, head.Batch})
-	p.versions = append(p.versions[:0], make([]uint64, len(p.keys))...)
-	if err := w.Versions(p.keys, p.versions); err != nil {
-		return lost, err
+	p.versions = slices.Grow(p.versions[:0], len(p.keys)+1)[:len(p.keys)]
+}
+
+// hint takes down what a check expects.
+func (c *cell) hint(k *Check) {
+	switch {
+	case k.Exists && !c.hinted:
+		c.guess, c.hinted = Any, true
+	case !k.Exists && (!c.hinted || c.guess == Any):
+		c.guess, c.hinted = k.Version, true
 	}
+}
+
+// guess supposes that what was sought is as the checks expect. It reports false where they do not tell enough.
+func (p *plan) guess() bool {
+	for v, i := range p.sought {
+		c := &p.cells[i]
+		if !c.hinted || c.summed && c.guess == Any {
+			return false
+		}
+		p.versions[v] = c.guess
+	}
+	p.learn()
+	return true
+}
+
+// learn takes the versions of what was sought.
+func (p *plan) learn() {
 	for v, i := range p.sought {
 		p.cells[i].base, p.cells[i].now = p.versions[v], p.versions[v]
 	}
-	switch {
-	case p.versions[n] != 0:
-		return moved, nil
-	case p.versions[n+1] != head.Seq: // both 0 in an empty store
-		return lost, nil
-	}
-	return firm, nil
 }
+
+// follow brings the cells up to date with a later commit, whose header tells all that it touched. It comes before learn.
+func (p *plan) follow(h *audit.Header) {
+	for i := range h.Touched {
+		t := &h.Touched[i]
+		if t.Range {
+			p.eachIn(Range{Table(t.Table), t.Name, t.To}, func(c *cell) { c.base, c.now = 0, 0 })
+			continue
+		}
+		if at, ok := p.index[Key{Table(t.Table), t.Name}]; ok {
+			c := &p.cells[at]
+			c.base = h.Seq
+			if t.Deleted {
+				c.base = 0
+			}
+			c.now = c.base
+		}
+	}
+}
+
+func (p *plan) eachIn(r Range, f func(*cell)) {
+	for i := range p.cells {
+		if r.Contains(p.cells[i].Key) {
+			f(&p.cells[i])
+		}
+	}
+}
+
+// build says upon which state the batch builds.
+func (p *plan) build(s *state) { p.seq, p.changed = s.head.Seq+1, s.changed }
 
 // admit takes the transaction into the batch if its checks hold.
 func (p *plan) admit(b *pending) *Conflict {
@@ -143,11 +182,7 @@ func (p *plan) admit(b *pending) *Conflict {
 func (p *plan) drop(r Range) {
 	p.ranges = append(p.ranges, r)
 	p.changed[r.Table] = p.seq
-	for i := range p.cells {
-		if c := &p.cells[i]; r.Contains(c.Key) {
-			c.now, c.value = 0, nil
-		}
-	}
+	p.eachIn(r, func(c *cell) { c.now, c.value = 0, nil })
 }
 
 // voidTokens deletes all tables under the tokens' sum, which so becomes zero.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -265,6 +266,9 @@ var (
 	ErrClosed = errors.New("store: closed")
 )
 
+// ErrMoved is the error of Write.Commit when a guess (Shared.Guess) was wrong: nothing was written.
+var ErrMoved = errors.New("store: another node's commit came first")
+
 // Cipher seals rows to their place and authenticates headers. seal.Keyring implements it; calls are concurrent.
 type Cipher interface {
 	// Seal appends value, sealed under (key, version), to dst.
@@ -294,12 +298,24 @@ type Backend interface {
 	//	Found() string
 }
 
-// Shared is a Backend that other nodes write to as well.
+// Shared is a Backend that other nodes write to as well. Besides writing under the cluster's lock it lets a node guess that it is
+// alone, which costs one round trip instead of two. Snapshots given to it are its own, and open.
 type Shared interface {
 	Backend
 	// Moved receives a hint when the state may have changed. Hints may be lost, and mean nothing by themselves.
 	// A closed channel sends no more hints.
 	Moved() <-chan struct{}
+	// Look tells what is new to a node that shows at, whose last header is after. Its answer is of a moment after the call: it has
+	// every commit that any node was told of before.
+	Look(ctx context.Context, at Snapshot, after uint64) (News, error)
+	// Enter is Begin, Look and Write.Versions in one: both answers are as the Write finds things.
+	Enter(at Snapshot, after uint64, keys []Key, versions []uint64) (Write, News, error)
+	// Guess is a Write upon at, which waits for nobody until its Commit. That fails with ErrMoved, and writes nothing, unless at
+	// is the latest state then and the keys have those versions; Any is whatever version there is. Its Versions is not to be called.
+	Guess(at Snapshot, keys []Key, versions []uint64) Write
+	// Confirm returns without an error once everything that could be seen when it was called has been made as durable as commits
+	// are, on synchronous standbys too. A crash, or a wait for standbys that was cut short, may show commits that are not yet.
+	Confirm(ctx context.Context) error
 
 	// Self is the id of this start of this node: 16 hex digits, never used again.
 	Self() string
@@ -311,17 +327,28 @@ type Shared interface {
 	Peers(ctx context.Context) ([]Peer, error)
 }
 
-// Write is one exclusive change under way. Its changes apply in the order of the calls, all or none.
+// Any is the version that Shared.Guess takes for any but 0.
+const Any = math.MaxUint64
+
+// News is what others committed.
+type News struct {
+	State   Snapshot // the latest state, for the caller to close; nil if nothing is new
+	Headers []Stored // entries of Head that are new, in order, without a gap
+	More    bool     // there are later ones, in State
+}
+
+// Write is one change under way, exclusive in the cluster. Its changes apply all or none: ranges first, which are to be given
+// first, then rows, none of them twice.
 type Write interface {
 	// Versions sets versions[i] to the version of the row keys[i] (the first 8 bytes of what is stored, big endian)
 	// in the latest state, without the write's own changes; 0 if there is none.
 	Versions(keys []Key, versions []uint64) error
+	// DeleteRange deletes From <= name < To (to the table's end if To is empty).
+	DeleteRange(r Range)
 	// Set stores bytes; it keeps no reference to them.
 	Set(k Key, stored []byte)
 	Delete(k Key)
-	// DeleteRange deletes From <= name < To (to the table's end if To is empty).
-	DeleteRange(r Range)
-	// Commit makes the changes durable. An error means that the outcome is unknown. Either way the write is over.
+	// Commit makes the changes durable. An error but ErrMoved means that the outcome is unknown. Either way the write is over.
 	Commit() error
 	// Abort drops the changes. After Commit it does nothing.
 	Abort()
@@ -332,7 +359,7 @@ type Write interface {
 // wrapper that hides it, DB takes the later commits in.
 type Exact interface {
 	Write
-	// State is the state as of the write, once it is known to be committed.
+	// State is the state as of the write, once it is known to be committed, by Commit or otherwise.
 	State() Snapshot
 }
 

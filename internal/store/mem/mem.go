@@ -23,7 +23,7 @@ type Disk struct {
 	writing sync.Mutex // held while a Write is open
 
 	mu    sync.Mutex
-	root  *node
+	state snapshot
 	nodes map[*Backend]struct{}
 }
 
@@ -42,10 +42,22 @@ func (d *Disk) Open() *Backend {
 	return b
 }
 
-func (d *Disk) load() *node {
+// Save returns what puts the Disk back to its present state, as a failover to a replica that is behind does.
+func (d *Disk) Save() (restore func()) {
+	s := d.load()
+	return func() {
+		d.writing.Lock()
+		defer d.writing.Unlock()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.state = s
+	}
+}
+
+func (d *Disk) load() snapshot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.root
+	return d.state
 }
 
 // Backend is a store.Backend.
@@ -71,6 +83,14 @@ func (b *Backend) closed() bool {
 
 // Begin waits for the Write that is open.
 func (b *Backend) Begin() (store.Write, error) {
+	w, err := b.begin()
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (b *Backend) begin() (*write, error) {
 	b.disk.writing.Lock()
 	b.disk.mu.Lock()
 	defer b.disk.mu.Unlock()
@@ -78,7 +98,7 @@ func (b *Backend) Begin() (store.Write, error) {
 		b.disk.writing.Unlock()
 		return nil, errClosed
 	}
-	return &write{b: b, base: b.disk.root, root: b.disk.root}, nil
+	return &write{b: b, base: b.disk.state, root: b.disk.state.root, locked: true}, nil
 }
 
 // Snapshot is the state as of the last Commit.
@@ -88,11 +108,11 @@ func (b *Backend) Snapshot() (store.Snapshot, error) {
 	if b.closed() {
 		return nil, errClosed
 	}
-	return snapshot{b.disk.root}, nil
+	return b.disk.state, nil
 }
 
 // Usage is unbounded.
-func (b *Backend) Usage() (used, free int64) { return int64(b.disk.load().bytes()), -1 }
+func (b *Backend) Usage() (used, free int64) { return int64(b.disk.load().root.bytes()), -1 }
 
 // Moved receives a hint after other Backends' Commits.
 func (b *Backend) Moved() <-chan struct{} { return b.moved }
@@ -131,6 +151,38 @@ func newID() string {
 	return id
 }
 
+// Look implements store.Shared.
+func (b *Backend) Look(_ context.Context, at store.Snapshot, after uint64) (store.News, error) {
+	s, err := b.Snapshot()
+	if err != nil {
+		return store.News{}, err
+	}
+	return s.(snapshot).news(at, after), nil
+}
+
+// Enter implements store.Shared.
+func (b *Backend) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, err := b.begin()
+	if err != nil {
+		return nil, store.News{}, err
+	}
+	return w, w.base.news(at, after), w.Versions(keys, versions)
+}
+
+// Guess implements store.Shared.
+func (b *Backend) Guess(at store.Snapshot, keys []store.Key, versions []uint64) store.Write {
+	base := at.(snapshot)
+	w := &write{b: b, base: base, root: base.root}
+	for i, k := range keys {
+		is := base.version(k)
+		w.wrong = w.wrong || is != versions[i] && (versions[i] != store.Any || is == 0)
+	}
+	return w
+}
+
+// Confirm has nothing to do.
+func (b *Backend) Confirm(context.Context) error { return nil }
+
 // Close closes this Backend only.
 func (b *Backend) Close() error {
 	b.disk.mu.Lock()
@@ -143,18 +195,17 @@ func (b *Backend) Close() error {
 }
 
 type write struct {
-	b    *Backend
-	base *node
-	root *node
-	done bool
+	b      *Backend
+	base   snapshot
+	root   *node
+	locked bool // writing is held; a guess takes it in Commit
+	wrong  bool // a guess is not as the base is
+	done   bool
 }
 
 func (w *write) Versions(keys []store.Key, versions []uint64) error {
 	for i, k := range keys {
-		versions[i] = 0
-		if v := w.base.get(name(k)); len(v) >= 8 {
-			versions[i] = binary.BigEndian.Uint64(v)
-		}
+		versions[i] = w.base.version(k)
 	}
 	return nil
 }
@@ -176,9 +227,18 @@ func (w *write) Commit() error {
 	if w.done {
 		return errClosed
 	}
+	defer w.Abort()
 	d := w.b.disk
+	if !w.locked {
+		d.writing.Lock()
+		w.locked = true
+	}
 	d.mu.Lock()
-	d.root = w.root
+	defer d.mu.Unlock()
+	if w.wrong || d.state != w.base {
+		return store.ErrMoved
+	}
+	d.state = w.made()
 	for b := range d.nodes {
 		if b != w.b {
 			select {
@@ -187,24 +247,48 @@ func (w *write) Commit() error {
 			}
 		}
 	}
-	d.mu.Unlock()
-	w.Abort()
 	return nil
 }
 
+func (w *write) made() snapshot { return snapshot{w.root, w.base.epoch + 1} }
+
 // State implements store.Exact.
-func (w *write) State() store.Snapshot { return snapshot{w.root} }
+func (w *write) State() store.Snapshot { return w.made() }
 
 func (w *write) Abort() {
 	if !w.done {
 		w.done = true
-		w.b.disk.writing.Unlock()
+		if w.locked {
+			w.b.disk.writing.Unlock()
+		}
 	}
 }
 
-type snapshot struct{ root *node }
+type snapshot struct {
+	root  *node
+	epoch uint64 // counts commits
+}
 
 func (s snapshot) Close() {}
+
+// news is what s has and at has not.
+func (s snapshot) news(at store.Snapshot, after uint64) (n store.News) {
+	if s == at {
+		return n
+	}
+	n.State = s
+	for e := range s.Scan(store.Range{Table: store.Head, From: store.Uint64Key(after + 1)}, false) {
+		n.Headers = append(n.Headers, e)
+	}
+	return n
+}
+
+func (s snapshot) version(k store.Key) uint64 {
+	if v := s.root.get(name(k)); len(v) >= 8 {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
 
 func (s snapshot) Get(k store.Key) ([]byte, error) {
 	if v := s.root.get(name(k)); v != nil {

@@ -95,6 +95,8 @@ type Backend struct {
 	moved   chan struct{}
 	clock   *clock
 	link    *link
+	spare   atomic.Pointer[load]
+	warned  atomic.Uint64   // warnings on the writer's connections
 	ctx     context.Context // ends with the Backend
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -129,6 +131,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 	}
 	config = config.Copy()
 	config.MaxConns = 1
+	config.ConnConfig.OnNotice = b.notice
 	if b.writer, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
@@ -160,18 +163,20 @@ func (b *Backend) disconnect() {
 func (b *Backend) Snapshot() (store.Snapshot, error) {
 	floor := b.pins.hold()
 	defer b.pins.release(floor)
-	var epoch int64
+	var now place
 	err := b.attempt(readPatience, func(ctx context.Context) error {
 		var found, least int32
-		if err := b.readers.QueryRow(ctx, `SELECT version, least, epoch FROM lessor.state`).Scan(&found, &least, &epoch); err != nil {
+		var mark []byte
+		if err := b.readers.QueryRow(ctx, `SELECT version, least, epoch, mark FROM lessor.state`).Scan(&found, &least, &now.epoch, &mark); err != nil {
 			return err
 		}
+		copy(now.mark[:], mark)
 		return compatible(found, least)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return b.snapshot(epoch), nil
+	return b.snapshot(now), nil
 }
 
 // Usage is the size of the database, as of some seconds ago at most. What is free is not known.
@@ -235,7 +240,8 @@ func lost(err error) bool {
 
 // ours reports whether err is this package's rather than the server's or the network's.
 func ours(err error) bool {
-	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errRole) || errors.Is(err, errOver)
+	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errRole) ||
+		errors.Is(err, errOver) || errors.Is(err, errShort) || errors.Is(err, store.ErrMoved)
 }
 
 func wrap(err error) error {

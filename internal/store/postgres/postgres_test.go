@@ -138,12 +138,12 @@ type racedWrite struct {
 	follow func()
 }
 
-func (r *raced) Begin() (store.Write, error) {
-	w, err := r.Shared.Begin()
+func (r *raced) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, news, err := r.Shared.Enter(at, after, keys, versions)
 	if err != nil {
-		return nil, err
+		return nil, news, err
 	}
-	return &racedWrite{w.(store.Exact), r.follow}, nil
+	return &racedWrite{w.(store.Exact), r.follow}, news, nil
 }
 
 func (w *racedWrite) Commit() error {

@@ -40,7 +40,7 @@ type migration struct {
 // migrations begin with the one that makes version 1 out of an empty schema.
 var migrations = [version]migration{
 	{least: 1, sql: tables1},
-	{least: 2, sql: tables2},
+	{least: 2, sql: tables2 + functions2},
 }
 
 // tables1 is the first version: one table of rows. Autovacuum comes early: what is overwritten again and again must not bloat.
@@ -81,11 +81,12 @@ INSERT INTO lessor.state (version, epoch) VALUES (1, 0);
 INSERT INTO lessor.horizon (epoch) VALUES (0);
 `
 
-// tables2: audit records have a table of their own with a partition a day, nodes say who they are, and a version is compatible
-// from some version on. The horizon's column has another name, so that nodes of version 1, which look at the version only when
+// tables2: audit records have a table of their own with a partition a day, nodes say who they are, a version is compatible
+// from some version on, and states have marks (place). The horizon's column has another name, so that nodes of version 1, which look at the version only when
 // they write, do not read records as missing that have moved: their reads fail.
 const tables2 = `
-ALTER TABLE lessor.state ADD COLUMN least integer NOT NULL DEFAULT 2;
+ALTER TABLE lessor.state ADD COLUMN least integer NOT NULL DEFAULT 2,
+	ADD COLUMN mark bytea NOT NULL DEFAULT '\x00000000000000000000000000000000';
 ALTER TABLE lessor.horizon RENAME COLUMN epoch TO reclaimed;
 DROP TABLE lessor.nodes;
 CREATE TABLE lessor.nodes (

@@ -16,14 +16,14 @@ import (
 
 // snapshot is the state after the commit of an epoch.
 type snapshot struct {
-	b      *Backend
-	epoch  int64
+	b *Backend
+	place
 	closed atomic.Bool
 }
 
-func (b *Backend) snapshot(epoch int64) *snapshot {
-	b.pins.pin(epoch)
-	return &snapshot{b: b, epoch: epoch}
+func (b *Backend) snapshot(at place) *snapshot {
+	b.pins.pin(at.epoch)
+	return &snapshot{b: b, place: at}
 }
 
 func (s *snapshot) Close() {

@@ -2,8 +2,12 @@ package postgres
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"math"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -12,171 +16,371 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// write is a transaction under the cluster's lock, and the changes that Commit will send.
+// place is a state among all that there ever were: epochs begin again from an earlier one after a failover that lost some, marks are drawn
+// by chance.
+type place struct {
+	epoch int64
+	mark  [16]byte
+}
+
+// write is a change on its way to commit_2. What Begin and Enter make has a connection from the start, and on that a transaction that
+// holds the cluster's lock; a guess has a connection only in Commit.
 type write struct {
-	b     *Backend
-	conn  *pgxpool.Conn // nil once the write is over
-	epoch int64         // that its changes are since
-	steps []step
-	last  map[store.Key]int // where in the last step each key is
-	space []byte            // what steps refer to
+	b    *Backend
+	conn *pgxpool.Conn
+	base place // the state that it is upon
+	made place // the state that it makes
+	load *load // nil once the write is over
+
+	aside pgx.Batch // what commit_2 does not do: deletions from the audit tables, which are rare
 }
 
-// step is the deletion of a range, or a run of changes of distinct keys.
-type step struct {
-	drop    *store.Range
-	changes []change
-	size    int
+var _ store.Exact = (*write)(nil)
+
+// load is what a write carries, as commit_2 takes it.
+type load struct {
+	asked         columns // with versions
+	from, to      columns // of intervals to delete
+	once, records columns // rows that are new: of the chain, of the audit trail
+	set           columns
+	gone          columns
 }
 
-type change struct {
-	table int16
-	name  []byte
-	bytes []byte // nil: deleted
+// columns are rows as arrays.
+type columns struct{ tabs, names, bytes array }
+
+func (c *columns) add(tab int16, name string) {
+	c.tabs.addInt16(tab)
+	put(&c.names, name)
 }
 
-// stepBytes bounds what one statement carries.
-const stepBytes = 8 << 20
+func (l *load) parts() [7]*columns {
+	return [...]*columns{&l.asked, &l.from, &l.to, &l.once, &l.records, &l.set, &l.gone}
+}
+
+func newLoad() *load {
+	l := new(load)
+	for _, c := range l.parts() {
+		*c = columns{newArray(smallintOID), newArray(byteaOID), newArray(byteaOID)}
+	}
+	return l
+}
+
+// keptBytes is up to how much space a load leaves to the next.
+const keptBytes = 16 << 20
+
+// end makes the write be over, and keeps the load's space.
+func (w *write) end() {
+	size := 0
+	for _, c := range w.load.parts() {
+		for _, a := range [...]*array{&c.tabs, &c.names, &c.bytes} {
+			size += cap(a.bytes)
+			a.reset()
+		}
+	}
+	if size <= keptBytes {
+		w.b.spare.Store(w.load)
+	}
+	w.load = nil
+	if w.conn != nil {
+		w.conn.Release()
+		w.conn = nil
+	}
+}
+
+func (b *Backend) newWrite() *write {
+	l := b.spare.Swap(nil)
+	if l == nil {
+		l = newLoad()
+	}
+	return &write{b: b, load: l}
+}
+
+var errOver = errors.New("postgresql: the write is over")
 
 // Begin waits for the Write that is open, here or on another node, for up to twenty seconds.
 func (b *Backend) Begin() (store.Write, error) {
-	var w *write
-	err := b.attempt(connectPatience+lockPatience, func(ctx context.Context) error {
-		conn, err := b.writer.Acquire(ctx)
-		if err != nil {
-			return err
-		}
-		w = &write{b: b, conn: conn}
-		if err = w.begin(ctx); err != nil {
-			w.Abort()
-		}
-		return err
-	})
+	w, _, err := b.enter(place{}, math.MaxInt64, nil, nil)
 	if err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-// begin takes the lock, then looks: each statement of READ COMMITTED sees what was committed before it began.
-func (w *write) begin(ctx context.Context) error {
-	var batch pgx.Batch
-	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
-	batch.Queue(`SET LOCAL synchronous_commit = on`)
-	batch.Queue(`SELECT pg_advisory_xact_lock($1)`, int64(writeLock))
-	var found, least int32
-	batch.Queue(`SELECT version, least, epoch FROM lessor.state`).QueryRow(func(row pgx.Row) error { return row.Scan(&found, &least, &w.epoch) })
-	if err := w.conn.SendBatch(ctx, &batch).Close(); err != nil {
-		return err
+// Enter implements store.Shared.
+func (b *Backend) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	floor := b.pins.hold()
+	defer b.pins.release(floor)
+	base := at.(*snapshot).place
+	w, headers, err := b.enter(base, after, keys, versions)
+	if err != nil {
+		return nil, store.News{}, err
 	}
-	w.epoch++
-	return compatible(found, least)
+	return w, b.news(base, w.base, headers), nil
 }
 
-var _ store.Exact = (*write)(nil)
+// Guess implements store.Shared.
+func (b *Backend) Guess(at store.Snapshot, keys []store.Key, versions []uint64) store.Write {
+	w := b.newWrite()
+	w.base = at.(*snapshot).place
+	asked := &w.load.asked
+	for i, k := range keys {
+		asked.add(int16(k.Table), k.Name)
+		if versions[i] == store.Any {
+			put(&asked.bytes, "")
+		} else {
+			put(&asked.bytes, binary.BigEndian.AppendUint64(nil, versions[i]))
+		}
+	}
+	return w
+}
 
-var errOver = errors.New("postgresql: the write is over")
+func (b *Backend) enter(base place, after uint64, keys []store.Key, versions []uint64) (w *write, headers []store.Stored, err error) {
+	err = b.attempt(connectPatience+lockPatience, func(ctx context.Context) error {
+		conn, err := b.writer.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		w = b.newWrite()
+		w.conn = conn
+		if headers, err = w.enter(ctx, base, after, keys, versions); err != nil {
+			w.Abort()
+		}
+		return err
+	})
+	return w, headers, err
+}
 
-const versionsSQL = `SELECT i.n, substr(r.bytes, 1, 8)
-FROM unnest($1::smallint[], $2::bytea[]) WITH ORDINALITY AS i (tab, name, n)
-JOIN lessor.rows r ON r.tab = i.tab AND r.name = i.name`
+// enter takes the lock, then looks, in one round trip: each statement of READ COMMITTED sees what was committed before it began.
+func (w *write) enter(ctx context.Context, base place, after uint64, keys []store.Key, versions []uint64) (headers []store.Stored, err error) {
+	var batch pgx.Batch
+	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
+	batch.Queue(`SELECT pg_advisory_xact_lock($1)`, int64(writeLock))
+	queueLook(&batch, base, after, func(now place, found []store.Stored) { w.base, headers = now, found })
+	if len(keys) > 0 {
+		queueVersions(&batch, keys, versions)
+	}
+	return headers, w.conn.SendBatch(ctx, &batch).Close()
+}
+
+// queueLook adds lookSQL to a batch.
+func queueLook(batch *pgx.Batch, base place, after uint64, told func(now place, headers []store.Stored)) {
+	batch.Queue(lookSQL, base.epoch, base.mark[:], []byte(store.Uint64Key(after))).Query(func(rows pgx.Rows) error {
+		var now place
+		var headers []store.Stored
+		var version, least int32
+		var mark, name, bytes []byte
+		_, err := pgx.ForEachRow(rows, []any{&version, &least, &now.epoch, &mark, &name, &bytes}, func() error {
+			if err := compatible(version, least); err != nil {
+				return err
+			}
+			if copy(now.mark[:], mark); name != nil {
+				headers = append(headers, store.Stored{Key: store.Key{Table: store.Head, Name: string(name)}, Bytes: bytes})
+			}
+			return nil
+		})
+		if err == nil {
+			told(now, headers)
+		}
+		return err
+	})
+}
+
+// news are what was found at now by who shows base. The caller holds a pin that is not later than now.
+func (b *Backend) news(base, now place, headers []store.Stored) store.News {
+	if now == base {
+		return store.News{}
+	}
+	n := store.News{State: b.snapshot(now), Headers: headers}
+	if len(headers) > newsHeaders {
+		n.Headers, n.More = headers[:newsHeaders], true
+	}
+	return n
+}
+
+// queueVersions adds versionsSQL to a batch.
+func queueVersions(batch *pgx.Batch, keys []store.Key, versions []uint64) {
+	clear(versions[:len(keys)])
+	tabs, names := make([]int16, len(keys)), make([][]byte, len(keys))
+	for i, k := range keys {
+		tabs[i], names[i] = int16(k.Table), []byte(k.Name)
+	}
+	batch.Queue(versionsSQL, tabs, names).Query(func(rows pgx.Rows) error {
+		var n int64
+		var stored []byte
+		_, err := pgx.ForEachRow(rows, []any{&n, &stored}, func() error {
+			if len(stored) == 8 {
+				versions[n-1] = binary.BigEndian.Uint64(stored)
+			}
+			return nil
+		})
+		return err
+	})
+}
 
 // Versions does not know the rows of the audit tables: no condition is ever about one.
 func (w *write) Versions(keys []store.Key, versions []uint64) error {
 	if w.conn == nil {
 		return errOver
 	}
-	clear(versions[:len(keys)])
-	tabs, names := make([]int16, len(keys)), make([][]byte, len(keys))
-	for i, k := range keys {
-		tabs[i], names[i] = int16(k.Table), []byte(k.Name)
-	}
 	ctx, cancel := context.WithTimeout(w.b.link.current(), readPatience)
 	defer cancel()
-	rows, err := w.conn.Query(ctx, versionsSQL, tabs, names)
-	if err != nil {
-		return wrap(err)
-	}
-	var n int64
-	var stored []byte
-	_, err = pgx.ForEachRow(rows, []any{&n, &stored}, func() error {
-		if len(stored) == 8 {
-			versions[n-1] = binary.BigEndian.Uint64(stored)
-		}
-		return nil
-	})
-	return wrap(err)
+	var batch pgx.Batch
+	queueVersions(&batch, keys, versions)
+	return wrap(w.conn.SendBatch(ctx, &batch).Close())
 }
 
-func (w *write) Set(k store.Key, stored []byte) { w.change(k, keep(w, stored)) }
-func (w *write) Delete(k store.Key)             { w.change(k, nil) }
-
-func (w *write) DeleteRange(r store.Range) { w.steps = append(w.steps, step{drop: &r}) }
-
-// change notes a change in the last run; a later change of a key takes the place of an earlier one.
-func (w *write) change(k store.Key, bytes []byte) {
-	if inRecords(k.Table) && bytes != nil {
-		w.b.expect(k.Name)
-	}
-	n := len(w.steps)
-	if n == 0 || w.steps[n-1].drop != nil || w.steps[n-1].size > stepBytes {
-		w.steps = append(w.steps, step{})
-		w.last = make(map[store.Key]int)
-		n++
-	}
-	s := &w.steps[n-1]
-	s.size += len(k.Name) + len(bytes)
-	if i, again := w.last[k]; again {
-		s.changes[i].bytes = bytes
+func (w *write) DeleteRange(r store.Range) {
+	if inRecords(r.Table) {
+		dropRecords(&w.aside, r, w.base.epoch+1)
 		return
 	}
-	w.last[k] = len(s.changes)
-	s.changes = append(s.changes, change{int16(k.Table), keep(w, k.Name), bytes})
+	i := bounds(r)
+	w.load.from.add(i.fromTab, string(i.from))
+	w.load.to.add(i.toTab, string(i.to))
 }
 
-// keep copies text into the write's space. What it returns is never nil, which would be NULL.
-func keep[T ~string | ~[]byte](w *write, text T) []byte {
-	if w.space == nil || cap(w.space)-len(w.space) < len(text) {
-		w.space = make([]byte, 0, max(16<<10, 2*cap(w.space), len(text)))
+func (w *write) Set(k store.Key, stored []byte) {
+	c := &w.load.set
+	switch k.Table {
+	case store.Head, store.Batches:
+		c = &w.load.once
+	default:
+		if inRecords(k.Table) {
+			w.b.expect(k.Name)
+			c = &w.load.records
+		}
 	}
-	from := len(w.space)
-	w.space = append(w.space, text...)
-	return w.space[from:len(w.space):len(w.space)]
+	c.add(int16(k.Table), k.Name)
+	put(&c.bytes, stored)
+}
+
+func (w *write) Delete(k store.Key) {
+	if inRecords(k.Table) {
+		w.aside.Queue(unrecordSQL, []int16{int16(k.Table)}, [][]byte{[]byte(k.Name)})
+		return
+	}
+	w.load.gone.add(int16(k.Table), k.Name)
 }
 
 // Commit sends everything in one round trip. When it returns without an error, the changes are durable.
 func (w *write) Commit() error {
-	if w.conn == nil {
+	if w.load == nil {
 		return errOver
 	}
 	defer w.Abort()
-	var batch pgx.Batch
-	for i := range w.steps {
-		w.steps[i].queue(&batch, w.epoch)
-	}
-	batch.Queue(`UPDATE lessor.state SET epoch = $1`, w.epoch)
-	done := ""
-	batch.Queue(`COMMIT`).Exec(func(tag pgconn.CommandTag) error { done = tag.String(); return nil })
 	ctx, cancel := context.WithTimeout(w.b.link.current(), commitPatience)
 	defer cancel()
-	if err := w.conn.SendBatch(ctx, &batch).Close(); err != nil {
-		return wrap(err)
+	if w.conn == nil {
+		if w.aside.Len() > 0 {
+			return store.ErrMoved // that takes the lock
+		}
+		if err := w.connect(ctx); err != nil {
+			return fmt.Errorf("%w: %w", store.ErrMoved, wrap(err)) // nothing was sent: whoever writes under the lock will see why
+		}
+		return wrap(w.commit(ctx, w.call))
 	}
-	if done != "COMMIT" {
-		return errors.New("postgresql: the server did not commit: " + done)
+	return wrap(w.commit(ctx, w.callWithin))
+}
+
+// connect takes the connection that writes.
+func (w *write) connect(ctx context.Context) (err error) {
+	if w.conn, err = w.b.writer.Acquire(ctx); err != nil {
+		return err
 	}
-	w.b.pins.heard(w.epoch)
-	w.conn.Release()
-	w.conn = nil
+	_, err = w.conn.Conn().Prepare(ctx, "commit", commitSQL)
+	return err
+}
+
+// errShort is the error of a commit that is done on the primary, and perhaps not on the standbys.
+var errShort = errors.New("postgresql: the commit's wait for its synchronous standbys was cut short")
+
+// commit has commit_2 called and reads what it says.
+func (w *write) commit(ctx context.Context, call func(context.Context, [][]byte) ([]byte, error)) error {
+	w.made.epoch = w.base.epoch + 1
+	if _, err := rand.Read(w.made.mark[:]); err != nil {
+		return err
+	}
+	warned := w.b.warned.Load()
+	said, err := call(ctx, w.params())
+	if err != nil {
+		return err
+	}
+	if len(said) != 8 {
+		return fmt.Errorf("postgresql: commit_2 returned %d bytes", len(said))
+	}
+	switch epoch := int64(binary.BigEndian.Uint64(said)); {
+	case epoch < 0:
+		return fmt.Errorf("%w: %w", store.ErrMoved, compatible(int32(-epoch), int32(-epoch)))
+	case epoch == 0:
+		return store.ErrMoved
+	}
+	if w.b.warned.Load() != warned {
+		return errShort
+	}
+	w.b.pins.heard(w.made.epoch)
+	w.end()
 	return nil
 }
 
-// State is the epoch's, which no other commit has.
-func (w *write) State() store.Snapshot { return w.b.snapshot(w.epoch) }
+var binaryFormat = []int16{pgx.BinaryFormatCode}
+
+// call is a transaction by itself. It is over, and durable, only when the server is ready for another; Read waits for that.
+func (w *write) call(ctx context.Context, params [][]byte) ([]byte, error) {
+	r := w.conn.Conn().PgConn().ExecPrepared(ctx, "commit", params, binaryFormat, binaryFormat).Read()
+	if r.Err != nil {
+		return nil, r.Err
+	}
+	return r.Rows[0][0], nil
+}
+
+// callWithin ends the transaction that holds the lock.
+func (w *write) callWithin(ctx context.Context, params [][]byte) ([]byte, error) {
+	if _, err := w.conn.Conn().Prepare(ctx, "commit", commitSQL); err != nil {
+		return nil, err
+	}
+	if w.aside.Len() > 0 {
+		if err := w.conn.SendBatch(ctx, &w.aside).Close(); err != nil {
+			return nil, err
+		}
+	}
+	var batch pgconn.Batch
+	batch.ExecPrepared("commit", params, binaryFormat, binaryFormat)
+	batch.ExecParams("COMMIT", nil, nil, nil, nil)
+	results, err := w.conn.Conn().PgConn().ExecBatch(ctx, &batch).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if tag := results[1].CommandTag.String(); tag != "COMMIT" {
+		return nil, errors.New("postgresql: the server did not commit: " + tag)
+	}
+	return results[0].Rows[0][0], nil
+}
+
+// params are those of commit_2.
+func (w *write) params() [][]byte {
+	l := w.load
+	return [][]byte{
+		binary.BigEndian.AppendUint32(nil, version), binary.BigEndian.AppendUint64(nil, uint64(w.base.epoch)), w.base.mark[:], w.made.mark[:],
+		l.asked.tabs.param(), l.asked.names.param(), l.asked.bytes.param(),
+		l.from.tabs.param(), l.from.names.param(), l.to.tabs.param(), l.to.names.param(),
+		l.once.tabs.param(), l.once.names.param(), l.once.bytes.param(),
+		l.records.tabs.param(), l.records.names.param(), l.records.bytes.param(),
+		l.set.tabs.param(), l.set.names.param(), l.set.bytes.param(),
+		l.gone.tabs.param(), l.gone.names.param(),
+	}
+}
+
+// State is that of the commit, which no other commit has.
+func (w *write) State() store.Snapshot { return w.b.snapshot(w.made) }
 
 // Abort rolls back. A connection on which that fails is given up, and the server with it.
 func (w *write) Abort() {
-	if w.conn == nil {
+	if w.load == nil {
+		return
+	}
+	defer w.end()
+	if w.conn == nil || w.conn.Conn().PgConn().TxStatus() == 'I' {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), abortPatience)
@@ -184,85 +388,62 @@ func (w *write) Abort() {
 	if _, err := w.conn.Exec(ctx, `ROLLBACK`); err != nil {
 		_ = w.conn.Conn().Close(ctx) // nothing is lost that was not lost before
 	}
-	w.conn.Release()
-	w.conn = nil
 }
 
-// queue adds the statements of a step.
-func (s *step) queue(batch *pgx.Batch, epoch int64) {
-	if s.drop != nil && inRecords(s.drop.Table) {
-		dropRecords(batch, *s.drop, epoch)
-		return
+// Look implements store.Shared.
+func (b *Backend) Look(ctx context.Context, at store.Snapshot, after uint64) (news store.News, err error) {
+	floor := b.pins.hold()
+	defer b.pins.release(floor)
+	base := at.(*snapshot).place
+	patience := readPatience
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(deadline))
 	}
-	if s.drop != nil {
-		r := bounds(*s.drop)
-		batch.Queue(dropSQL, r.fromTab, r.from, r.toTab, r.to, epoch)
-		return
-	}
-	var gone, once, again, records, unrecorded columns
-	for _, c := range s.changes {
-		switch {
-		case inRecords(store.Table(c.table)) && c.bytes == nil:
-			unrecorded.add(c)
-		case inRecords(store.Table(c.table)):
-			records.add(c)
-		case c.bytes == nil:
-			gone.add(c)
-		case store.Table(c.table).Once():
-			once.add(c)
-		default:
-			again.add(c)
+	err = b.attempt(patience, func(within context.Context) error {
+		within, cancel := context.WithCancel(within)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		var batch pgx.Batch
+		var now place
+		var headers []store.Stored
+		queueLook(&batch, base, after, func(p place, found []store.Stored) { now, headers = p, found })
+		if err := b.readers.SendBatch(within, &batch).Close(); err != nil {
+			return err
 		}
-	}
-	if len(records.tabs) > 0 {
-		batch.Queue(recordSQL, records.tabs, records.names, records.bytes, epoch)
-	}
-	if len(unrecorded.tabs) > 0 {
-		batch.Queue(unrecordSQL, unrecorded.tabs, unrecorded.names)
-	}
-	if len(once.tabs) > 0 {
-		batch.Queue(addSQL, once.tabs, once.names, once.bytes, epoch)
-	}
-	if len(again.tabs) > 0 {
-		batch.Queue(setSQL, again.tabs, again.names, again.bytes, epoch)
-	}
-	if len(gone.tabs) > 0 {
-		batch.Queue(deleteSQL, gone.tabs, gone.names, epoch)
-	}
+		news = b.news(base, now, headers)
+		return nil
+	})
+	return news, err
 }
 
-// columns are changes as arrays.
-type columns struct {
-	tabs         []int16
-	names, bytes [][]byte
+// confirmSQL writes to the log, and to nothing else: to be durable itself it needs all that was written before to be.
+const confirmSQL = `SELECT pg_logical_emit_message(true, 'lessor', '')`
+
+// Confirm implements store.Shared.
+func (b *Backend) Confirm(ctx context.Context) error {
+	conn, err := b.writer.Acquire(ctx)
+	if err != nil {
+		return wrap(err)
+	}
+	defer conn.Release()
+	warned := b.warned.Load()
+	var batch pgx.Batch
+	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
+	batch.Queue(`SET LOCAL synchronous_commit = on`)
+	batch.Queue(confirmSQL)
+	batch.Queue(`COMMIT`)
+	if err := conn.SendBatch(ctx, &batch).Close(); err != nil {
+		return wrap(err)
+	}
+	if b.warned.Load() != warned {
+		return errShort
+	}
+	return nil
 }
 
-func (cs *columns) add(c change) {
-	cs.tabs, cs.names, cs.bytes = append(cs.tabs, c.table), append(cs.names, c.name), append(cs.bytes, c.bytes)
+// notice counts warnings on the connection that writes. In a commit there is one reason for any: a wait for standbys that somebody cut short.
+func (b *Backend) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
+	if n.SeverityUnlocalized == "WARNING" {
+		b.warned.Add(1)
+	}
 }
-
-// addSQL is setSQL for rows that were not there before the write.
-const addSQL = `INSERT INTO lessor.rows (tab, name, since, bytes)
-SELECT tab, name, $4, bytes FROM unnest($1::smallint[], $2::bytea[], $3::bytea[]) AS i (tab, name, bytes)
-ON CONFLICT (tab, name) DO UPDATE SET since = EXCLUDED.since, bytes = EXCLUDED.bytes`
-
-// setSQL: both parts of the statement see the rows as they were before it.
-const setSQL = `WITH i AS MATERIALIZED (
-	SELECT * FROM unnest($1::smallint[], $2::bytea[], $3::bytea[]) AS i (tab, name, bytes)
-), old AS (
-	INSERT INTO lessor.past (tab, name, since, until, bytes)
-	SELECT r.tab, r.name, r.since, $4, r.bytes FROM i JOIN lessor.rows r ON r.tab = i.tab AND r.name = i.name WHERE r.since < $4
-)
-INSERT INTO lessor.rows (tab, name, since, bytes) SELECT tab, name, $4, bytes FROM i
-ON CONFLICT (tab, name) DO UPDATE SET since = EXCLUDED.since, bytes = EXCLUDED.bytes`
-
-const deleteSQL = `WITH gone AS (
-	DELETE FROM lessor.rows r USING unnest($1::smallint[], $2::bytea[]) AS i (tab, name)
-	WHERE r.tab = i.tab AND r.name = i.name RETURNING r.*
-)
-INSERT INTO lessor.past (tab, name, since, until, bytes) SELECT tab, name, since, $3, bytes FROM gone WHERE since < $3`
-
-const dropSQL = `WITH gone AS (
-	DELETE FROM lessor.rows r WHERE (tab, name) >= ($1::smallint, $2::bytea) AND (tab, name) < ($3::smallint, $4::bytea) RETURNING r.*
-)
-INSERT INTO lessor.past (tab, name, since, until, bytes) SELECT tab, name, since, $5, bytes FROM gone WHERE since < $5`

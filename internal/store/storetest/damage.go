@@ -90,9 +90,12 @@ func testTamper(t *testing.T, s *setup) {
 		put := func(values map[store.Key][]byte) {
 			write(t, b, func(w store.Write) {
 				for k := range changes {
-					if v := values[k]; v == nil {
-						w.Delete(k)
-					} else {
+					w.Delete(k)
+				}
+			})
+			write(t, b, func(w store.Write) { // what is written once is not overwritten
+				for k := range changes {
+					if v := values[k]; v != nil {
 						w.Set(k, v)
 					}
 				}

@@ -1099,7 +1099,32 @@ type faultyShared struct {
 
 func (f faultyShared) Begin() (store.Write, error) { return f.Faulty.Begin() }
 
-// testSettled has flushes fail on a shared backend: the id of the batch tells what became of them, and the store goes on.
+func (f faultyShared) Look(ctx context.Context, at store.Snapshot, after uint64) (store.News, error) {
+	return f.Shared.Look(ctx, at, after)
+}
+
+func (f faultyShared) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, news, err := f.Shared.Enter(at, after, keys, versions)
+	if err != nil {
+		return nil, news, err
+	}
+	return exactFaulty{&faultyWrite{w, f.Faulty}, w.(store.Exact)}, news, nil
+}
+
+func (f faultyShared) Guess(at store.Snapshot, keys []store.Key, versions []uint64) store.Write {
+	w := f.Shared.Guess(at, keys, versions)
+	return exactFaulty{&faultyWrite{w, f.Faulty}, w.(store.Exact)}
+}
+
+type exactFaulty struct {
+	*faultyWrite
+	exact store.Exact
+}
+
+func (w exactFaulty) State() store.Snapshot { return w.exact.State() }
+
+// testSettled has flushes fail on a shared backend, of a node that guesses and of one that does not: the id of the batch tells what became
+// of them, what was not done is done again, once, and the store goes on.
 func testSettled(t *testing.T, open func() store.Backend) {
 	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
 	b := open()
@@ -1107,25 +1132,36 @@ func testSettled(t *testing.T, open func() store.Backend) {
 	db := s.db(t, faultyShared{f, b.(store.Shared)}, store.Options{})
 	other := s.db(t, nil, store.Options{})
 	put := func(name string) error {
-		_, err := db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: store.Key{Table: store.Config, Name: name}}}})
+		_, err := db.Commit(t.Context(), store.Txn{
+			Puts:   []store.Put{{Key: store.Key{Table: store.Config, Name: name}}},
+			Checks: []store.Check{{Key: store.Key{Table: store.Config, Name: name}}},
+		})
 		return err
 	}
-	f.Set(Faults{Hidden: 1})
-	if err := put("hidden"); err != nil {
-		t.Errorf("a commit that was done, though its answer was lost: %v", err)
-	}
-	f.Set(Faults{Lost: 1})
-	if err := put("lost"); !errors.Is(err, ErrFault) || errors.Is(err, store.ErrUncertain) {
-		t.Errorf("a commit that was not done: %v", err)
+	n := 0
+	for range 8 {
+		for _, done := range []bool{true, false} {
+			f.Set(Faults{At: 1, Done: done})
+			name := fmt.Sprint(n)
+			if err := put(name); err != nil {
+				t.Fatalf("commit %d, done at first: %t: %v", n, done, err)
+			}
+			if n++; n%5 == 0 {
+				commit(t, other, func(x *store.Txn) { x.Put(store.Config, "other"+name, nil) })
+			}
+		}
 	}
 	f.Set(Faults{})
-	commit(t, other, func(x *store.Txn) { x.Put(store.Config, "other", nil) })
 	if err := put("next"); err != nil {
 		t.Error(err)
 	}
-	for name, want := range map[string]bool{"hidden": true, "lost": false, "other": true, "next": true} {
-		if get(t, db, store.Config, name).Exists() != want {
-			t.Errorf("%s: %v", name, !want)
+	var conflict *store.Conflict
+	if err := put("next"); !errors.As(err, &conflict) {
+		t.Errorf("what is there was put again: %v", err)
+	}
+	for i := range n {
+		if !get(t, db, store.Config, fmt.Sprint(i)).Exists() {
+			t.Errorf("commit %d is not there", i)
 		}
 	}
 	verify(t, db)

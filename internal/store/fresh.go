@@ -1,0 +1,193 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+)
+
+// freshPatience is how long Fresh waits for a backend that does not answer.
+const freshPatience = 5 * time.Second
+
+// Fresh returns when Views show every commit that any node acknowledged before the call. On a backend that is not Shared that is
+// at once. It costs one round trip to the backend, which those share who call within the same one: a look begins after all who
+// wait for it have called. Errors: ErrUnreachable, after five seconds at most; ctx's; ErrClosed; the Fault.
+func (db *DB) Fresh(ctx context.Context) error {
+	if db.shared == nil {
+		return nil
+	}
+	return db.fresh.wait(ctx, db.look)
+}
+
+// look publishes the backend's latest state.
+func (db *DB) look() error {
+	s, err := db.latest()
+	if err != nil {
+		return err
+	}
+	if s.cipher == nil {
+		s.release()
+		return db.Refresh()
+	}
+	defer func() { s.release() }()
+	ctx, cancel := context.WithTimeout(db.ctx, freshPatience)
+	defer cancel()
+	news, err := db.shared.Look(ctx, s.snap, s.head.Seq)
+	if err != nil {
+		if db.ctx.Err() != nil {
+			return ErrClosed
+		}
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return db.catchUp(&s, news, nil)
+}
+
+// followOthers publishes what other nodes commit, when the backend hints at it.
+func (db *DB) followOthers() {
+	moved := db.shared.Moved()
+	for {
+		select {
+		case <-db.ctx.Done():
+			return
+		case _, ok := <-moved:
+			if !ok {
+				return
+			}
+			if err := db.Fresh(db.ctx); err != nil && db.ctx.Err() == nil {
+				db.log.Warn("reading other nodes' commits failed", "error", err)
+			}
+		}
+	}
+}
+
+// catchUp publishes the state that the news tell of, and puts it in the place of s, which the news continue. News that do not
+// continue it are a Fault.
+func (db *DB) catchUp(s **state, news News, each func(*audit.Header)) error {
+	if news.State == nil {
+		return nil
+	}
+	next, err := db.advance(*s, news, (*s).cipher, each)
+	if err != nil {
+		return db.astray(*s, err)
+	}
+	db.clock.follow(next.head.Time)
+	next.acquire()
+	db.replace(next)
+	(*s).release()
+	*s = next
+	return nil
+}
+
+// holds is an error unless the state's snapshot has the header seq whose hash is given; seq 0 is the beginning, which it has.
+func (s *state) holds(seq uint64, hash audit.Hash) error {
+	if seq == 0 {
+		return nil
+	}
+	stored, err := s.snap.Get(headKey(seq))
+	if err != nil {
+		return err
+	}
+	if _, have, err := decodeHead(Stored{headKey(seq), stored}); err != nil || have != hash {
+		return &Damage{headKey(seq), "it is not the one that was there"}
+	}
+	return nil
+}
+
+// astray tells what it means that the backend's history does not continue s, and stops the store. If it still has the head of s, it is
+// damaged after it. If it lost heads of which nobody was ever told that they would stay, that is what a failover may do, ErrLost.
+// Anything earlier is ErrBehind.
+func (db *DB) astray(s *state, cause error) error {
+	if !errors.As(cause, new(*Damage)) {
+		return cause // it could not be read
+	}
+	snap, err := db.b.Snapshot()
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	now := &state{snap: snap}
+	damage := new(*Damage)
+	err = now.holds(s.head.Seq, s.hash)
+	if err != nil && !errors.As(err, damage) {
+		return err
+	}
+	switch m := db.confirmed.Load(); {
+	case err == nil:
+		err = cause
+	case m == nil:
+		err = fmt.Errorf("%w: commit %d", ErrLost, s.head.Seq)
+	default:
+		if err = now.holds(m.Seq, m.Hash); err != nil && !errors.As(err, damage) {
+			return err
+		}
+		if err == nil {
+			err = fmt.Errorf("%w: commit %d, after commit %d, which is there", ErrLost, s.head.Seq, m.Seq)
+		} else {
+			err = fmt.Errorf("%w: commit %d was acknowledged, and the backend does not have it", ErrBehind, m.Seq)
+		}
+	}
+	db.fail(err)
+	return err
+}
+
+// confirm takes down that the head of s survives whatever commits survive: it was acknowledged, or one after it.
+func (db *DB) confirm(s *state) {
+	m := &Mark{Seq: s.head.Seq, Incarnation: s.head.Incarnation, Hash: s.hash}
+	for {
+		old := db.confirmed.Load()
+		if old != nil && old.Seq >= m.Seq || db.confirmed.CompareAndSwap(old, m) {
+			return
+		}
+	}
+}
+
+// barrier lets many wait for one look, each for one that begins after he came.
+type barrier struct {
+	mu   sync.Mutex
+	next *round // for those who come now; nil: nobody waits
+	busy bool   // somebody looks
+}
+
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+func (b *barrier) wait(ctx context.Context, look func() error) error {
+	b.mu.Lock()
+	r := b.next
+	if r == nil {
+		r = &round{done: make(chan struct{})}
+		b.next = r
+	}
+	if !b.busy {
+		b.busy = true
+		go b.run(look)
+	}
+	b.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run looks until nobody waits.
+func (b *barrier) run(look func() error) {
+	for {
+		b.mu.Lock()
+		r := b.next
+		b.next, b.busy = nil, r != nil
+		b.mu.Unlock()
+		if r == nil {
+			return
+		}
+		r.err = look()
+		close(r.done)
+	}
+}

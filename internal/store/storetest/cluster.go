@@ -1,0 +1,167 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// testInterleaved has three nodes commit in turns of chance, upon Views that may be behind, and holds every outcome against a model: what
+// commits met its conditions in the latest state of all, what is refused did not, and a node made fresh shows the model. A node that has
+// several turns in a row guesses, one that comes after another is told of it; ranges are deleted as well.
+func testInterleaved(t *testing.T, open func() store.Backend) {
+	const seed, turns = 11, 400
+	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
+	rng := rand.New(rand.NewPCG(seed, 0))
+	dbs := []*store.DB{s.db(t, nil, store.Options{}), s.db(t, nil, store.Options{}), s.db(t, nil, store.Options{})}
+	tables := []store.Table{store.Config, store.Engine} // one under an authenticated sum, one not
+	model := make(map[store.Key]uint64)
+	key := func() store.Key {
+		return store.Key{Table: tables[rng.IntN(len(tables))], Name: fmt.Sprintf("%02d", rng.IntN(12))}
+	}
+	db, commits, conflicts := dbs[0], 0, 0
+	for turn := range turns {
+		if rng.IntN(6) == 0 {
+			db = dbs[rng.IntN(len(dbs))]
+		}
+		if rng.IntN(8) == 0 {
+			fresh(t, db, model)
+		}
+		v, err := db.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var x store.Txn
+		holds := true
+		for range rng.IntN(3) {
+			k := key()
+			row, err := v.Get(k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if row.Exists() && rng.IntN(2) == 0 {
+				x.Present(k.Table, k.Name)
+				holds = holds && model[k] != 0
+				continue
+			}
+			x.Require(row)
+			holds = holds && model[k] == row.Version
+		}
+		v.Close()
+		after := maps.Clone(model)
+		if rng.IntN(5) == 0 {
+			r := store.Range{Table: store.Engine, From: fmt.Sprintf("%02d", rng.IntN(6)), To: fmt.Sprintf("%02d", 6+rng.IntN(6))}
+			x.Ranges = append(x.Ranges, r)
+			maps.DeleteFunc(after, func(k store.Key, _ uint64) bool { return r.Contains(k) })
+		}
+		changed := make(map[store.Key]bool)
+		var puts []store.Key
+		for range 1 + rng.IntN(3) {
+			k := key()
+			if changed[k] {
+				continue
+			}
+			changed[k] = true
+			if rng.IntN(3) == 0 {
+				x.Delete(k.Table, k.Name)
+				delete(after, k)
+				continue
+			}
+			x.Put(k.Table, k.Name, []byte{byte(turn)})
+			puts = append(puts, k)
+		}
+		r, err := db.Commit(t.Context(), x)
+		var conflict *store.Conflict
+		switch {
+		case err == nil && holds:
+			commits++
+			for _, k := range puts {
+				after[k] = r.Seq
+			}
+			model = after
+		case errors.As(err, &conflict) && !holds:
+			conflicts++
+		default:
+			t.Fatalf("seed %d, turn %d: %v, though the conditions hold: %t", seed, turn, err, holds)
+		}
+	}
+	t.Logf("%d commits, %d conflicts", commits, conflicts)
+	if commits < turns/4 || conflicts == 0 {
+		t.Errorf("%d commits and %d conflicts show little", commits, conflicts)
+	}
+	for _, db := range dbs {
+		fresh(t, db, model)
+		verify(t, db)
+	}
+}
+
+// fresh makes db fresh and holds what it shows against the model.
+func fresh(t *testing.T, db *store.DB, model map[store.Key]uint64) {
+	t.Helper()
+	if err := db.Fresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v, err := db.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	n := 0
+	for _, table := range []store.Table{store.Config, store.Engine} {
+		for row, err := range v.Scan(table, "", "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n++; row.Version != model[row.Key] {
+				t.Fatalf("%s is of version %d, not %d", row.Key, row.Version, model[row.Key])
+			}
+		}
+	}
+	for k, version := range model {
+		row, err := v.Get(k)
+		if err != nil || row.Version != version {
+			t.Fatalf("%s is of version %d, not %d: %v", k, row.Version, version, err)
+		}
+	}
+	if n != len(model) {
+		t.Fatalf("%d rows, not %d", n, len(model))
+	}
+}
+
+// deaf is a Shared that gives no hints: its node hears of others by asking.
+type deaf struct{ store.Shared }
+
+func (deaf) Moved() <-chan struct{} { return nil }
+
+// testFresh has one node write and another read: after Fresh it shows what the first was told is done, each time. Without Fresh it does not:
+// so it is Fresh that does it.
+func testFresh(t *testing.T, open func() store.Backend) {
+	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
+	a, b := s.db(t, nil, store.Options{}), s.db(t, deaf{open().(store.Shared)}, store.Options{})
+	stale := 0
+	for i := range 300 {
+		r := commit(t, a, func(x *store.Txn) { x.Put(store.Tokens, "k", fmt.Append(nil, i)) })
+		if get(t, b, store.Tokens, "k").Version != r.Seq {
+			stale++
+		}
+		if err := b.Fresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if row := get(t, b, store.Tokens, "k"); row.Version != r.Seq || string(row.Value) != fmt.Sprint(i) {
+			t.Fatalf("commit %d was acknowledged; a fresh view shows version %d", r.Seq, row.Version)
+		}
+	}
+	if stale == 0 {
+		t.Error("the other node was never behind: this shows nothing")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := b.Fresh(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
