@@ -302,7 +302,7 @@ func TestConcurrentCreateAndRemove(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() { _ = b.Create(t.Context(), a) })
-			wg.Go(func() { b.Remove(t.Context(), []database.Account{a}) })
+			wg.Go(func() { b.Database.Remove(t.Context(), []database.Account{a}) })
 		}
 		wg.Wait()
 		b.remove(a)
