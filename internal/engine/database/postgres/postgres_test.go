@@ -616,7 +616,7 @@ func TestServerTrouble(t *testing.T) {
 	all := func(what string) {
 		call(what+", create", func(ctx context.Context) error { return b.Create(ctx, during) })
 		call(what+", renew", func(ctx context.Context) error { return b.Renew(ctx, before) })
-		call(what+", remove", func(ctx context.Context) error { return b.Remove(ctx, []database.Account{before})[0] })
+		call(what+", remove", func(ctx context.Context) error { return b.Database.Remove(ctx, []database.Account{before})[0] })
 		call(what+", ping", b.Ping)
 	}
 	reconnect := func() {
