@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/lessor-dev/lessor/internal/audit"
 )
@@ -73,10 +75,11 @@ const fillBytes = 4 << 20
 // Filling is an empty store that a Source fills: with the rows of one state, then with those of the commits after it. It checks
 // that rows are where they belong, not that they are authentic.
 type Filling struct {
-	b    Backend
-	w    Write
-	size int
-	last []byte // what was set in Head last
+	b      Backend
+	ranges []Range        // to be deleted with the next write, before its rows
+	rows   map[Key][]byte // of the next write; nil: to be deleted
+	size   int
+	last   []byte // what was set in Head last
 
 	head    audit.Header // the commit that was followed last
 	hash    audit.Hash
@@ -89,18 +92,11 @@ func fill(ctx context.Context, b Backend, from Source) error {
 	if err := mustBeEmpty(b); err != nil {
 		return err
 	}
-	w, err := b.Begin()
-	if err != nil {
-		return err
-	}
-	f := &Filling{b: b, w: w}
-	defer func() { f.w.Abort() }()
-	w.Set(restoreMark, []byte{0, 0, 0, 0, 0, 0, 0, 1})
+	f := &Filling{b: b, rows: map[Key][]byte{restoreMark: {0, 0, 0, 0, 0, 0, 0, 1}}}
 	if err := from.Fill(ctx, f); err != nil {
-		f.w.Abort()
 		return errors.Join(err, wipe(b))
 	}
-	return f.w.Commit()
+	return f.write()
 }
 
 // Set writes a row of the state that the source begins with. Rows of Head come in order.
@@ -160,12 +156,14 @@ func (f *Filling) follow(e Stored) error {
 		case k.Table == 0 || k.Table >= tables || k.Table == Head || k.Table == Batches:
 			return &Damage{e.Key, "it touches what no commit does"}
 		case t.Range:
-			f.w.DeleteRange(Range{k.Table, t.Name, t.To})
+			r := Range{k.Table, t.Name, t.To}
+			maps.DeleteFunc(f.rows, func(k Key, _ []byte) bool { return r.Contains(k) })
+			f.ranges = append(f.ranges, r)
 			continue
 		case !t.Deleted:
 			f.wrote[k] = true
 		}
-		f.w.Delete(k) // what a later commit of the backup overwrote is not in it
+		f.rows[k] = nil // what a later commit of the backup overwrote is not in it
 	}
 	if err := f.set(Stored{Key{Batches, h.Batch}, e.Bytes[:versionLen]}); err != nil {
 		return err
@@ -174,19 +172,32 @@ func (f *Filling) follow(e Stored) error {
 }
 
 func (f *Filling) set(e Stored) error {
-	f.w.Set(e.Key, e.Bytes)
+	f.rows[e.Key] = bytes.Clone(e.Bytes)
 	if f.size += len(e.Key.Name) + len(e.Bytes); f.size < fillBytes {
 		return nil
 	}
-	if err := f.w.Commit(); err != nil {
+	return f.write()
+}
+
+// write commits what was collected.
+func (f *Filling) write() error {
+	w, err := f.b.Begin()
+	if err != nil {
 		return err
 	}
-	f.size = 0
-	w, err := f.b.Begin()
-	if err == nil {
-		f.w = w
+	for _, r := range f.ranges {
+		w.DeleteRange(r)
 	}
-	return err
+	for k, stored := range f.rows {
+		if stored == nil {
+			w.Delete(k)
+		} else {
+			w.Set(k, stored)
+		}
+	}
+	f.ranges, f.size = f.ranges[:0], 0
+	clear(f.rows)
+	return w.Commit()
 }
 
 // mustBeEmpty refuses to overwrite a store. What an unfinished restore left it clears away.

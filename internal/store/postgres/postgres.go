@@ -2,9 +2,10 @@
 //
 // # Commits
 //
-// There is one chain in a cluster, so there is one writer at a time. A Write is a transaction that takes an advisory lock
-// first; it reads at READ COMMITTED, where each statement sees what was committed when it began, so whatever it reads is
-// from under the lock. Begin, Versions and Commit are one round trip each; changes are collected and sent together with the COMMIT.
+// There is one chain in a cluster, so there is one writer at a time. A commit is a call of the function commit_2 (functions.go), which takes an
+// advisory lock first; at READ COMMITTED each of its statements sees what was committed when that began, so whatever it reads is
+// from under the lock. A guess is that call by itself. Enter opens a transaction, takes the lock and looks around, in one round trip; the
+// call and the COMMIT are another. Changes are collected in the form in which the function takes them.
 // synchronous_commit is on for every Write, and a server that runs with it off, or with fsync=off, is refused. PostgreSQL
 // shows a commit to others only once it is durable (with synchronous standbys: on those as well), and lets go of the lock
 // only after that: who has the lock sees every commit there was. That is what makes an unknown outcome known.
