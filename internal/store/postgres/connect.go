@@ -2,10 +2,12 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,6 +61,9 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 	if c.ValidateConnect == nil {
 		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
+	if host := unverified(c); host != "" {
+		o.Log.Warn("postgresql: who lies between lessor and the database may pass for it, as its certificate is not verified: use sslmode=verify-full", "host", host)
+	}
 	dialer := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: 2 * time.Second, Count: 2},
 		Control: func(network, _ string, raw syscall.RawConn) error {
@@ -70,6 +75,24 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 	}
 	c.DialFunc = dialer.DialContext
 	return config, nil
+}
+
+// unverified is a host on another machine that would be talked to without TLS, or whoever it turned out to be; "" if there is none.
+func unverified(c *pgx.ConnConfig) string {
+	trusted := func(host string, t *tls.Config) bool {
+		ip, err := netip.ParseAddr(host)
+		near := strings.HasPrefix(host, "/") || host == "localhost" || err == nil && ip.IsLoopback()
+		return near || t != nil && (!t.InsecureSkipVerify || t.VerifyPeerCertificate != nil) // the latter is sslmode=verify-ca
+	}
+	if !trusted(c.Host, c.TLSConfig) {
+		return c.Host
+	}
+	for _, f := range c.Fallbacks {
+		if !trusted(f.Host, f.TLSConfig) {
+			return f.Host
+		}
+	}
+	return ""
 }
 
 // session is what every connection begins with. Each statement of this package has its index, but while the tables are new, or

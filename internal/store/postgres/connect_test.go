@@ -185,3 +185,29 @@ func TestServerSaysNothing(t *testing.T) {
 	}
 	w.Abort()
 }
+
+// Whoever asks for less than a verified database elsewhere hears of it.
+func TestUnverifiedDatabases(t *testing.T) {
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if pem, err := pgtest.OtherCA(); err != nil || os.WriteFile(ca, pem, 0o600) != nil {
+		t.Fatal(err)
+	}
+	for url, want := range map[string]bool{
+		"postgresql://db.example.org/x":                                     true, // sslmode=prefer
+		"postgresql://db.example.org/x?sslmode=disable":                     true,
+		"postgresql://db.example.org/x?sslmode=require":                     true,
+		"postgresql://db.example.org/x?sslmode=verify-full":                 false,
+		"postgresql://db.example.org/x?sslmode=verify-ca&sslrootcert=" + ca: false,
+		"postgresql://127.0.0.1,[::1],localhost/x?sslmode=disable":          false,
+		"postgresql://127.0.0.1,db.example.org/x?sslmode=disable":           true,
+		"host=/run/postgresql dbname=x":                                     false,
+	} {
+		var log buffer
+		if _, err := parse(lessor.NewSecret(url), Options{Connections: 20, Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+			t.Fatal(err)
+		}
+		if said := strings.Contains(log.String(), "verify-full"); said != want {
+			t.Errorf("%s: said %t, want %t", url, said, want)
+		}
+	}
+}
