@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -74,9 +75,13 @@ const fillBytes = 4 << 20
 // that rows are where they belong, not that they are authentic.
 type Filling struct {
 	b    Backend
-	w    Write
-	size int
 	last []byte // what was set in Head last
+
+	// What is to be written: ranges to delete, then rows.
+	ranges []Range
+	rows   []Stored
+	at     map[Key]int
+	size   int
 
 	head    audit.Header // the commit that was followed last
 	hash    audit.Hash
@@ -89,18 +94,12 @@ func fill(ctx context.Context, b Backend, from Source) error {
 	if err := mustBeEmpty(b); err != nil {
 		return err
 	}
-	w, err := b.Begin()
-	if err != nil {
-		return err
-	}
-	f := &Filling{b: b, w: w}
-	defer func() { f.w.Abort() }()
-	w.Set(restoreMark, []byte{0, 0, 0, 0, 0, 0, 0, 1})
+	f := &Filling{b: b, at: make(map[Key]int)}
+	f.change(restoreMark, []byte{0, 0, 0, 0, 0, 0, 0, 1})
 	if err := from.Fill(ctx, f); err != nil {
-		f.w.Abort()
 		return errors.Join(err, wipe(b))
 	}
-	return f.w.Commit()
+	return f.flush()
 }
 
 // Set writes a row of the state that the source begins with. Rows of Head come in order.
@@ -160,12 +159,12 @@ func (f *Filling) follow(e Stored) error {
 		case k.Table == 0 || k.Table >= tables || k.Table == Head || k.Table == Batches:
 			return &Damage{e.Key, "it touches what no commit does"}
 		case t.Range:
-			f.w.DeleteRange(Range{k.Table, t.Name, t.To})
+			f.drop(Range{k.Table, t.Name, t.To})
 			continue
 		case !t.Deleted:
 			f.wrote[k] = true
 		}
-		f.w.Delete(k) // what a later commit of the backup overwrote is not in it
+		f.change(k, nil) // what a later commit of the backup overwrote is not in it
 	}
 	if err := f.set(Stored{Key{Batches, h.Batch}, e.Bytes[:versionLen]}); err != nil {
 		return err
@@ -174,19 +173,54 @@ func (f *Filling) follow(e Stored) error {
 }
 
 func (f *Filling) set(e Stored) error {
-	f.w.Set(e.Key, e.Bytes)
-	if f.size += len(e.Key.Name) + len(e.Bytes); f.size < fillBytes {
+	f.change(e.Key, bytes.Clone(e.Bytes))
+	if f.size < fillBytes {
 		return nil
 	}
-	if err := f.w.Commit(); err != nil {
+	return f.flush()
+}
+
+// change notes that a row is to have these bytes, or nil, not to be. A Write takes each row once: the last change counts.
+func (f *Filling) change(k Key, bytes []byte) {
+	f.size += len(k.Name) + len(bytes)
+	if i, again := f.at[k]; again {
+		f.rows[i].Bytes = bytes
+		return
+	}
+	f.at[k] = len(f.rows)
+	f.rows = append(f.rows, Stored{k, bytes})
+}
+
+// drop notes that a range is to be deleted. A Write takes ranges first: what was noted before and lies in it goes.
+func (f *Filling) drop(r Range) {
+	for k, i := range f.at {
+		if r.Contains(k) {
+			f.rows[i].Bytes = nil
+		}
+	}
+	f.ranges = append(f.ranges, r)
+}
+
+// flush writes what was noted.
+func (f *Filling) flush() error {
+	w, err := f.b.Begin()
+	if err != nil {
 		return err
 	}
-	f.size = 0
-	w, err := f.b.Begin()
-	if err == nil {
-		f.w = w
+	for _, r := range f.ranges {
+		w.DeleteRange(r)
 	}
-	return err
+	for _, e := range f.rows {
+		if e.Bytes == nil {
+			w.Delete(e.Key)
+		} else {
+			w.Set(e.Key, e.Bytes)
+		}
+	}
+	clear(f.at)
+	clear(f.rows)
+	f.ranges, f.rows, f.size = f.ranges[:0], f.rows[:0], 0
+	return w.Commit()
 }
 
 // mustBeEmpty refuses to overwrite a store. What an unfinished restore left it clears away.
