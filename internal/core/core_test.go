@@ -539,3 +539,22 @@ func TestLoginsOfADisabledMethodDie(t *testing.T) {
 	g.do(g.root, lessor.Delete, "sys/auth/approle", "")
 	g.refused(api.Unauthenticated, login.Auth.Token, lessor.Read, "auth/token/lookup-self", "")
 }
+
+// What a wide revocation hits is not told to be live, though the revocation has not come to its row yet.
+func TestLookupOfWhatIsRevoked(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	var leases []string
+	for range 200 {
+		leases = append(leases, g.do(g.root, lessor.Read, "target/creds/app", "").Lease.ID)
+	}
+	g.do(g.root, lessor.Update, "sys/leases/revoke-prefix/target", `{"sync":false}`)
+	for _, id := range leases {
+		switch a, err := g.try(g.root, lessor.Update, "sys/leases/lookup", `{"lease_id":"`+id+`"}`); {
+		case err == nil && (a.Data["state"] != "revoking" || a.Data["renewable"] != false):
+			t.Fatalf("after the revocation: %v", a.Data)
+		case err != nil && api.KindOf(err) != api.Invalid:
+			t.Fatal(err)
+		}
+	}
+}

@@ -146,7 +146,7 @@ func (w *walk) leased(id string) (*lease.Lease, store.Row, *mount.Entry, error) 
 	if l == nil {
 		return nil, row, nil, missing
 	}
-	live, err := w.alive(l)
+	live, err := w.Alive(l)
 	if err != nil {
 		return nil, row, nil, err
 	}
@@ -156,10 +156,10 @@ func (w *walk) leased(id string) (*lease.Lease, store.Row, *mount.Entry, error) 
 	return l, row, m, nil
 }
 
-// alive reports whether a lease gives its holder anything now: it is live, and so is the token that it dies with.
-func (w *walk) alive(l *lease.Lease) (bool, error) { return w.gives(w.view, l, w.op.Time) }
+// Alive implements engine.System: a lease gives its holder something now if it is live, and so is the token that it dies with.
+func (w *walk) Alive(l *lease.Lease) (bool, error) { return w.gives(w.view, l, w.op.Time) }
 
-// gives is alive as of a View.
+// gives is Alive as of a View.
 func (c *Core) gives(v store.View, l *lease.Lease, now time.Time) (bool, error) {
 	tombs, err := c.tombstones(v)
 	if err != nil || !l.Live(tombs, now) {

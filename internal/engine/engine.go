@@ -132,6 +132,8 @@ type System interface {
 	Capabilities(t *token.Token, path string) ([]string, error)
 	// Token finds a live token by its id, whether stored or sealed into itself; nil: there is none.
 	Token(id lessor.Secret) (*token.Token, store.Row, error)
+	// Alive reports whether a lease is in force: it and what it hangs on have not ended, and no wide revocation hits it.
+	Alive(l *lease.Lease) (bool, error)
 	// Bury puts a tombstone: whatever the selector matches so far ends with this commit, and is cleaned up in the background.
 	// It returns the tombstone's id.
 	Bury(txn *store.Txn, s lease.Selector, cause string) (id string, err error)

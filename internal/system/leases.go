@@ -92,9 +92,15 @@ func (b *Backend) lookupLease(_ context.Context, r *engine.Request) (*engine.Rep
 	if l == nil || l.State == lease.Pending {
 		return nil, api.Errorf(api.Invalid, "invalid lease")
 	}
+	state := l.State
+	if live, err := r.System.Alive(l); err != nil {
+		return nil, err
+	} else if !live && state == lease.Live {
+		state = lease.Revoking // by a wide revocation that has not come to it, or by its end
+	}
 	data := map[string]any{
 		"id": l.ID, "issue_time": stamp(l.Issued), "expire_time": stamp(l.Expires), "last_renewal": stamp(l.Renewed),
-		"renewable": l.Renewable && l.State == lease.Live, "ttl": max(0, whole(l.Expires.Sub(r.Now))), "state": l.State.String(), "kind": l.Kind.String(),
+		"renewable": l.Renewable && state == lease.Live, "ttl": max(0, whole(l.Expires.Sub(r.Now))), "state": state.String(), "kind": l.Kind.String(),
 		"holder": map[string]any{"entity_id": l.Holder.Entity, "alias": l.Holder.Alias, "instance": l.Holder.Instance, "display_name": l.Holder.Name},
 	}
 	if l.Owner != "" {

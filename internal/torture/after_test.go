@@ -32,7 +32,7 @@ func outlived(accounts []account, grants map[string]*grant, wrong []span) (late 
 		byUser[g.User] = g
 	}
 	for _, a := range accounts {
-		end, why := a.Until-database.Skew, "as the target knows it"
+		end, why := a.end(), "as the target knows it"
 		if g := byUser[a.Name]; g != nil {
 			end, why = g.end(), "as its holder knows it"
 			if most := g.Latest + database.Skew + 2*clockError; a.Until > most {

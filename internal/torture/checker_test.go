@@ -99,8 +99,10 @@ func TestAccountsThatOutliveTheirLeases(t *testing.T) {
 		{"revoked", at(5*s+lateBy, 3660*s), &revoked, nil, false},
 		{"alive after its revocation", at(6*s+lateBy, 3660*s), &revoked, nil, true},
 		{"the target thinks that it lives on", at(10*s, 100*s), &live, nil, true},
-		{"nobody knows its lease", at(10*s+lateBy, 10*s+database.Skew), nil, nil, false},
-		{"nobody knows its lease, and it is too old", at(11*s+lateBy, 10*s+database.Skew), nil, nil, true},
+		{"nobody knows its lease", at(60*s+lateBy, 60*s+database.Skew), nil, nil, false},
+		{"nobody knows its lease, and it is too old", at(61*s+lateBy, 60*s+database.Skew), nil, nil, true},
+		{"nobody confirmed it", at(unconfirmed+lateBy, 10*s+database.Skew), nil, nil, false},
+		{"nobody confirmed it, and it is too old", at(unconfirmed+lateBy+s, 10*s+database.Skew), nil, nil, true},
 	} {
 		grants := map[string]*grant{}
 		if test.g != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
 
@@ -24,6 +25,9 @@ const (
 	// lateBy is how much later than its lease's end a credential may be alive at a target that can be reached, by lessor nodes that work. It
 	// covers clocks that are wrong by 5 s, the reaper's round and its retries.
 	lateBy = 20 * time.Second
+	// unconfirmed is how long lessor gives a credential that it began to make, and whose making nobody confirmed: the target's 30 s, and a margin.
+	// Nobody has its password, and its account may be there so long even if its lease would have been shorter.
+	unconfirmed = 30*time.Second + lease.PendingMargin
 	// clockError is by how much nodes' clocks are wrong at most.
 	clockError = 5 * time.Second
 )
@@ -64,10 +68,10 @@ func (l *ledger) issued(a map[string]any, o op, most time.Duration) {
 }
 
 // renewed takes down that a lease was renewed, or may have been.
-func (l *ledger) renewed(lease string, a map[string]any, o op) {
+func (l *ledger) renewed(id string, a map[string]any, o op) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	g := l.grants[lease]
+	g := l.grants[id]
 	switch {
 	case g == nil:
 	case o.Outcome == done:
@@ -77,11 +81,11 @@ func (l *ledger) renewed(lease string, a map[string]any, o op) {
 	}
 }
 
-func (l *ledger) revoked(o op, leases ...string) {
+func (l *ledger) revoked(o op, ids ...string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, lease := range leases {
-		if g := l.grants[lease]; g != nil && g.Revoked == 0 && g.Handed < o.Call { // a later one it may have missed
+	for _, id := range ids {
+		if g := l.grants[id]; g != nil && g.Revoked == 0 && g.Handed < o.Call { // a later one it may have missed
 			g.Revoked = o.Return
 		}
 	}
@@ -95,16 +99,16 @@ func (l *ledger) of(user string) *grant {
 }
 
 // tried takes down what came of a login at the target. A target that says no to a credential whose lease cannot have ended yet is a defect.
-func (l *ledger) tried(lease string, ended time.Duration, err error) {
+func (l *ledger) tried(id string, ended time.Duration, err error) {
 	var said *pgconn.PgError
 	if err == nil || !errors.As(err, &said) || !strings.HasPrefix(said.Code, "28") {
 		return
 	}
 	l.mu.Lock()
-	g := l.grants[lease]
+	g := l.grants[id]
 	l.mu.Unlock()
 	if g != nil && g.Revoked == 0 && ended < g.Issued+shortLease-clockError-time.Second {
-		l.odd("the target refused %s %.1f s after its lease %s was asked for: %s", g.User, (ended - g.Issued).Seconds(), lease, said.Message)
+		l.odd("the target refused %s %.1f s after its lease %s was asked for: %s", g.User, (ended - g.Issued).Seconds(), id, said.Message)
 	}
 }
 
@@ -117,6 +121,9 @@ type account struct {
 	Until time.Duration // the end that the target knows of, as last seen
 	Gone  bool
 }
+
+// end is when the account of a lease that no client knows must be gone, or soon after.
+func (a account) end() time.Duration { return max(a.Until-database.Skew, a.First+unconfirmed) }
 
 // observer looks at the target all the time.
 type observer struct {
@@ -209,4 +216,4 @@ func (w *observer) left() (names []string) {
 }
 
 // markOf is what an account's comment says of a lease.
-func markOf(lease string) string { return "lessor lease=" + database.Mark(lease) }
+func markOf(id string) string { return "lessor lease=" + database.Mark(id) }

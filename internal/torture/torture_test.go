@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/config"
-	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/node"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
@@ -397,14 +396,14 @@ func (r *run) staticWorks(c *client) (err error) {
 
 // expire waits until the accounts are gone whose leases have ended by themselves, or should be.
 func (r *run) expire() {
-	for end := r.now() + shortMost + lateBy; r.now() < end; sleep(r.t.Context(), lookEvery) {
+	for end := r.now() + unconfirmed + lateBy; r.now() < end; sleep(r.t.Context(), lookEvery) {
 		waiting := 0
 		for _, a := range r.observer.all() {
-			ends := a.Until - database.Skew
+			ends := a.end()
 			if g := r.ledger.of(a.Name); g != nil {
 				ends = g.end()
 			}
-			if !a.Gone && ends < end {
+			if !a.Gone && ends < end-lateBy {
 				waiting++
 			}
 		}
