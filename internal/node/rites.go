@@ -118,8 +118,14 @@ func (n *Node) inTurn(f rite) engine.Handler {
 		if err := n.await(ctx); err != nil {
 			return nil, err
 		}
+		if n.state.Load().away != nil {
+			return nil, errAway // rather than wait for a turn that may take long to come
+		}
 		n.turn.Lock()
 		defer n.turn.Unlock()
+		if n.state.Load().away != nil {
+			return nil, errAway
+		}
 		l := n.enter()
 		if l != nil {
 			defer l.leave()

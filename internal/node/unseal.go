@@ -45,15 +45,10 @@ func (n *Node) open(ctx context.Context) error {
 	}
 	n.turn.Lock()
 	defer n.turn.Unlock()
-	if err := n.openStore(ctx); err != nil {
+	if err := n.patiently(ctx); err != nil {
 		return err
 	}
 	n.release = append(n.release, n.shut)
-	if n.config.Storage.Type == config.PostgreSQL {
-		watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		n.running.Go(func() { n.watch(watching) })
-		n.release = append(n.release, func() error { cancel(); return nil })
-	}
 	if err := n.look(); err != nil {
 		return err
 	}
@@ -108,12 +103,11 @@ func (n *Node) openBackend(ctx context.Context) (store.Backend, error) {
 
 // shut ends what open began.
 func (n *Node) shut() error {
-	var err error
 	if l := n.state.Load().life; l != nil {
 		n.state.Store(&state{db: l.db})
-		err = l.end()
+		l.end()
 	}
-	return errors.Join(err, n.close())
+	return n.close()
 }
 
 func (n *Node) refuseOrphan() error {
@@ -137,10 +131,7 @@ func refuseOrphanKey(keyFile string, s config.Storage) error {
 }
 
 func (n *Node) storeOptions() store.Options {
-	o := store.Options{Clock: n.o.Clock, Random: n.o.Random, Log: n.log, Retention: n.config.Audit.Retention}
-	if host, err := os.Hostname(); err == nil {
-		o.Node = host
-	}
+	o := store.Options{Node: n.config.NodeName, Clock: n.o.Clock, Random: n.o.Random, Log: n.log, Retention: n.config.Audit.Retention}
 	if n.config.Storage.Type != config.Mem {
 		o.Anchor = store.FileAnchor(n.config.Seal.Anchor)
 		o.Reserve = reserve
