@@ -1,8 +1,10 @@
 package node
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/seal"
 )
 
 // on starts a node of the place on a database, under a name and with a key file of that name's.
@@ -116,4 +119,119 @@ func TestTheDatabaseComesBack(t *testing.T) {
 	} else if text := r.metrics(); again && !strings.Contains(text, "\nlessor_store_revivals_total 1\n") {
 		t.Errorf("the metrics do not tell of the revival:\n%s", text)
 	}
+}
+
+// startAtOnce starts nodes of these names on one database, all at once.
+func (p *place) startAtOnce(url string, names ...string) (started []*running, refused []error) {
+	p.Helper()
+	type outcome struct {
+		r   *running
+		err error
+	}
+	outcomes := make(chan outcome)
+	for _, name := range names {
+		go func() {
+			r, err := p.on(url, name)
+			outcomes <- outcome{r, err}
+		}()
+	}
+	for range names {
+		if o := <-outcomes; o.err != nil {
+			refused = append(refused, o.err)
+		} else {
+			started = append(started, o.r)
+		}
+	}
+	return started, refused
+}
+
+// Nodes that start at once on an empty database make one store. With a key file that was made in advance all of them come up; without,
+// the first makes the store, and the others say how they join.
+func TestFirstStartsAtOnce(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Fsync())
+	names := []string{"one", "two", "three"}
+
+	p := newPlace(t)
+	_, err := seal.CreateKeyFile(p.keyAt("one"), rand.Reader)
+	p.do(err)
+	text, err := os.ReadFile(p.keyAt("one"))
+	p.do(err)
+	for _, name := range names[1:] {
+		p.do(os.MkdirAll(filepath.Dir(p.keyAt(name)), 0o700))
+		p.do(os.WriteFile(p.keyAt(name), text, 0o600))
+	}
+	url := server.URL(pgtest.Superuser, server.Password(), server.Database(t))
+	started, refused := p.startAtOnce(url, names...)
+	if len(started) != 3 {
+		t.Fatalf("%d started; the others: %v", len(started), refused)
+	}
+	token, ids := "", map[any]bool{}
+	for _, r := range started {
+		token = max(token, r.token)
+		ids[r.must(200, "GET", "sys/health", "")["cluster_id"]] = true
+	}
+	if len(ids) != 1 {
+		t.Errorf("they are of several clusters: %v", ids)
+	}
+	for _, r := range started {
+		if r.token != "" && r.token != token {
+			t.Error("there are several root tokens")
+		}
+		r.token = token
+	}
+	started[0].fill()
+	for _, r := range started {
+		p.eventually("every node serves", func() bool { status, _ := r.ask("GET", "secret/data/app", ""); return status == 200 })
+	}
+	members := started[0].members()
+	for _, name := range names {
+		if m := members[name]; m["alive"] != true || m["state"] != "active" || m["version"] != "test" || m["self"] != (name == started[0].Node.config.NodeName) {
+			t.Errorf("%s: %v", name, m)
+		}
+	}
+	nodes := started[0].must(200, "GET", "sys/ha-status", "")["data"].(map[string]any)["nodes"].([]any)
+	if len(nodes) != 3 || nodes[2].(map[string]any)["active_node"] != true {
+		t.Errorf("ha-status: %v", nodes)
+	}
+	records := fmt.Sprint(started[0].must(200, "GET", "sys/lessor/audit/records?path=secret/data/app", ""))
+	if !strings.Contains(records, "node:"+started[0].Node.config.NodeName) {
+		t.Errorf("the records do not name the node: %s", records)
+	}
+
+	p = newPlace(t)
+	url = server.URL(pgtest.Superuser, server.Password(), server.Database(t))
+	started, refused = p.startAtOnce(url, names...)
+	if len(started) != 1 || len(refused) != 2 {
+		t.Fatalf("%d started; the others: %v", len(started), refused)
+	}
+	for _, err := range refused {
+		if !strings.Contains(err.Error(), "lessor operator join") {
+			t.Errorf("a node without a key: %v", err)
+		}
+	}
+	if found, _ := filepath.Glob(filepath.Join(p.dir, "*", "*")); len(found) != 3 { // key file, anchor, token
+		t.Errorf("those that did not start left something: %v", found)
+	}
+	if strings.Contains(p.log.String(), "level=ERROR") {
+		t.Errorf("the log:\n%s", p.log)
+	}
+}
+
+// members are those of sys/lessor/members, by name, once all have said who they are.
+func (r *running) members() map[string]map[string]any {
+	r.Helper()
+	all := map[string]map[string]any{}
+	r.eventually("the nodes know each other", func() bool {
+		clear(all)
+		for _, m := range r.must(200, "GET", "sys/lessor/members", "")["data"].(map[string]any)["members"].([]any) {
+			m := m.(map[string]any)
+			if m["state"] == "starting" {
+				return false
+			}
+			all[m["name"].(string)] = m
+		}
+		return true
+	})
+	return all
 }

@@ -73,16 +73,18 @@ type Node struct {
 	disk      mem.Disk // of a store in memory
 
 	state    atomic.Pointer[state]
-	silent   atomic.Bool           // the database does not answer
-	draining atomic.Bool           // the node was told to stop
-	revivals atomic.Uint64         // how often the store was opened anew
-	broken   atomic.Pointer[error] // why the node cannot go on
-	resting  sync.WaitGroup        // being sealed
-	tending  sync.WaitGroup        // looking after a shared store
-	untend   context.CancelFunc    // ends that; nil: there is none
+	silent   atomic.Bool            // the database does not answer
+	draining atomic.Bool            // the node was told to stop
+	lock     atomic.Pointer[string] // name in the store of the key file that unsealed it; nil: none did
+	revivals atomic.Uint64          // how often the store was opened anew
+	broken   atomic.Pointer[error]  // why the node cannot go on
+	resting  sync.WaitGroup         // being sealed
+	tending  sync.WaitGroup         // looking after a shared store
+	untend   context.CancelFunc     // ends that; nil: there is none
 
-	turn      sync.Mutex // held by whoever unseals, seals, or shows keys; guards what follows
-	db        *store.DB  // open, whether sealed or not
+	turn      sync.Mutex    // held by whoever unseals, seals, or shows keys; guards what follows
+	db        *store.DB     // open, whether sealed or not
+	backend   store.Backend // that it lies in
 	keys      *seal.Keyring
 	unsealing unsealing
 	rekeying  *rekeying

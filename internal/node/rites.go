@@ -348,6 +348,11 @@ func (n *Node) initRite(ctx context.Context, l *life, r *engine.Request) (*deed,
 		if err := n.look(); err != nil {
 			return nil, core.Outcome(err)
 		}
+		found, err := n.founding(ctx)
+		if err != nil {
+			return nil, core.Outcome(err)
+		}
+		defer found()
 	}
 	if l != nil || n.state.Load().locks.Initialised() {
 		return nil, api.Errorf(api.Invalid, "Vault is already initialized")
