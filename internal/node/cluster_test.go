@@ -3,9 +3,12 @@ package node
 import (
 	"crypto/rand"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -199,6 +202,9 @@ func TestFirstStartsAtOnce(t *testing.T) {
 		t.Errorf("the records do not name the node: %s", records)
 	}
 
+	for _, r := range started {
+		r.stop() // the server has connections for a few nodes only
+	}
 	p = newPlace(t)
 	url = server.URL(pgtest.Superuser, server.Password(), server.Database(t))
 	started, refused = p.startAtOnce(url, names...)
@@ -210,7 +216,9 @@ func TestFirstStartsAtOnce(t *testing.T) {
 			t.Errorf("a node without a key: %v", err)
 		}
 	}
-	if found, _ := filepath.Glob(filepath.Join(p.dir, "*", "*")); len(found) != 3 { // key file, anchor, token
+	if found, _ := filepath.Glob(filepath.Join(p.dir, "*", "*")); len(found) == 0 || slices.ContainsFunc(found, func(path string) bool {
+		return filepath.Dir(path) != filepath.Dir(p.keyAt(started[0].Node.config.NodeName))
+	}) {
 		t.Errorf("those that did not start left something: %v", found)
 	}
 	if strings.Contains(p.log.String(), "level=ERROR") {
@@ -234,4 +242,252 @@ func (r *running) members() map[string]map[string]any {
 		return true
 	})
 	return all
+}
+
+// Each node may have a key file of its own: one that it makes is known under its name, unseals it from then on, and can be taken away alone.
+func TestAKeyFileForEachNode(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Fsync())
+	url := server.URL(pgtest.Superuser, server.Password(), server.Database(t))
+	p := newPlace(t)
+	one, err := p.on(url, "one")
+	p.do(err)
+	one.fill()
+	text, err := os.ReadFile(p.keyAt("one"))
+	p.do(err)
+	p.do(os.MkdirAll(filepath.Dir(p.keyAt("two")), 0o700))
+	p.do(os.WriteFile(p.keyAt("two"), text, 0o600))
+	two, err := p.on(url, "two")
+	p.do(err)
+	two.token = one.token
+	own := p.keyAt("two") + ".own"
+	two.must(200, "POST", "sys/lessor/seal/keyfile", fmt.Sprintf(`{"path":%q}`, own))
+	names := func(r *running) (all []string) {
+		for _, l := range r.must(200, "GET", "sys/lessor/seal", "")["data"].(map[string]any)["locks"].([]any) {
+			l := l.(map[string]any)
+			all = append(all, fmt.Sprintf("%v %v %v", l["name"], l["type"], l["configured"]))
+		}
+		return all
+	}
+	if got := names(two); !slices.Equal(got, []string{"keyfile keyfile false", "keyfile/two keyfile true"}) {
+		t.Errorf("what unseals: %v", got)
+	}
+	two.stop()
+	p.do(os.Rename(own, p.keyAt("two")))
+	again, err := p.on(url, "two")
+	p.do(err)
+	again.token = one.token
+	again.checkFilled()
+	again.stop()
+
+	one.must(204, "DELETE", "sys/lessor/seal/keyfile/two", "")
+	one.must(404, "DELETE", "sys/lessor/seal/keyfile/two", "")
+	one.must(400, "DELETE", "sys/lessor/seal/keyfile", "") // the last one
+	if _, err := p.on(url, "two"); err == nil || !strings.Contains(err.Error(), "wrong key") && !strings.Contains(err.Error(), "was removed") {
+		t.Errorf("a node whose key was removed: %v", err)
+	}
+	one.stop()
+	back, err := p.on(url, "one")
+	p.do(err)
+	back.token = one.token
+	back.checkFilled()
+}
+
+// balancer is a plain TCP load balancer: each connection goes to the next of those that passed the last health check, or that take it.
+type balancer struct {
+	net.Listener
+	mu    sync.Mutex
+	nodes []string // addresses
+	well  map[string]bool
+	next  int
+}
+
+func balance(t *testing.T) *balancer {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &balancer{Listener: l, well: map[string]bool{}}
+	ended := make(chan struct{})
+	t.Cleanup(func() { close(ended); _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go b.forward(c)
+		}
+	}()
+	go func() {
+		client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		for {
+			for _, node := range b.all() {
+				answer, err := client.Get("http://" + node + "/v1/sys/health")
+				if err == nil {
+					_ = answer.Body.Close()
+				}
+				b.mu.Lock()
+				b.well[node] = err == nil && answer.StatusCode == 200
+				b.mu.Unlock()
+			}
+			select {
+			case <-ended:
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}()
+	return b
+}
+
+func (b *balancer) all() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.nodes)
+}
+
+func (b *balancer) set(nodes ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.nodes = nodes
+}
+
+func (b *balancer) healthy() (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, node := range b.nodes {
+		if b.well[node] {
+			n++
+		}
+	}
+	return n
+}
+
+// candidates are the nodes in the order in which a connection is offered to them.
+func (b *balancer) candidates() (first, last []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.next++
+	for i := range b.nodes {
+		node := b.nodes[(b.next+i)%len(b.nodes)]
+		if b.well[node] {
+			first = append(first, node)
+		} else {
+			last = append(last, node)
+		}
+	}
+	return first, last
+}
+
+func (b *balancer) forward(c net.Conn) {
+	defer func() { _ = c.Close() }()
+	first, last := b.candidates()
+	for _, node := range append(first, last...) {
+		to, err := net.DialTimeout("tcp", node, time.Second)
+		if err != nil {
+			continue
+		}
+		var both sync.WaitGroup
+		pipe := func(to, from net.Conn) {
+			_, _ = io.Copy(to, from)
+			_ = to.(*net.TCPConn).CloseWrite()
+		}
+		both.Go(func() { pipe(to, c) })
+		both.Go(func() { pipe(c, to) })
+		both.Wait()
+		_ = to.Close()
+		return
+	}
+}
+
+// Three nodes behind a plain TCP load balancer are restarted one after the other, under load: no request fails.
+func TestRollingRestart(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Own(t, pgtest.Fsync(), pgtest.Setting("max_connections", "120"))
+	url := server.URL(pgtest.Superuser, server.Password(), server.Database(t))
+	p := newPlace(t)
+	_, err := seal.CreateKeyFile(p.keyAt("one"), rand.Reader)
+	p.do(err)
+	text, err := os.ReadFile(p.keyAt("one"))
+	p.do(err)
+	nodes := map[string]*running{}
+	b := balance(t)
+	tell := func() {
+		var all []string
+		for _, r := range nodes {
+			all = append(all, strings.TrimPrefix(r.Address(), "http://"))
+		}
+		slices.Sort(all)
+		b.set(all...)
+	}
+	token := ""
+	for _, name := range []string{"one", "two", "three"} {
+		if name != "one" {
+			p.do(os.MkdirAll(filepath.Dir(p.keyAt(name)), 0o700))
+			p.do(os.WriteFile(p.keyAt(name), text, 0o600))
+		}
+		r, err := p.on(url, name)
+		p.do(err)
+		r.Node.config.DrainDelay = 600 * time.Millisecond // three health checks
+		nodes[name], token = r, max(token, r.token)
+	}
+	nodes["one"].token = token
+	nodes["one"].fill()
+	tell()
+	p.eventually("all nodes are well", func() bool { return b.healthy() == 3 })
+
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	var done atomic.Int64
+	for w := range 8 {
+		clients.Go(func() {
+			client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{}} // keeps its connection alive
+			defer client.CloseIdleConnections()
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				method, body := http.MethodGet, ""
+				path := "secret/data/app"
+				if i%2 == 0 {
+					method, body, path = http.MethodPost, `{"data":{"x":"y"}}`, fmt.Sprintf("secret/data/w%d", w)
+				}
+				request, err := http.NewRequest(method, "http://"+b.Addr().String()+"/v1/"+path, strings.NewReader(body))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				request.Header.Set("X-Vault-Token", token)
+				answer, err := client.Do(request)
+				if err != nil {
+					t.Errorf("request %d of %d: %v", i, w, err)
+					return
+				}
+				said, err := io.ReadAll(answer.Body)
+				_ = answer.Body.Close()
+				if err != nil || answer.StatusCode != 200 {
+					t.Errorf("request %d of %d: %d %s %v", i, w, answer.StatusCode, said, err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for _, name := range []string{"one", "two", "three"} {
+		nodes[name].stop()
+		r, err := p.on(url, name)
+		p.do(err)
+		r.Node.config.DrainDelay = 600 * time.Millisecond
+		nodes[name] = r
+		tell()
+		p.eventually("the node is well again", func() bool { return b.healthy() == 3 })
+		before := done.Load()
+		p.eventually("work goes on", func() bool { return t.Failed() || done.Load() > before+100 })
+	}
+	close(stop)
+	clients.Wait()
+	t.Logf("%d requests", done.Load())
 }

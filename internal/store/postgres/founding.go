@@ -11,18 +11,15 @@ const foundLock = 0x6c6573736f720004
 // Founding waits until no other node is within its own Founding, and keeps others from it until done is called, or this
 // node's connection ends. So nodes that start at once on an empty database make one store. It takes ctx's end for an error.
 func (b *Backend) Founding(ctx context.Context) (done func(), err error) {
-	conn, err := b.readers.Acquire(ctx)
+	borrowed, err := b.readers.Acquire(ctx)
 	if err != nil {
 		return nil, wrap(err)
 	}
+	conn := borrowed.Hijack() // Close does not wait for it
 	give := func() {
 		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortPatience)
 		defer cancel()
-		if _, err := conn.Exec(leaving, `SELECT pg_advisory_unlock_all()`); err != nil {
-			_ = conn.Hijack().Close(leaving) // ends the lock as well
-			return
-		}
-		conn.Release()
+		_ = conn.Close(leaving) // ends the lock
 	}
 	for told := false; ; {
 		var mine bool
