@@ -149,7 +149,7 @@ func (p *place) startAtOnce(url string, names ...string) (started []*running, re
 }
 
 // Nodes that start at once on an empty database make one store. With a key file that was made in advance all of them come up; without,
-// the first makes the store, and the others say how they join.
+// the first makes the store, and the others say what they lack.
 func TestFirstStartsAtOnce(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Start(t, pgtest.Fsync())
@@ -212,7 +212,7 @@ func TestFirstStartsAtOnce(t *testing.T) {
 		t.Fatalf("%d started; the others: %v", len(started), refused)
 	}
 	for _, err := range refused {
-		if !strings.Contains(err.Error(), "lessor operator join") {
+		if !strings.Contains(err.Error(), "put the key file of one that runs") {
 			t.Errorf("a node without a key: %v", err)
 		}
 	}
