@@ -34,6 +34,12 @@ type (
 	Restored       = operator.Restored
 	VerifyOptions  = operator.VerifyOptions
 	AdmitOptions   = operator.AdmitOptions
+	Origin         = operator.Origin
+	PointsOptions  = operator.PointsOptions
+	Points         = operator.Points
+	Point          = operator.Point
+	DrillOptions   = operator.DrillOptions
+	Drilled        = operator.Drilled
 	Verification   = session.Verification
 	Broken         = session.Broken
 	ExitCode       = session.ExitCode

@@ -280,6 +280,7 @@ func TestAKeyFileForEachNode(t *testing.T) {
 	again.checkFilled()
 	again.stop()
 
+	one.eventually("the other node knows of it", func() bool { return len(names(one)) == 2 })
 	one.must(204, "DELETE", "sys/lessor/seal/keyfile/two", "")
 	one.must(404, "DELETE", "sys/lessor/seal/keyfile/two", "")
 	one.must(400, "DELETE", "sys/lessor/seal/keyfile", "") // the last one

@@ -174,6 +174,9 @@ func refuseOrphanKey(keyFile string, s config.Storage) error {
 
 func (n *Node) storeOptions() store.Options {
 	o := store.Options{Node: n.config.NodeName, Clock: n.o.Clock, Random: n.o.Random, Log: n.log, Retention: n.config.Audit.Retention}
+	if n.shared() {
+		o.Clock = nil // the database's, which is the same for all nodes
+	}
 	if n.config.Storage.Type != config.Mem {
 		o.Anchor = store.FileAnchor(n.config.Seal.Anchor)
 		o.Reserve = reserve
@@ -189,7 +192,7 @@ func openBackend(ctx context.Context, c config.Config, o Options, damaged func(s
 	case config.Pebble:
 		return openFolder(c.Storage.Path, o, damaged)
 	case config.PostgreSQL:
-		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log})
+		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log, Connections: c.Storage.Connections})
 		if err != nil {
 			return nil, fmt.Errorf("refusing to start: %w", err)
 		}

@@ -215,7 +215,7 @@ func unwrapRoot(meta map[string][]byte, kek KEK) ([]byte, error) {
 	}
 	_, wrapped, ok := rowOf(meta, kek)
 	if _, file := kek.(*KeyFile); !ok && file {
-		return nil, fmt.Errorf("%w: the key in the key file was removed from this store, or is of another one; the store is unsealed by: %s", ErrMissing, kekNames(meta))
+		return nil, fmt.Errorf("%w: the store cannot be unsealed by %q, whose key was removed from it, or is of another store, but by: %s", ErrMissing, kek.Name(), kekNames(meta))
 	}
 	if !ok {
 		return nil, fmt.Errorf("%w: the store cannot be unsealed by %q, but by: %s", ErrMissing, kek.Name(), kekNames(meta))

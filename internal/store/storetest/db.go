@@ -121,6 +121,7 @@ var dbTests = []struct {
 	{"power", testPower},
 	{"anchor", testAnchor},
 	{"backup", testBackup},
+	{"image", testImage},
 }
 
 func testSealed(t *testing.T, s *setup) {
