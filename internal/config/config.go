@@ -39,10 +39,12 @@ type Config struct {
 	MaxLeaseTTL     time.Duration // at least DefaultLeaseTTL
 	ReportedVersion string        // what clients that look for a version of Vault are told
 
-	APIAddr     string // URL at which clients reach this node; empty: the first listener's
-	ClusterAddr string // accepted for Vault's sake; nodes do not talk to each other
-	ClusterName string // empty: chosen at the first start
-	PIDFile     string // empty: none
+	NodeName    string        // of this node, in audit records and to operators: NodeName's pattern; the host's unless said otherwise
+	DrainDelay  time.Duration // how long a node that is told to stop still takes connections, so that load balancers notice; at most ten minutes
+	APIAddr     string        // URL at which clients reach this node; empty: the first listener's
+	ClusterAddr string        // accepted for Vault's sake; nodes do not talk to each other
+	ClusterName string        // empty: chosen at the first start
+	PIDFile     string        // empty: none
 	UI          bool
 	LogLevel    slog.Level // LevelTrace and up
 	LogJSON     bool
@@ -162,8 +164,25 @@ func (c *Config) complete(env environment) error {
 	if len(c.Listeners) == 0 {
 		c.Listeners = []Listener{{Address: defaultAddress, MinVersion: tls.VersionTLS12}}
 	}
+	if c.NodeName == "" {
+		c.NodeName = env.nodeName()
+	}
+	if c.DrainDelay < 0 {
+		c.DrainDelay = 0
+		if c.Storage.Type == PostgreSQL {
+			c.DrainDelay = drainDelay
+		}
+	}
 	return nil
 }
+
+// drainDelay is DrainDelay where other nodes serve meanwhile: two or three health checks of a load balancer.
+const drainDelay = 5 * time.Second
+
+var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// IsNodeName says whether a node may be called that: a letter or digit, then up to 62 letters, digits, dots, dashes and underscores.
+func IsNodeName(name string) bool { return nodeName.MatchString(name) }
 
 // AnchorSuffix is what the anchor is called by unless the configuration says otherwise: after the key file, beside it.
 const AnchorSuffix = ".anchor"
@@ -194,6 +213,7 @@ const defaultAddress = "127.0.0.1:8200"
 func defaults() Config {
 	return Config{
 		Audit:           Audit{Retention: 400 * day, Patience: 30 * day},
+		DrainDelay:      -1, // complete knows
 		DefaultLeaseTTL: 32 * day,
 		MaxLeaseTTL:     32 * day,
 		ReportedVersion: "1.20.0",
@@ -271,6 +291,12 @@ func (c Config) Validate() error {
 	}
 	if !semver.MatchString(c.ReportedVersion) {
 		complain("reported_version %q is no version like 1.20.0", c.ReportedVersion)
+	}
+	if !IsNodeName(c.NodeName) {
+		complain("node_name %q is no name of a node: it has 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit", c.NodeName)
+	}
+	if c.DrainDelay < 0 || c.DrainDelay > 10*time.Minute {
+		complain("drain_delay must be ten minutes or less")
 	}
 	if !webAddress(c.APIAddr) {
 		complain("api_addr must be a URL like https://lessor.example.com:8200")

@@ -24,7 +24,7 @@ func user(variables ...string) environment {
 		name, value, _ := strings.Cut(v, "=")
 		env[name] = value
 	}
-	return environment{getenv: func(name string) string { return env[name] }}
+	return environment{getenv: func(name string) string { return env[name] }, host: "host-1"}
 }
 
 func file(t testing.TB, name, text string) string {
@@ -40,13 +40,13 @@ func plain(address string) Listener { return Listener{Address: address, MinVersi
 
 func TestDefaults(t *testing.T) {
 	for what, c := range map[string]struct {
-		env       environment
-		data, key string
+		env             environment
+		data, key, node string
 	}{
-		"user":         {user(), "/home/u/.local/share/lessor", "/home/u/.config/lessor/seal.key"},
-		"XDG":          {user("XDG_DATA_HOME=/d", "XDG_CONFIG_HOME=/c"), "/d/lessor", "/c/lessor/seal.key"},
-		"relative XDG": {user("XDG_DATA_HOME=d", "XDG_CONFIG_HOME=c"), "/home/u/.local/share/lessor", "/home/u/.config/lessor/seal.key"},
-		"root":         {environment{user().getenv, true}, "/var/lib/lessor", "/etc/lessor/seal.key"},
+		"user":         {user(), "/home/u/.local/share/lessor", "/home/u/.config/lessor/seal.key", "host-1"},
+		"XDG":          {user("XDG_DATA_HOME=/d", "XDG_CONFIG_HOME=/c"), "/d/lessor", "/c/lessor/seal.key", "host-1"},
+		"relative XDG": {user("XDG_DATA_HOME=d", "XDG_CONFIG_HOME=c"), "/home/u/.local/share/lessor", "/home/u/.config/lessor/seal.key", "host-1"},
+		"root":         {environment{user().getenv, true, "not a name"}, "/var/lib/lessor", "/etc/lessor/seal.key", "lessor"},
 	} {
 		got, err := flags(nil, c.env)
 		if err != nil {
@@ -55,6 +55,7 @@ func TestDefaults(t *testing.T) {
 		}
 		want := Config{
 			Storage:         Storage{Type: Pebble, Path: c.data},
+			NodeName:        c.node,
 			Seal:            Seal{KeyFile: c.key, Anchor: c.key + AnchorSuffix},
 			Listeners:       []Listener{plain("127.0.0.1:8200")},
 			Audit:           Audit{Retention: 400 * 24 * time.Hour, Patience: 30 * 24 * time.Hour},
@@ -116,6 +117,8 @@ telemetry {
 api_addr          = "https://lessor.example.com:8200"
 cluster_addr      = "https://10.0.0.1:8201"
 cluster_name      = "one" // a comment
+node_name         = "node-1.example"
+drain_delay       = "20s"
 ui                = true
 disable_mlock     = true
 log_level         = "Trace"
@@ -139,7 +142,7 @@ const fullJSON = `{
   "allow_audit_log_prefixing": true,
   "audit": {"retention": "30d", "exporter_patience": "48h"},
   "telemetry": {"disable_hostname": true},
-  "api_addr": "https://lessor.example.com:8200", "cluster_addr": "https://10.0.0.1:8201", "cluster_name": "one",
+  "api_addr": "https://lessor.example.com:8200", "cluster_addr": "https://10.0.0.1:8201", "cluster_name": "one", "node_name": "node-1.example", "drain_delay": 20,
   "ui": true, "disable_mlock": true, "log_level": "trace", "log_format": "json",
   "default_lease_ttl": "36h", "max_lease_ttl": "172800", "pid_file": "/run/lessor.pid",
   "require_owner": "1", "reported_version": "1.19.3-rc1"
@@ -170,6 +173,8 @@ func TestEverySetting(t *testing.T) {
 		APIAddr:         "https://lessor.example.com:8200",
 		ClusterAddr:     "https://10.0.0.1:8201",
 		ClusterName:     "one",
+		NodeName:        "node-1.example",
+		DrainDelay:      20 * time.Second,
 		PIDFile:         "/run/lessor.pid",
 		UI:              true,
 		LogLevel:        LevelTrace,
@@ -363,6 +368,10 @@ func TestFlags(t *testing.T) {
 		!reflect.DeepEqual(c.Listeners, []Listener{plain("[::1]:0")}) {
 		t.Errorf("got %+v", c)
 	}
+	pg := file(t, "pg.hcl", `storage "postgresql" { connection_url = "postgres:///x" }`)
+	if c, err = flags([]string{"-config", pg, "-node-name=n-2"}, user("LESSOR_NODE_NAME=n-3")); err != nil || c.NodeName != "n-2" || c.DrainDelay != drainDelay {
+		t.Errorf("got %+v, %v", c, err)
+	}
 	mem := file(t, "mem.hcl", `storage "mem" {}`)
 	for _, c := range []struct {
 		args []string
@@ -373,6 +382,7 @@ func TestFlags(t *testing.T) {
 		{[]string{"-config", "/does/not/exist.hcl"}, "/does/not/exist.hcl"},
 		{[]string{"-listen", "0.0.0.0:8200"}, "allow_plaintext_off_loopback"},
 		{[]string{"-log-level", "x"}, "-log-level must be"},
+		{[]string{"-node-name", "a/b"}, "node_name"},
 		{[]string{"-config", mem, "-data", "/d"}, "-data"},
 		{[]string{"-data", "/d", "-key-file", "/d/k"}, "inside the data folder"},
 		{[]string{"-dev-root-token-id=x"}, "needs -dev"},
@@ -402,11 +412,11 @@ func TestEnvironment(t *testing.T) {
 	conf := file(t, "c.hcl", "log_level = \"debug\"\nlog_format = \"standard\"\napi_addr = \"https://file.example:8200\"\n")
 	c, err := flags([]string{"-config", conf, "-log-level=error"},
 		user("VAULT_API_ADDR=https://vault.example:8200", "LESSOR_API_ADDR=https://lessor.example:8200", "VAULT_REDIRECT_ADDR=https://old.example:8200",
-			"VAULT_CLUSTER_ADDR=https://10.0.0.1:8201", "VAULT_LOG_LEVEL=trace", "VAULT_LOG_FORMAT=json", "VAULT_UI="))
+			"VAULT_CLUSTER_ADDR=https://10.0.0.1:8201", "LESSOR_NODE_NAME=n-1", "VAULT_LOG_LEVEL=trace", "VAULT_LOG_FORMAT=json", "VAULT_UI="))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.APIAddr != "https://lessor.example:8200" || c.ClusterAddr != "https://10.0.0.1:8201" || c.LogLevel != slog.LevelError || !c.LogJSON {
+	if c.APIAddr != "https://lessor.example:8200" || c.ClusterAddr != "https://10.0.0.1:8201" || c.LogLevel != slog.LevelError || !c.LogJSON || c.NodeName != "n-1" || c.DrainDelay != 0 {
 		t.Errorf("got %+v", c)
 	}
 	if c, err = flags([]string{"-config", conf}, user("VAULT_REDIRECT_ADDR=https://old.example:8200", "LESSOR_LOG_LEVEL=warn")); err != nil || c.APIAddr != "https://old.example:8200" || c.LogLevel != slog.LevelWarn {

@@ -11,10 +11,22 @@ import (
 // environment is what defaults depend on, and what says more than files do.
 type environment struct {
 	getenv func(string) string
-	root   bool // run by the superuser
+	root   bool   // run by the superuser
+	host   string // the machine's name; may be empty
 }
 
-func system() environment { return environment{os.Getenv, os.Geteuid() == 0} }
+func system() environment {
+	host, _ := os.Hostname()
+	return environment{os.Getenv, os.Geteuid() == 0, host}
+}
+
+// nodeName is what a node is called when nobody says: as its host, if that can be a node's name.
+func (e environment) nodeName() string {
+	if IsNodeName(e.host) {
+		return e.host
+	}
+	return "lessor"
+}
 
 // setting finds LESSOR_name, else VAULT_name, and tells which of the two it was. Empty counts as unset.
 func (e environment) setting(name string) (value, variable string) {
@@ -50,12 +62,14 @@ func (e environment) place(root, xdg, home, name, instead string) (string, error
 }
 
 // environ puts what the environment says over what files said: API_ADDR (or REDIRECT_ADDR, as it was once called),
-// CLUSTER_ADDR, LOG_LEVEL, LOG_FORMAT, DISABLE_USER_LOCKOUT. Flags come after it.
+// CLUSTER_ADDR, NODE_NAME, LOG_LEVEL, LOG_FORMAT, DISABLE_USER_LOCKOUT. Flags come after it.
 func (c *Config) environ(e environment) error {
 	api, _ := e.setting("API_ADDR")
 	redirect, _ := e.setting("REDIRECT_ADDR")
 	cluster, _ := e.setting("CLUSTER_ADDR")
+	name, _ := e.setting("NODE_NAME")
 	c.APIAddr = cmp.Or(api, redirect, c.APIAddr)
+	c.NodeName = cmp.Or(name, c.NodeName)
 	c.ClusterAddr = cmp.Or(cluster, c.ClusterAddr)
 	if text, variable := e.setting("LOG_LEVEL"); text != "" {
 		level, err := parseLogLevel(text)

@@ -16,7 +16,7 @@ import (
 // arguments are the flags as given.
 type arguments struct {
 	configs                            []string
-	data, keyFile, listen              string
+	data, keyFile, listen, nodeName    string
 	logLevel, logFormat                string
 	dev, devNoStoreToken, devTLS       bool
 	devKV1                             bool
@@ -35,6 +35,7 @@ func (a *arguments) flagSet() *flag.FlagSet {
 	f.StringVar(&a.data, "data", "", "keep the embedded store in this `folder`")
 	f.StringVar(&a.keyFile, "key-file", "", "unseal with this key `file`, which must not be in the data folder")
 	f.StringVar(&a.listen, "listen", "", "listen on this `address` by plain HTTP, on loopback (default "+defaultAddress+")")
+	f.StringVar(&a.nodeName, "node-name", "", "`name` of this server in audit records and to operators (default the host's; LESSOR_NODE_NAME)")
 	f.StringVar(&a.logLevel, "log-level", "", "`level` of the log: trace, debug, info, warn or error (LESSOR_LOG_LEVEL, VAULT_LOG_LEVEL)")
 	f.StringVar(&a.logFormat, "log-format", "", "`format` of the log: standard or json (LESSOR_LOG_FORMAT, VAULT_LOG_FORMAT)")
 	f.BoolVar(&a.dev, "dev", false, "try lessor out: in memory, unsealed, its root token printed")
@@ -99,6 +100,9 @@ func (a *arguments) apply(c *Config) (err error) {
 	}
 	if a.keyFile != "" {
 		c.Seal.KeyFile = a.keyFile
+	}
+	if a.nodeName != "" {
+		c.NodeName = a.nodeName
 	}
 	if a.listen != "" {
 		c.Listeners = []Listener{{Address: a.listen, MinVersion: tls.VersionTLS12}}

@@ -99,7 +99,9 @@ func startOn(t *testing.T, b store.Backend, options store.Options, set ...func(*
 	sys.Quotas = c.Quotas()
 	sys.Reaper, sys.Backends, sys.RequireOwner = c.Reaper(), backends, o.RequireOwner
 	sys.Node = system.Node{
-		Version: "test", Self: func() map[string]any { return map[string]any{"active_node": true} }, Settings: func() map[string]any { return map[string]any{"storage": "mem"} },
+		Version: "test", Members: func(context.Context) ([]system.Member, error) {
+			return []system.Member{{Name: "test", State: "active", Alive: true, Self: true}}, nil
+		}, Settings: func() map[string]any { return map[string]any{"storage": "mem"} },
 		InFlight: func() map[string]any { return map[string]any{} }, Level: func() string { return "info" }, SetLevel: func(string) error { return nil },
 	}
 	sys.Reported, sys.Upgrade = "1.20.0", c.Upgrade

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
 	"slices"
 
 	"github.com/lessor-dev/lessor/internal/config"
@@ -18,16 +17,8 @@ import (
 func (l *life) about() system.Node {
 	n := l.n
 	return system.Node{
-		Version: n.o.Version, Self: n.self, Settings: l.settings, Level: n.level, SetLevel: n.setLevel,
+		Version: n.o.Version, Members: l.members, Settings: l.settings, Level: n.level, SetLevel: n.setLevel,
 		InFlight: func() map[string]any { return n.inFlight(l.core) },
-	}
-}
-
-func (n *Node) self() map[string]any {
-	host, _ := os.Hostname()
-	return map[string]any{
-		"hostname": host, "api_address": n.reachable(), "cluster_address": n.config.ClusterAddr, "active_node": true, "last_echo": nil,
-		"version": n.config.ReportedVersion, "echo_duration_ms": 0, "clock_skew_ms": 0, "replication_primary_canary_age_ms": 0,
 	}
 }
 
@@ -43,7 +34,7 @@ func (l *life) settings() map[string]any {
 		listeners = append(listeners, map[string]any{"type": "tcp", "config": map[string]any{"address": l.Address, "tls_disable": !l.TLS}})
 	}
 	return map[string]any{
-		"api_addr": c.APIAddr, "cluster_addr": c.ClusterAddr, "cluster_name": l.cluster.name, "default_lease_ttl": int64(c.DefaultLeaseTTL.Seconds()),
+		"api_addr": c.APIAddr, "cluster_addr": c.ClusterAddr, "cluster_name": l.cluster.name, "node_name": c.NodeName, "drain_delay": int64(c.DrainDelay.Seconds()), "default_lease_ttl": int64(c.DefaultLeaseTTL.Seconds()),
 		"max_lease_ttl": int64(c.MaxLeaseTTL.Seconds()), "enable_ui": c.UI, "log_format": format, "log_level": levelName(c.LogLevel), "pid_file": c.PIDFile,
 		"listeners": listeners, "storage": map[string]any{"type": string(c.Storage.Type)}, "raw_storage_endpoint": false, "introspection_endpoint": false,
 		"disable_cache": false, "plugin_directory": "", "require_owner": c.RequireOwner,

@@ -19,8 +19,6 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/kv"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
-	"github.com/lessor-dev/lessor/internal/mount"
-	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
@@ -50,7 +48,7 @@ func (b backends) connect(l *life) {
 	if l.backups != nil {
 		registry.MustRegister(l.backups)
 	}
-	registry.MustRegister(c, l.exporters, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(c, l.exporters, n.revived(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	*b.system = system.Backend{
 		Store: l.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: l.info, Keys: l.keys, Seal: l,
 		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: l.about(),
@@ -65,23 +63,13 @@ func (b backends) connect(l *life) {
 	b.system.Quotas = c.Quotas()
 }
 
-// close drops what issuers keep open: connections to targets.
-func (b backends) close(db *store.DB) error {
-	view, err := db.View()
-	if err != nil {
-		return nil // the store stopped serving; the process ends soon
-	}
-	defer view.Close()
-	mounts, err := mount.Load(view)
-	if err != nil {
-		return err
-	}
-	for _, e := range mounts.All() {
-		if issuer, ok := b.all[e.Backend()].(engine.Issuer); ok {
-			issuer.Close(e.UUID)
+// close drops what engines keep open: connections to targets.
+func (b backends) close() {
+	for _, e := range b.all {
+		if open, ok := e.(interface{ Shutdown() }); ok {
+			open.Shutdown()
 		}
 	}
-	return nil
 }
 
 // info is the answer of sys/lessor/info.

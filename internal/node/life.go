@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +21,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/server"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/store/postgres"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
@@ -53,6 +53,8 @@ type state struct {
 	given  int             // while sealed: keys given so far
 	nonce  string          // of that attempt
 	rested <-chan struct{} // closes when a node that was told to seal has done so; nil: it has
+	away   error           // why the store is being opened anew; nil: it is not
+	since  time.Time       // when the life began
 }
 
 // awaken begins a life: the gate over the unsealed store, and the background work. first are the rows of a new store; heard is
@@ -99,10 +101,12 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	}
 	if first != nil && n.config.Dev.Enabled {
 		if err := n.mountDevSecrets(ctx, c); err != nil {
-			return errors.Join(err, l.end())
+			l.end()
+			return err
 		}
 	}
-	n.state.Store(&state{db: n.db, life: l})
+	n.state.Store(&state{db: n.db, life: l, locks: n.lastLocks(), since: l.db.Now()})
+	n.announce()
 	return nil
 }
 
@@ -142,11 +146,11 @@ func (l *life) newKeeper() *archive.Keeper {
 }
 
 // end ends the background work, leaves it to other nodes, and ends what engines keep open.
-func (l *life) end() error {
+func (l *life) end() {
 	l.cancel()
 	l.running.Wait()
 	l.yield()
-	return l.backends.close(l.db)
+	l.backends.close()
 }
 
 // enter is the node's life, held until leave; nil if it is sealed.
@@ -167,6 +171,14 @@ func (l *life) leave() { l.active.Add(-1) }
 
 var errSealed = &api.Error{Kind: api.Unavailable, Text: "Vault is sealed"}
 
+// unavailable is why the node serves nothing, if it has no life.
+func (n *Node) unavailable() error {
+	if n.state.Load().away != nil {
+		return errAway
+	}
+	return errSealed
+}
+
 // Handle implements server.Gate: what changes the seal is done here, all else is the core's.
 func (n *Node) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
 	if r, ok := n.rites[op.Path]; ok {
@@ -174,13 +186,19 @@ func (n *Node) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 	}
 	l := n.enter()
 	if l == nil {
-		if op.Path == "sys/seal" && op.Verb == lessor.Update {
+		if op.Path == "sys/seal" && op.Verb == lessor.Update && n.state.Load().away == nil {
 			return &lessor.Answer{}, nil // so it is
 		}
-		return nil, errSealed
+		return nil, n.unavailable()
 	}
 	defer l.leave()
+	if n.shared() && l.db.Fault() != nil {
+		return nil, errAway // soon it is opened anew
+	}
 	answer, err := l.core.Handle(ctx, op)
+	if err != nil && api.KindOf(err) == api.Internal && postgres.Unreachable(err) {
+		return nil, &api.Error{Kind: errAway.Kind, Text: errAway.Text, Cause: err}
+	}
 	if err == nil && answer.Raw != nil {
 		answer.Raw = n.within(l, answer.Raw)
 	}
@@ -202,7 +220,7 @@ func (n *Node) within(l *life, write func(context.Context, io.Writer) error) fun
 	return func(ctx context.Context, w io.Writer) error {
 		now := n.enter()
 		if now == nil {
-			return errSealed
+			return n.unavailable()
 		}
 		defer now.leave()
 		if now != l {
@@ -216,7 +234,7 @@ func (n *Node) within(l *life, write func(context.Context, io.Writer) error) fun
 func (n *Node) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
 	l := n.enter()
 	if l == nil {
-		return nil, errSealed
+		return nil, n.unavailable()
 	}
 	defer l.leave()
 	return l.core.Help(ctx, op)
@@ -259,11 +277,15 @@ func (n *Node) Status() server.Status {
 	s := n.state.Load()
 	locks := n.locks(s)
 	a := server.Status{
-		Initialized: locks.Initialised(), Sealed: s.life == nil, Progress: s.given, Nonce: s.nonce,
+		Initialized: locks.Initialised() || s.away != nil, Sealed: s.life == nil && s.away == nil, Progress: s.given, Nonce: s.nonce,
+		Away: s.away != nil || n.silent.Load(), Shared: n.shared(), Address: n.reachable(), Since: s.since,
 		Reported: n.config.ReportedVersion, Version: n.o.Version, Storage: string(n.config.Storage.Type), Seal: n.sealType(locks),
 	}
 	if s.life != nil {
-		a.Initialized, a.Sealed, a.Fenced = true, s.db.Fault() != nil, s.life.core.Fenced()
+		fault := s.db.Fault()
+		passing := fault != nil && n.shared() && store.Passing(fault)
+		a.Away = a.Away || passing
+		a.Initialized, a.Sealed, a.Fenced = true, fault != nil && !passing, s.life.core.Fenced()
 		a.ClusterID, a.ClusterName = s.life.cluster.id, s.life.cluster.name
 	}
 	if a.Initialized {
@@ -279,11 +301,22 @@ func (n *Node) locks(s *state) seal.Locks {
 	}
 	view, err := s.db.View()
 	if err != nil {
-		return seal.Locks{}
+		return s.locks
 	}
 	defer view.Close()
-	locks, _ := seal.ReadLocks(view)
+	locks, err := seal.ReadLocks(view)
+	if err != nil {
+		return s.locks
+	}
 	return locks
+}
+
+// lastLocks are those that were seen last.
+func (n *Node) lastLocks() seal.Locks {
+	if s := n.state.Load(); s != nil {
+		return s.locks
+	}
+	return seal.Locks{}
 }
 
 // required is how many keys of how many unseal: shares, if there are any.
@@ -317,18 +350,24 @@ func (l *life) Rest() {
 	l.n.log.Warn("sealing: told to")
 	l.n.resting.Go(func() {
 		defer close(rested)
-		for end := time.Now().Add(sealGrace); l.active.Load() > 0 && time.Now().Before(end); {
-			time.Sleep(5 * time.Millisecond)
-		}
+		l.settle()
 		l.n.turn.Lock()
 		defer l.n.turn.Unlock()
 		l.n.forgetAttempts()
-		if err := errors.Join(l.end(), l.n.reopen(context.Background())); err != nil {
+		l.end()
+		if err := l.n.reopen(context.Background()); err != nil {
 			l.n.fail(fmt.Errorf("sealing: %w", err))
 			return
 		}
 		l.n.log.Warn("sealed")
 	})
+}
+
+// settle waits until no request is under way, sealGrace at most.
+func (l *life) settle() {
+	for end := time.Now().Add(sealGrace); l.active.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // reopen closes the store, forgets its keys, and opens it sealed.
@@ -357,6 +396,7 @@ func (n *Node) look() error {
 		return err
 	}
 	n.state.Store(&state{db: n.db, locks: locks, given: n.unsealing.quorum.Progress(), nonce: n.unsealing.nonce})
+	n.announce()
 	return nil
 }
 
@@ -373,10 +413,10 @@ func (n *Node) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if s := n.state.Load(); s.life != nil || s.rested != nil || !n.turn.TryLock() {
+		if s := n.state.Load(); s.life != nil || s.rested != nil || s.away != nil || !n.turn.TryLock() {
 			continue
 		}
-		if n.state.Load().life == nil && n.broken.Load() == nil && ctx.Err() == nil {
+		if s := n.state.Load(); s.life == nil && s.away == nil && n.broken.Load() == nil && ctx.Err() == nil {
 			if err := n.look(); err != nil {
 				n.log.Warn("the sealed store could not be looked at; it is tried again", "error", err)
 			}

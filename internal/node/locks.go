@@ -19,9 +19,10 @@ import (
 // Used implements system.Seal.
 func (l *life) Used(name string) bool {
 	s := l.n.config.Seal
+	if seal.IsKeyFile(name) {
+		return s.KeyFile != "" && name == l.n.keyLock()
+	}
 	switch name {
-	case seal.KeyFileName:
-		return s.KeyFile != ""
 	case seal.RecoveryName:
 		return !l.n.o.Recovery.Passphrase.Empty()
 	case seal.ShamirName:
@@ -37,7 +38,7 @@ func (l *life) AddKeyFile(ctx context.Context, op *lessor.Op, path string) (stri
 	if path == "" {
 		path = l.n.config.Seal.KeyFile
 	}
-	return path, l.addFile(ctx, op, seal.KeyFileName, path, func(pending string) (seal.Forgetter, error) {
+	return path, l.addFile(ctx, op, l.n.ownLock(), path, func(pending string) (seal.Forgetter, error) {
 		if exists(pending) {
 			return seal.OpenKeyFile(pending)
 		}
@@ -88,7 +89,7 @@ func (l *life) addFile(ctx context.Context, op *lessor.Op, name, path string, ob
 		return &api.Error{Kind: api.Invalid, Text: err.Error(), Cause: err}
 	}
 	defer kek.Forget()
-	put, err := l.keys.WrapRoot(kek)
+	put, err := l.keys.WrapRootAs(name, kek)
 	if err != nil {
 		return err
 	}
@@ -107,5 +108,24 @@ func (l *life) addFile(ctx context.Context, op *lessor.Op, name, path string, ob
 	if _, err := l.db.Commit(ctx, txn); err != nil {
 		return outcome(err)
 	}
+	if seal.IsKeyFile(name) {
+		l.n.lock.Store(&name)
+	}
 	return promote(path)
+}
+
+// ownLock is the name in the store of a key file of this node that it makes from now on. Of several nodes each has its own.
+func (n *Node) ownLock() string {
+	if n.shared() {
+		return seal.KeyFileOf(n.config.NodeName)
+	}
+	return seal.KeyFileName
+}
+
+// keyLock is the name in the store of the key file that this node has.
+func (n *Node) keyLock() string {
+	if name := n.lock.Load(); name != nil {
+		return *name
+	}
+	return seal.KeyFileName
 }

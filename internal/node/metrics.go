@@ -10,6 +10,13 @@ import (
 	"github.com/prometheus/common/expfmt"
 )
 
+// revived counts how often the store was opened anew.
+func (n *Node) revived() prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "lessor_store_revivals_total", Help: "How often the store was opened anew after it had stopped serving.",
+	}, func() float64 { return float64(n.revivals.Load()) })
+}
+
 // expose writes the metrics in Prometheus's text format.
 func expose(from prometheus.Gatherer, w io.Writer) error {
 	families, err := from.Gather()

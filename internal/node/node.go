@@ -75,12 +75,19 @@ type Node struct {
 
 	destination archive.Destination // of backups; nil: none are made
 
-	state   atomic.Pointer[state]
-	broken  atomic.Pointer[error] // why the node cannot go on
-	resting sync.WaitGroup        // being sealed
+	state    atomic.Pointer[state]
+	silent   atomic.Bool            // the database does not answer
+	draining atomic.Bool            // the node was told to stop
+	lock     atomic.Pointer[string] // name in the store of the key file that unsealed it; nil: none did
+	revivals atomic.Uint64          // how often the store was opened anew
+	broken   atomic.Pointer[error]  // why the node cannot go on
+	resting  sync.WaitGroup         // being sealed
+	tending  sync.WaitGroup         // looking after a shared store
+	untend   context.CancelFunc     // ends that; nil: there is none
 
-	turn      sync.Mutex // held by whoever unseals, seals, or shows keys; guards what follows
-	db        *store.DB  // open, whether sealed or not
+	turn      sync.Mutex    // held by whoever unseals, seals, or shows keys; guards what follows
+	db        *store.DB     // open, whether sealed or not
+	backend   store.Backend // that it lies in
 	keys      *seal.Keyring
 	unsealing unsealing
 	rekeying  *rekeying
@@ -116,7 +123,7 @@ func Start(ctx context.Context, c config.Config, o Options) (*Node, error) {
 			return nil, fmt.Errorf("refusing to start: backup: %w", err)
 		}
 	}
-	for _, step := range []func(context.Context) error{n.listen, n.open, n.serve} {
+	for _, step := range []func(context.Context) error{n.listen, n.open, n.attend, n.serve} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.free())
 		}
@@ -189,6 +196,18 @@ func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error
 	return server.LoadCertificate(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
 }
 
+// attend begins to look after a store that others work on, too.
+func (n *Node) attend(ctx context.Context) error {
+	if !n.shared() {
+		return nil
+	}
+	ctx, n.untend = context.WithCancel(context.WithoutCancel(ctx))
+	n.running.Go(func() { n.watch(ctx) })
+	n.tending.Go(func() { n.tend(ctx) })
+	n.release = append(n.release, func() error { n.untend(); return nil })
+	return nil
+}
+
 // serve begins to answer.
 func (n *Node) serve(context.Context) error {
 	connections := server.NewConnections(server.Most(server.Files()))
@@ -215,12 +234,14 @@ func (n *Node) serve(context.Context) error {
 	return nil
 }
 
-// Stop ends the node in order: from now on nobody is accepted, and health, on connections that there are, says 503; requests
-// under way have DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date and the store
-// is closed.
+// Stop ends the node in order. From now on health says 503, and each answer asks the client to connect elsewhere; for as long as the
+// configuration's DrainDelay, or until ctx ends, everybody is served all the same, so that load balancers find out. Then nobody is
+// accepted, and requests under way have DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date
+// and the store is closed.
 func (n *Node) Stop(ctx context.Context) error {
 	n.once.Do(func() {
 		n.log.Info("stopping")
+		n.retire(ctx)
 		ctx, cancel := context.WithTimeout(ctx, DrainTime)
 		defer cancel()
 		var all sync.WaitGroup
@@ -229,6 +250,10 @@ func (n *Node) Stop(ctx context.Context) error {
 		}
 		all.Wait()
 		n.resting.Wait()
+		if n.untend != nil {
+			n.untend()
+		}
+		n.tending.Wait()
 		n.turn.Lock()
 		defer n.turn.Unlock()
 		n.stopped = n.free()
@@ -238,6 +263,22 @@ func (n *Node) Stop(ctx context.Context) error {
 		}
 	})
 	return n.stopped
+}
+
+// retire tells everybody that the node is about to stop, and gives load balancers the time to hear of it.
+func (n *Node) retire(ctx context.Context) {
+	n.draining.Store(true)
+	n.announce()
+	for _, l := range n.listeners {
+		l.handler.Retire()
+	}
+	if n.state.Load().life == nil {
+		return // nobody sends anything here
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(n.config.DrainDelay):
+	}
 }
 
 // stop ends the listener: no more connections, then no more requests.
@@ -283,12 +324,16 @@ func (n *Node) Reload() error {
 	return err
 }
 
-// Fault is why the store stopped serving; nil if it did not. Only another start ends it.
+// Fault is why the node cannot go on; nil if it can. Only another start ends it.
 func (n *Node) Fault() error {
 	if err := n.broken.Load(); err != nil {
 		return *err
 	}
-	return n.state.Load().db.Fault()
+	fault := n.state.Load().db.Fault()
+	if fault != nil && n.shared() && store.Passing(fault) {
+		return nil // see revive
+	}
+	return fault
 }
 
 // Address is the URL of the first listener.

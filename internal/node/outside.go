@@ -25,7 +25,7 @@ func (n *Node) outside() []engine.Route {
 		}},
 		{Pattern: "seal-status", Help: "whether the node is sealed, and how far unsealing is", Open: true, Ops: asked},
 		{Pattern: "seal-backend-status", Help: "whether what unseals can be reached", Open: true, Ops: asked},
-		{Pattern: "leader", Help: "which node is active: there is one", Open: true, Ops: asked},
+		{Pattern: "leader", Help: "which node is active: each one that is unsealed", Open: true, Ops: asked},
 	}
 	for _, r := range n.rites {
 		route := *r

@@ -118,8 +118,14 @@ func (n *Node) inTurn(f rite) engine.Handler {
 		if err := n.await(ctx); err != nil {
 			return nil, err
 		}
+		if n.state.Load().away != nil {
+			return nil, errAway // rather than wait for a turn that may take long to come
+		}
 		n.turn.Lock()
 		defer n.turn.Unlock()
+		if n.state.Load().away != nil {
+			return nil, errAway
+		}
 		l := n.enter()
 		if l != nil {
 			defer l.leave()
@@ -345,6 +351,11 @@ func (n *Node) initRite(ctx context.Context, l *life, r *engine.Request) (*deed,
 		if err := n.look(); err != nil {
 			return nil, core.Outcome(err)
 		}
+		found, err := n.founding(ctx)
+		if err != nil {
+			return nil, core.Outcome(err)
+		}
+		defer found()
 	}
 	if l != nil || n.state.Load().locks.Initialised() {
 		return nil, api.Errorf(api.Invalid, "Vault is already initialized")

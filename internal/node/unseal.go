@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -45,25 +46,27 @@ func (n *Node) open(ctx context.Context) error {
 	}
 	n.turn.Lock()
 	defer n.turn.Unlock()
-	if err := n.openStore(ctx); err != nil {
+	if err := n.patiently(ctx); err != nil {
 		return err
 	}
 	n.release = append(n.release, n.shut)
-	if n.config.Storage.Type == config.PostgreSQL {
-		watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		n.running.Go(func() { n.watch(watching) })
-		n.release = append(n.release, func() error { cancel(); return nil })
-	}
 	if err := n.look(); err != nil {
 		return err
+	}
+	if n.db.Head().Seq == 0 && !n.manual() {
+		found, err := n.founding(ctx) // several nodes may start at once
+		if err != nil {
+			return err
+		}
+		defer found()
 	}
 	switch {
 	case n.db.Head().Seq > 0:
 		if err := n.unseal(); err != nil || n.keys == nil {
-			return n.located(err)
+			return n.located(n.advised(err))
 		}
 		return n.awaken(ctx, nil, nil)
-	case exists(keyFile), n.manual() && exists(n.config.Seal.Anchor):
+	case exists(keyFile) && !n.prepared(), n.manual() && exists(n.config.Seal.Anchor):
 		return n.refuseOrphan()
 	case n.manual():
 		n.log.Warn("the store is not initialised: it waits for sys/init")
@@ -74,6 +77,40 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	return n.awaken(ctx, first, nil)
+}
+
+// founder is a backend of several nodes: one at a time may make the store.
+type founder interface {
+	Founding(ctx context.Context) (done func(), err error)
+}
+
+// founding waits until no other node is about to make the store, keeps others from it until done is called, and looks at the store again.
+func (n *Node) founding(ctx context.Context) (done func(), err error) {
+	b, ok := n.backend.(founder)
+	if !ok {
+		return func() {}, nil
+	}
+	done, err = b.Founding(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("refusing to start: another server is making the store: %w", err)
+	}
+	if err := n.look(); err != nil {
+		done()
+		return nil, err
+	}
+	return done, nil
+}
+
+// prepared reports whether the key file was made in advance, for several nodes that start at once on a store which is still to be made:
+// had it ever unsealed a store from here, there would be the store's anchor.
+func (n *Node) prepared() bool { return n.shared() && !exists(n.config.Seal.Anchor) }
+
+// advised adds to the error of a node that has no key how it gets one.
+func (n *Node) advised(err error) error {
+	if err == nil || !n.shared() || !errors.Is(err, seal.ErrMissing) {
+		return err
+	}
+	return fmt.Errorf("%w\nThe database has a store already, made by another server. To add this one, put the key file of one that runs there into its place", err)
 }
 
 // located adds to an error where the store is, unless it says so already.
@@ -95,7 +132,7 @@ func (n *Node) openStore(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(n.located(fmt.Errorf("refusing to start: %w", err)), b.Close())
 	}
-	n.db = db
+	n.db, n.backend = db, b
 	return nil
 }
 
@@ -108,12 +145,11 @@ func (n *Node) openBackend(ctx context.Context) (store.Backend, error) {
 
 // shut ends what open began.
 func (n *Node) shut() error {
-	var err error
 	if l := n.state.Load().life; l != nil {
 		n.state.Store(&state{db: l.db})
-		err = l.end()
+		l.end()
 	}
-	return errors.Join(err, n.close())
+	return n.close()
 }
 
 func (n *Node) refuseOrphan() error {
@@ -137,11 +173,8 @@ func refuseOrphanKey(keyFile string, s config.Storage) error {
 }
 
 func (n *Node) storeOptions() store.Options {
-	o := store.Options{Clock: n.o.Clock, Random: n.o.Random, Log: n.log, Retention: n.config.Audit.Retention}
-	if host, err := os.Hostname(); err == nil {
-		o.Node = host
-	}
-	if n.config.Storage.Type == config.PostgreSQL {
+	o := store.Options{Node: n.config.NodeName, Clock: n.o.Clock, Random: n.o.Random, Log: n.log, Retention: n.config.Audit.Retention}
+	if n.shared() {
 		o.Clock = nil // the database's, which is the same for all nodes
 	}
 	if n.config.Storage.Type != config.Mem {
@@ -250,8 +283,11 @@ func (n *Node) find(locks seal.Locks, all []candidate) (kek seal.Forgetter, mend
 			continue
 		}
 		kek = c.kek
-		if _, had := locks.Find(seal.KeyFileName); had || !c.instead {
+		if had := slices.ContainsFunc(locks.List(), func(l seal.Lock) bool { return seal.IsKeyFile(l.Name) }); had || !c.instead {
 			mend = c.mend
+		}
+		if name := locks.NameOf(kek); seal.IsKeyFile(name) {
+			n.lock.Store(&name)
 		}
 		n.log.Info("unsealing", "by", c.what)
 	}
@@ -370,14 +406,15 @@ func (n *Node) recoveryFile() string {
 	return filepath.Join(filepath.Dir(n.config.Seal.Anchor), "recovery.key")
 }
 
-// replaceKeyFile makes a new key file for a store whose old one is lost; the old one no longer unseals it.
+// replaceKeyFile makes a new key file for a store whose old one is lost; the old one no longer unseals it, unless other nodes may have it.
 func (n *Node) replaceKeyFile() error {
 	kek, err := seal.CreateKeyFile(n.config.Seal.KeyFile+newSuffix, n.o.Random)
 	if err != nil {
 		return err
 	}
 	defer kek.Forget()
-	put, err := n.keys.WrapRoot(kek)
+	name := n.ownLock()
+	put, err := n.keys.WrapRootAs(name, kek)
 	if err != nil {
 		return err
 	}
@@ -387,6 +424,7 @@ func (n *Node) replaceKeyFile() error {
 	if err != nil {
 		return fmt.Errorf("the new key file was not taken over: %w", err)
 	}
+	n.lock.Store(&name)
 	return promote(n.config.Seal.KeyFile)
 }
 
@@ -415,7 +453,7 @@ func (n *Node) initialize(ctx context.Context, c *core.Core, first []store.Put) 
 		return err
 	}
 	n.Root = id
-	if n.config.Storage.Type != config.Mem {
+	if n.config.Storage.Type != config.Mem && exists(n.config.Seal.KeyFile+newSuffix) {
 		return promote(n.config.Seal.KeyFile)
 	}
 	return nil
@@ -490,7 +528,9 @@ func (n *Node) keks() ([]seal.Forgetter, error) {
 	}
 	pending := n.config.Seal.KeyFile + newSuffix
 	obtain := func() (*seal.KeyFile, error) { return seal.CreateKeyFile(pending, n.o.Random) }
-	if exists(pending) {
+	if file := n.config.Seal.KeyFile; exists(file) { // prepared
+		obtain = func() (*seal.KeyFile, error) { return seal.OpenKeyFile(file) }
+	} else if exists(pending) {
 		obtain = func() (*seal.KeyFile, error) { return seal.OpenKeyFile(pending) }
 	}
 	key, err := obtain()

@@ -45,6 +45,13 @@ func (k *keyKEK) Unwrap(wrapped []byte) ([]byte, error) {
 	if len(wrapped) < 1+len(id) {
 		return nil, fmt.Errorf("the store's row for %s is %w: use another key, or restore the store from a backup", k.where, ErrDamaged)
 	}
+	if wrapped[0] == publicFormat {
+		root, err := k.open(rootLabel, wrapped[1+len(id):])
+		if err != nil {
+			return nil, fmt.Errorf("the store's row for %s is %w: use another key, or restore the store from a backup", k.where, err)
+		}
+		return root, nil
+	}
 	if wrapped[0] != kekFormat {
 		return nil, fmt.Errorf("the store's row for %s was %w: upgrade lessor", k.where, ErrNewer)
 	}

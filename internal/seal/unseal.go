@@ -146,13 +146,15 @@ func KEKKey(name string) store.Key { return metaKey(kekRows + name) }
 
 // whole is the KEK of a whole key, if the store knows one with that key.
 func (l Locks) whole(key []byte) (Forgetter, error) {
-	id := keyID(key)
+	kek := &keyKEK{"", "the key that was given", [keySize]byte(key)}
 	for row, value := range l.rows {
 		name, ok := strings.CutPrefix(row, kekRows)
-		if ok && name != ShamirName && len(value) > idSize && value[0] == kekFormat && bytes.Equal(value[1:1+idSize], id[:]) {
-			return &keyKEK{name, "the key that was given", [keySize]byte(key)}, nil
+		if ok && name != ShamirName && kek.opens(value) {
+			kek.name = name
+			return kek, nil
 		}
 	}
+	kek.Forget()
 	return nil, fmt.Errorf("%w: the store is unsealed by: %s", ErrForeign, kekNames(l.rows))
 }
 
@@ -211,7 +213,10 @@ func unwrapRoot(meta map[string][]byte, kek KEK) ([]byte, error) {
 	if err := check(meta); err != nil {
 		return nil, err
 	}
-	wrapped, ok := meta[kekRows+kek.Name()]
+	_, wrapped, ok := rowOf(meta, kek)
+	if _, file := kek.(*KeyFile); !ok && file {
+		return nil, fmt.Errorf("%w: the store cannot be unsealed by %q, whose key was removed from it, or is of another store, but by: %s", ErrMissing, kek.Name(), kekNames(meta))
+	}
 	if !ok {
 		return nil, fmt.Errorf("%w: the store cannot be unsealed by %q, but by: %s", ErrMissing, kek.Name(), kekNames(meta))
 	}
@@ -286,7 +291,10 @@ func openRing(root, wrapped []byte) ([]byte, error) {
 
 // WrapRoot makes the row by which kek, too, unseals the store once the put is committed. Deleting that row takes it away
 // again, from then on; it does not undo what a copy of both allows.
-func (k *Keyring) WrapRoot(kek KEK) (store.Put, error) {
+func (k *Keyring) WrapRoot(kek KEK) (store.Put, error) { return k.WrapRootAs(kek.Name(), kek) }
+
+// WrapRootAs is WrapRoot under another name, one of IsKeyFile for a key file.
+func (k *Keyring) WrapRootAs(name string, kek KEK) (store.Put, error) {
 	var root []byte
 	if err := k.locked(func(r *ring) error { root = slices.Clone(r.root()); return nil }); err != nil {
 		return store.Put{}, err
@@ -296,7 +304,7 @@ func (k *Keyring) WrapRoot(kek KEK) (store.Put, error) {
 	if err != nil {
 		return store.Put{}, fmt.Errorf("seal: wrapping the root key by %q: %w", kek.Name(), err)
 	}
-	return store.Put{Key: metaKey(kekRows + kek.Name()), Value: wrapped}, nil
+	return store.Put{Key: KEKKey(name), Value: wrapped}, nil
 }
 
 // Rotation says when terms end by themselves.

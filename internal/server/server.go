@@ -43,7 +43,11 @@ type Gate interface {
 type Status struct {
 	Initialized bool
 	Sealed      bool
-	Fenced      bool // a restored copy that touches no target yet
+	Away        bool      // the store cannot be reached, or is being opened anew: the node serves nothing meanwhile
+	Shared      bool      // other nodes work on the store, too; all of them are active
+	Address     string    // URL of this node
+	Since       time.Time // when it became active; zero: it is not
+	Fenced      bool      // a restored copy that touches no target yet
 	ClusterID   string
 	ClusterName string
 	Reported    string // the version that Vault's clients compare with, "1.20.0"
@@ -96,10 +100,14 @@ func New(o Options) *Handler {
 	}
 }
 
-// Drain makes the health check fail and refuses what arrives from now on. It returns when the requests under way are done,
-// or with ctx's error.
+// Retire makes the health check fail, and asks the clients on connections that there are to make new ones, elsewhere. What they ask
+// is answered all the same.
+func (h *Handler) Retire() { h.draining.Store(true) }
+
+// Drain retires the Handler, and returns when no request is under way, or with ctx's error. The caller takes no new connections any
+// more, so that each of those that there are brings one more request at most.
 func (h *Handler) Drain(ctx context.Context) error {
-	h.draining.Store(true)
+	h.Retire()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for h.active.Load() > 0 {
@@ -130,8 +138,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if origin := r.Header["Origin"]; origin != nil && h.cross(w, r, origin[0]) {
 		return
 	}
-	draining := h.draining.Load()
-	if draining {
+	if h.draining.Load() {
 		header["Connection"] = closing
 	}
 	if answer := answerer(r, path); answer != nil {
@@ -140,10 +147,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		answer(h, w, r)
-		return
-	}
-	if draining {
-		h.refuse(w, &api.Error{Kind: api.Unavailable, Text: "the server is shutting down: ask another, or try again"})
 		return
 	}
 

@@ -425,7 +425,7 @@ func TestPublic(t *testing.T) {
 	clock := fixed(time.Unix(1700000000, 0))
 	h := New(Options{Gate: g, Clock: clock})
 	for _, c := range []struct{ path, want string }{
-		{"sys/health", `{"initialized":true,"sealed":false,"standby":false,"performance_standby":false,"replication_performance_mode":"disabled","replication_dr_mode":"disabled","server_time_utc":1700000000,"version":"1.20.0","enterprise":false,"cluster_name":"test","cluster_id":"c-1","echo_duration_ms":0,"clock_skew_ms":0,"replication_primary_canary_age_ms":0,"lessor_version":"0.1.0","fenced":false,"draining":false}`},
+		{"sys/health", `{"initialized":true,"sealed":false,"standby":false,"performance_standby":false,"replication_performance_mode":"disabled","replication_dr_mode":"disabled","server_time_utc":1700000000,"version":"1.20.0","enterprise":false,"cluster_name":"test","cluster_id":"c-1","echo_duration_ms":0,"clock_skew_ms":0,"replication_primary_canary_age_ms":0,"lessor_version":"0.1.0","fenced":false,"draining":false,"away":false}`},
 		{"sys/seal-status", `{"type":"keyfile","initialized":true,"sealed":false,"t":0,"n":0,"progress":0,"nonce":"","version":"1.20.0","build_date":"","migration":false,"cluster_name":"test","cluster_id":"c-1","recovery_seal":false,"storage_type":"mem","lessor_version":"0.1.0"}`},
 		{"sys/leader", `{"ha_enabled":false,"is_self":false,"active_time":"0001-01-01T00:00:00Z","leader_address":"","leader_cluster_address":"","performance_standby":false,"performance_standby_last_remote_wal":0}`},
 		{"sys/init", `{"initialized":true}`},
@@ -472,13 +472,23 @@ func TestPublic(t *testing.T) {
 		t.Errorf("sys/leader of a sealed node: %d", w.Code)
 	}
 	g.status = running
+	g.status.Shared, g.status.Address, g.status.Since = true, "https://n1:8200", time.Unix(1700000000, 0)
+	if w := ask(h, "GET", "/v1/sys/leader", ""); w.Body.String() != `{"ha_enabled":true,"is_self":true,"active_time":"2023-11-14T22:13:20Z","leader_address":"https://n1:8200","leader_cluster_address":"https://n1:8200","performance_standby":false,"performance_standby_last_remote_wal":0}` {
+		t.Errorf("sys/leader of one of several nodes: %s", w.Body)
+	}
+	g.status.Away = true
+	if w := ask(h, "GET", "/v1/sys/health", ""); w.Code != 503 || !strings.Contains(w.Body.String(), `"sealed":false`) || !strings.Contains(w.Body.String(), `"away":true`) {
+		t.Errorf("health while the store is away: %d %s", w.Code, w.Body)
+	}
+	g.status = running
+	g.handle = func(context.Context, *lessor.Op) (*lessor.Answer, error) { return &lessor.Answer{}, nil }
 	if err := h.Drain(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if w := ask(h, "GET", "/v1/sys/health", ""); w.Code != 503 || !strings.Contains(w.Body.String(), `"draining":true`) {
 		t.Errorf("health while draining: %d %s", w.Code, w.Body)
 	}
-	if w := ask(h, "GET", "/v1/secret/x", ""); w.Code != 503 {
+	if w := ask(h, "GET", "/v1/secret/x", ""); w.Code != 204 || w.Header().Get("Connection") != "close" {
 		t.Errorf("a request while draining: %d %s", w.Code, w.Body)
 	}
 }

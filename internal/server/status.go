@@ -47,6 +47,7 @@ type healthAnswer struct {
 	LessorVersion        string `json:"lessor_version"`
 	Fenced               bool   `json:"fenced"`
 	Draining             bool   `json:"draining"`
+	Away                 bool   `json:"away"`
 }
 
 // health tells load balancers by its status whether to send requests here.
@@ -69,7 +70,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request) {
 	}
 	active, sealed, uninitialized := code("activecode", http.StatusOK), code("sealedcode", http.StatusServiceUnavailable), code("uninitcode", http.StatusNotImplemented)
 	for name, otherwise := range map[string]int{"standbycode": 429, "performancestandbycode": 473, "drsecondarycode": 472, "haunhealthycode": 474, "removedcode": 530} {
-		code(name, otherwise) // there is no such node yet; a code that is none is refused all the same
+		code(name, otherwise) // there is no such node: each one that is unsealed is active; a code that is none is refused all the same
 	}
 	if bad != "" {
 		h.refuse(w, &api.Error{Kind: api.Invalid, Text: "bad status code given for " + bad})
@@ -84,7 +85,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request) {
 		status = uninitialized
 	case s.Sealed:
 		status = sealed
-	case draining:
+	case draining, s.Away:
 		status = http.StatusServiceUnavailable
 	}
 	replication := "disabled"
@@ -94,7 +95,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request) {
 	sendJSON(w, status, healthAnswer{
 		Initialized: s.Initialized, Sealed: s.Sealed, Standby: s.Sealed || !s.Initialized, ReplicationMode: replication, ReplicationDRMode: replication,
 		ServerTime: h.clock.Now().Unix(), Version: s.Reported, ClusterName: s.ClusterName, ClusterID: s.ClusterID,
-		LessorVersion: s.Version, Fenced: s.Fenced, Draining: draining,
+		LessorVersion: s.Version, Fenced: s.Fenced, Draining: draining, Away: s.Away,
 	})
 }
 
@@ -160,12 +161,22 @@ type leaderAnswer struct {
 	StandbyRemoteWAL   uint64    `json:"performance_standby_last_remote_wal"`
 }
 
-// leader answers as a single node of Vault does, sealed or not, with all the fields that say no.
+// leader answers, on a store that no other node shares, as a single node of Vault does: sealed or not, with all the fields that say no.
+// Of several nodes each is active, so each says that it is the leader.
 func (h *Handler) leader(w http.ResponseWriter, r *http.Request) {
 	if !asks(w, r) {
 		return
 	}
-	sendJSON(w, http.StatusOK, leaderAnswer{})
+	s := h.gate.Status()
+	if !s.Shared {
+		sendJSON(w, http.StatusOK, leaderAnswer{})
+		return
+	}
+	a := leaderAnswer{HAEnabled: true}
+	if !s.Sealed && !s.Away {
+		a.IsSelf, a.ActiveTime, a.LeaderAddress, a.ClusterAddress = true, s.Since.UTC(), s.Address, s.Address
+	}
+	sendJSON(w, http.StatusOK, a)
 }
 
 // initialized answers whether the store is.

@@ -17,19 +17,37 @@ import (
 // Node is what the running server knows of itself. Its functions may be called concurrently and hold nothing secret.
 type Node struct {
 	Version  string                   // of this binary
-	Self     func() map[string]any    // as sys/ha-status tells of a node
+	Members  Members                  // the nodes on the store, in the order in which they started
 	Settings func() map[string]any    // its configuration without secrets, in Vault's names
 	InFlight func() map[string]any    // requests under way, by id
 	Level    func() string            // of the log: error, warn, info, debug or trace
 	SetLevel func(level string) error // "" is what the configuration says
 }
 
+// Members asks the store which nodes work on it.
+type Members func(context.Context) ([]Member, error)
+
+// Member is a node that works on the store, or did within the last minute. Times are by the store's clock.
+type Member struct {
+	ID             string // of this start of it
+	Name           string // node_name; empty if it did not say yet, as all that follows
+	Address        string // URL for clients
+	ClusterAddress string
+	Version        string // of lessor
+	Reported       string // of Vault, for Vault's clients
+	State          string // active, sealed, draining or starting
+	Started, Seen  time.Time
+	Alive          bool // seen within the last five seconds
+	Self           bool // it is the one that answers
+}
+
 // nodeRoutes are about this node rather than about what it keeps.
 func (b *Backend) nodeRoutes() []engine.Route {
 	level := []engine.Field{{Name: "level", Type: engine.String, Help: "trace, debug, info, warn or error"}}
 	return []engine.Route{
-		{Pattern: "ha-status", Help: "the nodes that there are: this one", Ops: read(b.haStatus)},
-		{Pattern: "step-down", Help: "give up being the active node; where there is one node only, nothing changes", Sudo: true, Ops: update(nothing)},
+		{Pattern: "ha-status", Help: "the nodes that there are, as Vault tells of them", Ops: read(b.haStatus)},
+		{Pattern: "lessor/members", Help: "the nodes that work on the store, and how they are", Ops: read(b.members)},
+		{Pattern: "step-down", Help: "give up being the active node; every node is active, so nothing changes", Sudo: true, Ops: update(nothing)},
 		{Pattern: "replication/status", Help: "state of replication: there is none", Open: true, Ops: read(constant(map[string]any{"mode": "disabled"}))},
 		{Pattern: "version-history", Help: "versions that ran on this store", Ops: ops{lessor.List: b.versions}},
 		{Pattern: "config/state/sanitized", Help: "the server's configuration without what is secret", Ops: read(
@@ -54,8 +72,47 @@ func (b *Backend) nodeRoutes() []engine.Route {
 
 func nothing(context.Context, *engine.Request) (*engine.Reply, error) { return &engine.Reply{}, nil }
 
+// haStatus tells of the nodes in Vault's shape. Each that is unsealed is active. A node that was not heard of for five seconds is none.
 func (b *Backend) haStatus(context.Context, *engine.Request) (*engine.Reply, error) {
-	return &engine.Reply{Data: map[string]any{"nodes": []any{b.Node.Self()}}, Flat: true}, nil
+	return &engine.Reply{Flat: true, Later: func(ctx context.Context) (map[string]any, error) {
+		members, err := b.Node.Members(ctx)
+		if err != nil {
+			return nil, err
+		}
+		nodes := []any{}
+		for _, m := range members {
+			if !m.Alive {
+				continue
+			}
+			var echo any
+			if !m.Self {
+				echo = stamp(m.Seen)
+			}
+			nodes = append(nodes, map[string]any{
+				"hostname": m.Name, "api_address": m.Address, "cluster_address": m.ClusterAddress, "active_node": m.State == "active", "last_echo": echo,
+				"version": m.Reported, "echo_duration_ms": 0, "clock_skew_ms": 0, "replication_primary_canary_age_ms": 0,
+			})
+		}
+		return map[string]any{"nodes": nodes}, nil
+	}}, nil
+}
+
+// members tells of the nodes, those included that were lost within the last minute.
+func (b *Backend) members(context.Context, *engine.Request) (*engine.Reply, error) {
+	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
+		members, err := b.Node.Members(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out := []any{}
+		for _, m := range members {
+			out = append(out, map[string]any{
+				"id": m.ID, "name": m.Name, "address": m.Address, "version": m.Version, "state": m.State, "started": stamp(m.Started), "seen": stamp(m.Seen),
+				"alive": m.Alive, "self": m.Self,
+			})
+		}
+		return map[string]any{"members": out}, nil
+	}}, nil
 }
 
 // theLog is the name of the only log.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
@@ -50,6 +51,7 @@ func (b *Backend) sealRoutes() []engine.Route {
 		}, Open: true, Ops: update(decodeToken)},
 		{Pattern: "lessor/seal", Help: "what unseals the store; each alone suffices", Sudo: true, Ops: read(b.locks)},
 		{Pattern: "lessor/seal/keyfile", Help: "unseal by a key file, too", Fields: []engine.Field{path}, Sudo: true, Ops: ops{lessor.Update: b.addKeyFile, lessor.Delete: b.remove(seal.KeyFileName)}},
+		{Pattern: "lessor/seal/keyfile/{node}", Help: "the key file of one of several nodes unseals no more", Sudo: true, Ops: ops{lessor.Delete: b.removeKeyFile}},
 		{Pattern: "lessor/seal/recovery", Help: "unseal by a file under a passphrase, too", Fields: []engine.Field{path, passphrase}, Sudo: true, Ops: ops{lessor.Update: b.addRecovery, lessor.Delete: b.remove(seal.RecoveryName)}},
 		{Pattern: "lessor/seal/shamir", Help: "unseal by people who hold a share each, too", Fields: []engine.Field{
 			{Name: "secret_shares", Type: engine.Int, Help: "how many shares to make; 5"},
@@ -239,12 +241,13 @@ func (b *Backend) locks(_ context.Context, r *engine.Request) (*engine.Reply, er
 	}
 	list := []any{}
 	for _, l := range locks.List() {
+		kind, _, _ := strings.Cut(l.Name, "/")
 		added, err := b.Store.Committed(l.Version)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, map[string]any{
-			"name": l.Name, "type": l.Name, "id": l.ID, "added": stamp(added), "shares": l.Shares, "threshold": l.Threshold, "configured": b.used(l.Name),
+			"name": l.Name, "type": kind, "id": l.ID, "added": stamp(added), "shares": l.Shares, "threshold": l.Threshold, "configured": b.used(l.Name),
 		})
 	}
 	return &engine.Reply{Data: map[string]any{"locks": list}}, nil
@@ -358,6 +361,11 @@ func (b *Backend) addShamir(_ context.Context, r *engine.Request) (*engine.Reply
 		reply.Warnings = append(reply.Warnings, `the server's configuration has no seal "shamir" {} yet: without it a start does not wait for the shares`)
 	}
 	return reply, nil
+}
+
+// removeKeyFile takes away the key file of a node, as of one that is given up.
+func (b *Backend) removeKeyFile(ctx context.Context, r *engine.Request) (*engine.Reply, error) {
+	return b.remove(seal.KeyFileOf(r.Param("node")))(ctx, r)
 }
 
 // remove takes one KEK away, but never the last.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -363,37 +364,84 @@ func operatorStepDown(a *session.Session) *cobra.Command {
 }
 
 func operatorMembers(a *session.Session) *cobra.Command {
-	return a.Remote("members", "List the servers of the cluster", "", 0, 0, func(cmd *cobra.Command, _ []string) error {
+	return a.Remote("members", "List the servers of the cluster", `
+All of those that are active serve everything. One that was not heard of for five seconds is lost, and forgotten after a minute.
+The one that answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string) error {
 		c, err := a.Unwrapped()
 		if err != nil {
 			return err
 		}
-		answer, err := c.Read(cmd.Context(), "sys/ha-status", nil)
+		answer, err := c.Read(cmd.Context(), "sys/lessor/members", nil)
+		if refused, ok := errors.AsType[*client.Error](err); ok && refused.Status == http.StatusNotFound {
+			return vaultMembers(a, cmd.Context(), c) // a server of Vault
+		}
 		if err != nil {
 			return err
 		}
 		var found struct {
-			Nodes []map[string]any `json:"nodes"`
+			Members []struct {
+				ID      string    `json:"id"`
+				Name    string    `json:"name"`
+				Address string    `json:"address"`
+				Version string    `json:"version"`
+				State   string    `json:"state"`
+				Started time.Time `json:"started"`
+				Seen    time.Time `json:"seen"`
+				Alive   bool      `json:"alive"`
+				Self    bool      `json:"self"`
+			} `json:"members"`
 		}
 		if err := answer.Decode(&found); err != nil {
 			return err
 		}
 		a.Warn(answer)
-		return a.Print(answer.Data, func() error {
+		return a.Print(answer.Data["members"], func() error {
 			var rows []session.Row
-			for _, node := range found.Nodes {
-				var line session.Row
-				for _, key := range []string{"hostname", "api_address", "cluster_address", "active_node", "version", "upgrade_version", "redundancy_zone", "last_echo"} {
-					value := node[key]
-					if value == nil {
-						value = ""
-					}
-					line = append(line, session.PrintableLine(session.Cell("", value)))
+			for _, m := range found.Members {
+				name, state := m.Name, m.State
+				if m.Self {
+					name += " *"
 				}
-				rows = append(rows, line)
+				if !m.Alive {
+					state = "lost"
+				}
+				rows = append(rows, session.Row{
+					session.PrintableLine(session.Dash(name)), session.PrintableLine(session.Dash(m.Address)), state, session.PrintableLine(session.Dash(m.Version)),
+					session.Moment(m.Started), session.Moment(m.Seen), session.PrintableLine(m.ID),
+				})
 			}
-			return a.Table(session.Row{"Host Name", "API Address", "Cluster Address", "Active Node", "Version", "Upgrade Version", "Redundancy Zone", "Last Echo"}, rows)
+			return a.Table(session.Row{"Node", "Address", "State", "Version", "Started", "Last Seen", "ID"}, rows)
 		})
+	})
+}
+
+// vaultMembers lists the servers as Vault tells of them.
+func vaultMembers(a *session.Session, ctx context.Context, c *client.Client) error {
+	answer, err := c.Read(ctx, "sys/ha-status", nil)
+	if err != nil {
+		return err
+	}
+	var found struct {
+		Nodes []map[string]any `json:"nodes"`
+	}
+	if err := answer.Decode(&found); err != nil {
+		return err
+	}
+	a.Warn(answer)
+	return a.Print(answer.Data, func() error {
+		var rows []session.Row
+		for _, node := range found.Nodes {
+			var line session.Row
+			for _, key := range []string{"hostname", "api_address", "cluster_address", "active_node", "version", "upgrade_version", "redundancy_zone", "last_echo"} {
+				value := node[key]
+				if value == nil {
+					value = ""
+				}
+				line = append(line, session.PrintableLine(session.Cell("", value)))
+			}
+			rows = append(rows, line)
+		}
+		return a.Table(session.Row{"Host Name", "API Address", "Cluster Address", "Active Node", "Version", "Upgrade Version", "Redundancy Zone", "Last Echo"}, rows)
 	})
 }
 
@@ -501,7 +549,10 @@ The passphrase of a recovery file is asked for if it is not given (passphrase=@f
 	add.Flags().Var(&keys, "pgp-keys", "`files` of public PGP keys, with commas between them, one for each share, to encrypt it with")
 	add.ValidArgsFunction = kinds
 	remove := a.Remote("remove KIND", "Take something the power to unseal the server away", `
-The last one that is left is kept: without any, the store would be lost.`,
+The last one that is left is kept: without any, the store would be lost. Of several servers each may have a key file of its own,
+which is called keyfile/NODE: taking it away leaves the others alone.
+
+  lessor operator migrate-seal remove keyfile/node-3`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.Connect()
 			if err != nil {

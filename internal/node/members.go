@@ -1,0 +1,56 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/system"
+)
+
+// said is what a node announces of itself to the others on its store. What one of another version adds is passed over.
+type said struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`           // URL for clients
+	Cluster string `json:"cluster,omitempty"` // cluster_addr, for Vault's sake
+	Version string `json:"version"`
+	Claims  string `json:"reported"` // version of Vault that it claims to be
+	State   string `json:"state"`    // active, sealed or draining
+}
+
+// announce tells the others how the node is by now.
+func (n *Node) announce() {
+	s := n.state.Load()
+	about := said{
+		Name: n.config.NodeName, Address: n.reachable(), Cluster: n.config.ClusterAddr, Version: n.o.Version, Claims: n.config.ReportedVersion, State: "active",
+	}
+	switch {
+	case n.draining.Load():
+		about.State = "draining"
+	case s.life == nil:
+		about.State = "sealed"
+	}
+	text, err := json.Marshal(about)
+	if err == nil && len(text) <= store.PeerBytes {
+		s.db.Announce(text)
+	}
+}
+
+// members are the nodes on the store, as it tells.
+func (l *life) members(ctx context.Context) ([]system.Member, error) {
+	peers, err := l.db.Peers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	self := l.db.Self()
+	all := make([]system.Member, len(peers))
+	for i, p := range peers {
+		m := system.Member{ID: p.ID, State: "starting", Started: p.Started, Seen: p.Seen, Alive: p.Alive, Self: p.ID == self}
+		var about said
+		if json.Unmarshal(p.About, &about) == nil {
+			m.Name, m.Address, m.ClusterAddress, m.Version, m.Reported, m.State = about.Name, about.Address, about.Cluster, about.Version, about.Claims, about.State
+		}
+		all[i] = m
+	}
+	return all, nil
+}
