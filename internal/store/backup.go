@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 
@@ -26,9 +25,6 @@ import (
 //
 // where lengths are unsigned varints. Rows are as sealed as in the store; root keys are in it only as wrapped.
 const backupMagic = "lessor backup 1\n"
-
-// restoreMark is in a store whose restore has not finished. Table 0 is no table.
-var restoreMark = Key{0, "restore"}
 
 // Fenced is the row that a restore leaves: while it is there, the store must not act on any target. Resuming deletes it.
 var Fenced = Key{Meta, "fenced"}
@@ -222,7 +218,7 @@ func Restore(ctx context.Context, r io.Reader, b Backend, o Options, unseal func
 	if err != nil {
 		return audit.Header{}, errors.Join(err, b.Close())
 	}
-	db, err := open(b, o, true)
+	db, err := open(b, o, reborn)
 	if err != nil {
 		return audit.Header{}, errors.Join(err, b.Close())
 	}
@@ -251,11 +247,7 @@ func (db *DB) reincarnate(ctx context.Context, in *backup, unseal func(View) (Ci
 	if err := db.Unseal(c); err != nil {
 		return err
 	}
-	_, err = db.update(ctx, true, func(v View, t *Txn) error {
-		t.Put(Fenced.Table, Fenced.Name, fmt.Appendf(nil, "restored at %s from commit %d", db.Now().Format("2006-01-02T15:04:05Z"), in.head.Seq))
-		return void(v, t)
-	})
-	return err
+	return db.beginAnew(ctx, "restored", void)
 }
 
 // fillBytes is how much a restore writes at once.

@@ -221,7 +221,7 @@ func (db *DB) flush(batch []*pending) {
 		refuse(admitted, err)
 		return
 	}
-	db.restoring = false
+	db.arrival = settled
 	db.clock.follow(next.head.Time)
 	db.rows.drop(&next.head)
 	db.replace(next)
@@ -308,7 +308,7 @@ func (db *DB) header(s *state, admitted []*pending) (audit.Header, error) {
 		Touched:     db.plan.touched(),
 		Batch:       batch,
 	}
-	if db.restoring {
+	if db.arrival == reborn {
 		h.Incarnation = s.head.Incarnation + 1
 	}
 	leaves := db.leaves[:0]
@@ -361,8 +361,8 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 			index++
 		}
 	}
-	if db.restoring {
-		w.Delete(restoreMark)
+	for _, mark := range db.arrival.marks() {
+		w.Delete(mark)
 	}
 	set(Key{Batches, h.Batch}, nil)
 	db.dropBatches(w, h.Time)
