@@ -34,9 +34,15 @@ type (
 	Restored       = operator.Restored
 	VerifyOptions  = operator.VerifyOptions
 	AdmitOptions   = operator.AdmitOptions
-	Verification   = session.Verification
-	Broken         = session.Broken
-	ExitCode       = session.ExitCode
+
+	MigrateOptions  = operator.MigrateOptions
+	Migrated        = operator.Migrated
+	Passing         = operator.Passing
+	TakeoverOptions = operator.TakeoverOptions
+	TakenOver       = operator.TakenOver
+	Verification    = session.Verification
+	Broken          = session.Broken
+	ExitCode        = session.ExitCode
 )
 
 // Run parses args (without the program's name), runs the command that they name and returns the exit code. Ending

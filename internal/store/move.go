@@ -37,9 +37,9 @@ type Passing struct {
 // source meanwhile, the copy is thrown away and made anew.
 type Move struct {
 	From, To    Backend
-	Source      string // where the store is and goes, in words without anything secret; they are in marks, messages and
-	Destination string // the audit record
-	Cipher      Cipher // of the store
+	Source      string                     // where the store is and goes, in words without anything secret; they are in marks, messages and
+	Destination string                     // the audit record
+	Unseal      func(View) (Cipher, error) // gets the keys by what the clear tables of the source say
 
 	SourceAnchor, DestinationAnchor Anchor // as Options.Anchor; may be the same
 
@@ -47,6 +47,8 @@ type Move struct {
 	Record    audit.Record  // of the first commit; its Time is set
 	Progress  func(Passing) // may be nil; called often, and after each part that is durable at the destination
 	PartBytes int           // written at once; 0: 4 MiB
+
+	cipher Cipher // of the store, once the source was looked at
 }
 
 var (
@@ -99,6 +101,12 @@ func (m *Move) depart(ctx context.Context) (p passage, left bool, err error) {
 		return passage{}, false, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if db.Head().Seq == 0 {
+		return passage{}, false, errNothing
+	}
+	if m.cipher, err = db.keys(m.Unseal); err != nil {
+		return passage{}, false, err
+	}
 	s, err := db.latest()
 	if err != nil {
 		return passage{}, false, err
@@ -109,19 +117,16 @@ func (m *Move) depart(ctx context.Context) (p passage, left bool, err error) {
 			return passage{}, false, cmp.Or(err, fmt.Errorf("store: the source is itself an unfinished %s", k.Name))
 		}
 	}
-	if s.head.Seq == 0 {
-		return passage{}, false, errNothing
-	}
-	if err := db.verifyHead(s, m.Cipher); err != nil {
+	if err := db.verifyHead(s, m.cipher); err != nil {
 		return passage{}, false, err
 	}
-	if p, left, err = readPassage(s.snap, m.Cipher, movedMark); err != nil {
+	if p, left, err = readPassage(s.snap, m.cipher, movedMark); err != nil {
 		return passage{}, false, err
 	}
 	if !left {
 		id, err := NewPeerID(db.o.Random)
 		p = passage{ID: id, From: m.Source, To: m.Destination, Began: db.Now().UTC(), Seq: s.head.Seq, Hash: s.hash}
-		return p, false, cmp.Or(err, db.verifyAnchor(s, m.Cipher))
+		return p, false, cmp.Or(err, db.verifyAnchor(s, m.cipher))
 	}
 	if p.Seq != s.head.Seq || p.Hash != s.hash {
 		return passage{}, false, fmt.Errorf("store: the source ends at commit %d, but was moved to %s at commit %d: it was changed since", s.head.Seq, p.To, p.Seq)
@@ -140,7 +145,7 @@ func (m *Move) arrive(ctx context.Context, p *passage, left bool) (arrived bool,
 	if mark, err := snap.Get(restoreMark); err != nil || mark != nil {
 		return false, cmp.Or(err, errors.New("store: at the destination a restore did not finish; empty it"))
 	}
-	q, found, err := readPassage(snap, m.Cipher, moveMark)
+	q, found, err := readPassage(snap, m.cipher, moveMark)
 	switch {
 	case err != nil:
 		return false, err
@@ -303,7 +308,7 @@ func (m *Move) begin(p *passage) error {
 }
 
 func (m *Move) mark(w Write, p *passage) error {
-	stored, err := p.stored(m.Cipher, moveMark)
+	stored, err := p.stored(m.cipher, moveMark)
 	if err == nil {
 		w.Set(moveMark, stored)
 	}
@@ -313,7 +318,7 @@ func (m *Move) mark(w Write, p *passage) error {
 // verify holds the copy against itself, and against the source's head. A copy in which something does not fit is made anew by
 // the next Run.
 func (m *Move) verify(ctx context.Context, p *passage) (Report, error) {
-	report, err := Inspect(ctx, m.To, m.Cipher, func(done, total uint64) {
+	report, err := Inspect(ctx, m.To, m.cipher, func(done, total uint64) {
 		m.Progress(Passing{"verifying", Extent{Rows: done}, Extent{Rows: total}})
 	})
 	if err == nil {
@@ -368,7 +373,7 @@ func (m *Move) leave(ctx context.Context, p *passage) error {
 	}
 	q := *p
 	q.Table, q.Name = 0, nil
-	stored, err := q.stored(m.Cipher, movedMark)
+	stored, err := q.stored(m.cipher, movedMark)
 	if err != nil {
 		return err
 	}
@@ -407,7 +412,7 @@ func (m *Move) settle(ctx context.Context, p *passage, arrived, left bool) (head
 		return audit.Header{}, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if err := db.Unseal(m.Cipher); err != nil {
+	if err := db.Unseal(m.cipher); err != nil {
 		return audit.Header{}, err
 	}
 	if !left {
@@ -425,7 +430,7 @@ func (m *Move) settle(ctx context.Context, p *passage, arrived, left bool) (head
 	head = db.Head()
 	if m.SourceAnchor != nil {
 		mark := Mark{Seq: head.Seq, Incarnation: head.Incarnation, Hash: head.Hash()}
-		mark.MAC = m.Cipher.MAC(mark.bytes())
+		mark.MAC = m.cipher.MAC(mark.bytes())
 		err = m.SourceAnchor.Store(mark)
 	}
 	return head, err

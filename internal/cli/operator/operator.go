@@ -24,6 +24,9 @@ type Commands struct {
 	Restore func(context.Context, RestoreOptions) (Restored, error)
 	Verify  func(context.Context, VerifyOptions) (session.Verification, error)
 	Admit   func(context.Context, AdmitOptions) (tokenFile string, err error)
+
+	Migrate  func(context.Context, MigrateOptions) (Migrated, error)
+	Takeover func(context.Context, TakeoverOptions) (TakenOver, error)
 }
 
 // RestoreOptions ask for an offline restore.
@@ -58,7 +61,6 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 		operatorRotate(a), operatorKeyStatus(a), operatorGenerateRoot(a), operatorStepDown(a), operatorMembers(a),
 		operatorBackup(a), operatorFence(a),
 		session.Refusal("diagnose", "lessor status tells the server's state, lessor operator verify checks its store"),
-		session.Refusal("migrate", "to move a store elsewhere: lessor operator backup, then lessor operator restore"),
 		session.Refusal("raft", "the store is no raft cluster; to copy it: lessor operator backup; to see its servers: lessor operator members"),
 		session.Refusal("usage", "nothing is counted for licences; who uses what is told by lessor holders and lessor audit timeline"))
 	if commands.Restore != nil {
@@ -69,6 +71,12 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 	}
 	if commands.Admit != nil {
 		command.AddCommand(operatorBootstrapToken(a, commands))
+	}
+	if commands.Migrate != nil {
+		command.AddCommand(operatorMigrate(a, commands))
+	}
+	if commands.Takeover != nil {
+		command.AddCommand(operatorTakeover(a, commands))
 	}
 	return command
 }
