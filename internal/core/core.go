@@ -64,6 +64,7 @@ type Core struct {
 	reaper   *lease.Reaper
 	rotator  *rotation.Worker
 	turning  claims
+	strayed  atomic.Int64 // Unix nanoseconds of lease time: until then no target is searched for strays again
 	counters counters
 
 	tidying   chan struct{} // asks for a round before its time
@@ -123,6 +124,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
 	all.Go(func() { c.every(ctx, retentionEvery, "dropping locks that are over", c.expireLocks) })
+	all.Go(func() { c.every(ctx, strayEvery, "searching targets", c.seekStrays) })
 	all.Go(func() { c.keepTidy(ctx) })
 	all.Wait()
 }

@@ -36,6 +36,7 @@ type options struct {
 	fsync    bool
 	own      bool
 	tls      bool
+	archive  bool
 	settings string
 }
 
@@ -206,6 +207,13 @@ func (s *Server) create(o options) error {
 		if !o.own {
 			conf += "synchronous_commit = off\n"
 		}
+	}
+	if o.archive {
+		archiving, err := s.archiving()
+		if err != nil {
+			return err
+		}
+		conf += archiving
 	}
 	if o.tls {
 		ca, certificate, key, err := authority()
