@@ -64,7 +64,7 @@ type Core struct {
 	reaper   *lease.Reaper
 	rotator  *rotation.Worker
 	turning  claims
-	strayed  atomic.Int64 // Unix nanoseconds of lease time: until then no target is searched for strays again
+	strays   searching
 	counters counters
 
 	tidying   chan struct{} // asks for a round before its time

@@ -19,19 +19,35 @@ import (
 )
 
 const (
-	strayEvery   = 2 * time.Second  // how often it is looked whether a search is asked for
-	strayPause   = 20 * time.Second // before targets that could not be searched are tried again
-	strayTimeout = time.Minute      // for one target
-	strayBatch   = 200              // strays that one commit takes in
+	strayEvery   = 2 * time.Second // how often it is looked whether a search is asked for
+	strayPause   = time.Minute     // at most, before targets that could not be searched are tried again
+	strayTimeout = time.Minute     // for one target
+	strayBatch   = 200             // strays that one commit takes in
 	strayCause   = "unknown to the state that the store was put back to"
 )
+
+// searching is what one goroutine keeps between two rounds of the search.
+type searching struct {
+	pause time.Duration // before the next try: longer each time that a target fails
+	until time.Time     // it is over
+}
+
+// failing tells it whether a target could not be searched.
+func (s *searching) failing(yes bool, now time.Time) {
+	if !yes {
+		*s = searching{}
+		return
+	}
+	s.pause = min(max(2*s.pause, strayEvery), strayPause)
+	s.until = now.Add(s.pause)
+}
 
 // seekStrays searches the targets for credentials that no lease knows, if somebody resumed a store that was put back to an earlier
 // state. It goes on until every target was searched; one that cannot be is named by sys/lessor/fence, and holds up no other.
 //
 // Several nodes may search at once: what they commit is the same.
 func (c *Core) seekStrays(ctx context.Context) error {
-	if c.Fenced() || c.strayed.Load() > c.Store.Now().UnixNano() {
+	if c.Fenced() || c.Store.Now().Before(c.strays.until) {
 		return nil
 	}
 	places, search, err := c.unsearched()
@@ -57,9 +73,7 @@ func (c *Core) seekStrays(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(failed) > 0 {
-		c.strayed.Store(c.Store.Now().Add(strayPause).UnixNano())
-	}
+	c.strays.failing(len(failed) > 0, c.Store.Now())
 	return c.concludeSearch(ctx, failed)
 }
 
