@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"maps"
@@ -54,6 +55,16 @@ func (m *moving) run(t *testing.T, parts int) (store.Report, audit.Header, error
 		t.Fatal(err)
 	}
 	return report, head, err
+}
+
+// chance is random for so many reads, and then fails.
+type chance struct{ left int }
+
+func (c *chance) Read(b []byte) (int, error) {
+	if c.left--; c.left < 0 {
+		return 0, errors.New("no chance left")
+	}
+	return rand.Read(b)
 }
 
 // refuses tells that the store on b does not open, for a reason that has the words.
@@ -111,10 +122,21 @@ func testMove(t *testing.T, s *setup) {
 	}
 	m.destination.err = nil
 	before = m.after(t, before)
-	report, head, err := m.run(t, -1)
-	if err != nil {
-		t.Fatal(err)
+	// It ends at each draw of chance in turn, the last of which is the id of the first commit's batch: the source has been left then.
+	var report store.Report
+	var head audit.Header
+	for n := 0; ; n++ {
+		m.Options.Random = &chance{n}
+		var err error
+		if report, head, err = m.run(t, -1); err == nil {
+			break
+		}
+		if n == 20 {
+			t.Fatal(err)
+		}
+		refuses(t, m.to(), "operator migrate")
 	}
+	m.Options.Random = nil
 	if whole := total(before); m.progress > whole/300+2*done+2 {
 		t.Errorf("%d parts for %d bytes: it began anew each time", m.progress, whole)
 	}
