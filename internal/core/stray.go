@@ -288,6 +288,20 @@ func (c *Core) concludeSearch(ctx context.Context, failed map[string]lease.Failu
 	})
 }
 
+// failing counts the targets that could not be searched yet.
+func (c *Core) failing() float64 {
+	v, err := c.Store.View()
+	if err != nil {
+		return 0
+	}
+	defer v.Close()
+	search, _, err := lease.Searching(v)
+	if err != nil || search == nil {
+		return 0
+	}
+	return float64(len(search.Failed))
+}
+
 // updateSearch changes the search, if it is still under way.
 func (c *Core) updateSearch(ctx context.Context, change func(*lease.Search, store.Row, *store.Txn, store.View) error) error {
 	_, err := c.Store.Update(ctx, func(v store.View, txn *store.Txn) error {

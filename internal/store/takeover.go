@@ -137,6 +137,9 @@ func Accept(ctx context.Context, b Backend, o Options, first string, unseal func
 	if err != nil {
 		return audit.Header{}, err
 	}
+	if m == (Mark{}) {
+		return audit.Header{}, ErrCurrent
+	}
 	switch err := db.holdAgainst(s, m); {
 	case err == nil:
 		return audit.Header{}, ErrCurrent

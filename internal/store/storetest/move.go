@@ -394,6 +394,9 @@ func testTakeover(t *testing.T, s *setup) {
 	if err := s.db(t, nil, store.Options{Anchor: &two}).Close(); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := store.Accept(t.Context(), s.open(), o(&memory{}), hex.EncodeToString(first[:]), unseal); !errors.Is(err, store.ErrCurrent) {
+		t.Errorf("accepted without an anchor: %v", err)
+	}
 	if _, err := takeover(nil, false); !errors.Is(err, store.ErrCurrent) {
 		t.Errorf("without an anchor: %v", err)
 	}
