@@ -16,9 +16,9 @@ import (
 // moving is a move between two stores in the making.
 type moving struct {
 	store.Move
-	from, to                func() store.Backend
-	source, destination     memory // anchors
-	interruptions, progress int
+	from, to            func() store.Backend
+	source, destination memory // anchors
+	progress            int    // parts that were written
 }
 
 func newMoving(t *testing.T, s *setup) *moving {
