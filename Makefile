@@ -8,7 +8,7 @@ VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench soak sim fuzz dist release docs servers clients clean
+.PHONY: build quickstart test check race bench soak sim torture fuzz dist release docs servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -33,6 +33,9 @@ check: ## gofmt, vet, staticcheck, import rules, linked modules, govulncheck whe
 
 sim: servers ## a long seeded simulation; SEED=n replays one
 	LESSOR_SIM_LONG=1 LESSOR_SIM_SEED=$(SEED) $(GO) test ./internal/sim -run TestSimulation -v -timeout 60m
+
+torture: servers ## three nodes over PostgreSQL with a standby, under faults, for LESSOR_TORTURE (1h); SEED=n replays a run's faults
+	LESSOR_TORTURE=$${LESSOR_TORTURE:-1h} LESSOR_TORTURE_SEED=$(SEED) $(GO) test ./internal/torture -run 'TestTorture$$' -count 1 -v -timeout 0
 
 bench: servers build ## writes a table of figures beside their limits, measured in the same run
 	$(GO) run ./test/bench -lessor bin/lessor

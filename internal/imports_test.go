@@ -11,20 +11,21 @@ const module = "github.com/lessor-dev/lessor/"
 // allowed are the arrows: which of lessor's packages a package may import besides those that the rule for all names. A package
 // without an entry may import anything below internal/ but adapters and what stands above it.
 var pure = map[string][]string{
-	"api":             {},
-	"client":          {"api"},
-	"internal/lessor": {"api"},
-	"internal/audit":  {},
-	"internal/store":  {"internal/audit", "internal/lessor"},
-	"internal/policy": {"api", "internal/lessor"},
-	"internal/seal":   {"api", "internal/lessor", "internal/policy", "internal/store", "internal/audit"},
+	"api":              {},
+	"client":           {"api"},
+	"internal/lessor":  {"api"},
+	"internal/audit":   {},
+	"internal/store":   {"internal/audit", "internal/lessor"},
+	"internal/archive": {"internal/audit", "internal/lessor", "internal/store"},
+	"internal/policy":  {"api", "internal/lessor"},
+	"internal/seal":    {"api", "internal/lessor", "internal/policy", "internal/store", "internal/audit"},
 	"internal/cli": {
 		"client", "api", "internal/version", "internal/cli/session", "internal/cli/secret", "internal/cli/access", "internal/cli/account", "internal/cli/operator",
 	},
 	"internal/cli/session":  {"client", "api"},
 	"internal/cli/secret":   {"client", "api", "internal/cli/session"},
 	"internal/cli/access":   {"client", "api", "internal/cli/session"},
-	"internal/cli/account":  {"client", "api", "internal/cli/session"},
+	"internal/cli/account":  {"client", "api", "internal/cli/session", "internal/audit"},
 	"internal/cli/operator": {"client", "api", "internal/cli/session"},
 	"internal/version":      {},
 }

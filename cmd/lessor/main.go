@@ -38,6 +38,8 @@ func run() int {
 		Restore: restore,
 		Verify:  verify,
 		Admit:   admit,
+		Points:  points,
+		Drill:   drill,
 
 		Migrate:  migrate,
 		Takeover: takeover,
@@ -70,7 +72,7 @@ func shareCores() {
 
 // restore fills an empty store from a backup.
 func restore(ctx context.Context, o cli.RestoreOptions) (cli.Restored, error) {
-	made, err := node.Program{Version: version.String()}.Restore(ctx, o.Store, o.File, o.Progress)
+	made, err := node.Program{Version: version.String()}.Restore(ctx, o.Store, origin(o.Origin), o.Progress)
 	return cli.Restored{Seq: made.Head.Seq, Incarnation: made.Head.Incarnation, TokenFile: made.TokenFile}, err
 }
 
@@ -109,11 +111,40 @@ func verify(ctx context.Context, o cli.VerifyOptions) (cli.Verification, error) 
 	if err != nil {
 		return cli.Verification{}, err
 	}
+	return verification(found), nil
+}
+
+func verification(found node.Verified) cli.Verification {
 	v := cli.Verification{
 		OK: found.Broken == nil, First: max(1, found.Pruned), Last: found.Head, Records: found.Records, HeadHash: found.HeadHash,
 	}
 	if found.Broken != nil {
 		v.Broken = &cli.Broken{Reason: found.Broken.Error()}
 	}
-	return v, nil
+	return v
+}
+
+func origin(o cli.Origin) node.Origin {
+	return node.Origin{File: o.File, Destination: o.Destination, Set: o.Set, At: o.At}
+}
+
+// points lists what can be restored from a destination.
+func points(ctx context.Context, o cli.PointsOptions) (cli.Points, error) {
+	found, broken, err := node.Program{Version: version.String()}.Points(ctx, o.Store, origin(o.Origin))
+	all := cli.Points{Points: []cli.Point{}, Broken: append([]string{}, broken...)}
+	for _, p := range found {
+		all.Points = append(all.Points, cli.Point{Time: p.Time, Seq: p.Seq, Set: p.Set, Name: p.Name()})
+	}
+	return all, err
+}
+
+// drill tries whether a backup can be restored.
+func drill(ctx context.Context, o cli.DrillOptions) (cli.Drilled, error) {
+	found, err := node.Program{Version: version.String()}.Drill(ctx, o.Store, origin(o.Origin), node.DrillOptions{
+		Scratch: o.Scratch, Recovery: o.Recovery, Progress: o.Progress,
+	})
+	return cli.Drilled{
+		Verification: verification(found.Verified), Point: found.Point, Time: found.Time, Age: found.Age.Seconds(), Restore: found.Restore.Seconds(),
+		Verify: found.Verify.Seconds(), Segments: found.Segments, Bytes: found.Bytes, Rows: found.Rows,
+	}, err
 }

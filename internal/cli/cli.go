@@ -40,9 +40,16 @@ type (
 	Passing         = operator.Passing
 	TakeoverOptions = operator.TakeoverOptions
 	TakenOver       = operator.TakenOver
-	Verification    = session.Verification
-	Broken          = session.Broken
-	ExitCode        = session.ExitCode
+
+	Origin        = operator.Origin
+	PointsOptions = operator.PointsOptions
+	Points        = operator.Points
+	Point         = operator.Point
+	DrillOptions  = operator.DrillOptions
+	Drilled       = operator.Drilled
+	Verification  = session.Verification
+	Broken        = session.Broken
+	ExitCode      = session.ExitCode
 )
 
 // Run parses args (without the program's name), runs the command that they name and returns the exit code. Ending

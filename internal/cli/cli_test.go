@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -48,6 +49,14 @@ func all(t *testing.T) operator.Commands {
 		Takeover: func(context.Context, operator.TakeoverOptions) (operator.TakenOver, error) {
 			t.Error(unexpected)
 			return operator.TakenOver{}, unexpected
+		},
+		Points: func(context.Context, operator.PointsOptions) (operator.Points, error) {
+			t.Error(unexpected)
+			return operator.Points{}, unexpected
+		},
+		Drill: func(context.Context, operator.DrillOptions) (operator.Drilled, error) {
+			t.Error(unexpected)
+			return operator.Drilled{}, unexpected
 		},
 	}
 }
@@ -204,6 +213,18 @@ func TestOfflineCommandsGetTheirStore(t *testing.T) {
 	}
 	if got := strings.Join(restore.Store, " "); restore.File != "b.lessor" || got != "-config=1 -config=2 -data=/d -key-file=/k" {
 		t.Errorf("restore: %s, %s", restore.File, got)
+	}
+	if code := Run(t.Context(), system, commands, strings.Fields("operator restore -destination=file:///b -set=s -at=2026-11-29T07:30:00Z")); code != 0 {
+		t.Errorf("restore from a destination: code %d", code)
+	}
+	at := time.Date(2026, 11, 29, 7, 30, 0, 0, time.UTC)
+	if want := (operator.Origin{Destination: "file:///b", Set: "s", At: at}); restore.Origin != want {
+		t.Errorf("restore from %+v, not from %+v", restore.Origin, want)
+	}
+	for _, wrong := range []string{"operator restore -at=yesterday", "operator restore -destination=file:///b b.lessor", "operator restore -at=2026-11-29T07:30:00Z b.lessor"} {
+		if code := Run(t.Context(), system, commands, strings.Fields(wrong)); code != 1 {
+			t.Errorf("%s: code %d", wrong, code)
+		}
 	}
 	if code := Run(t.Context(), system, commands, strings.Fields("operator verify -format=json -data /d")); code != 2 {
 		t.Errorf("verify: code %d", code)

@@ -30,6 +30,7 @@ type Config struct {
 	Listeners []Listener // at least one
 	Seal      Seal
 	Audit     Audit
+	Backup    Backup
 	Dev       Dev
 	Lockout   lockout.Settings // of users who fail to log in
 
@@ -64,6 +65,7 @@ type Storage struct {
 	Type          StorageType
 	Path          string        // Pebble: the data folder
 	ConnectionURL lessor.Secret // PostgreSQL: URL or keyword/value string; may hold a password
+	Connections   int           // PostgreSQL: of this node to the database, at most; 0: 20
 }
 
 // Seal says what unseals the store; each of it does alone. At a start the key file is tried first, then the recovery file; with
@@ -86,6 +88,38 @@ type Audit struct {
 	Retention   time.Duration // at least a day; 0: for ever
 	Patience    time.Duration // how much longer for the sake of an audit device that lags; 0: not at all
 	AllowPrefix bool          // files of audit devices may have a prefix before each line
+}
+
+// Backup says where the store is backed up to, and how often. Only the embedded store is.
+type Backup struct {
+	Destination string        // URL, see archive.Open; empty: it is not
+	Interval    time.Duration // from one increment to the next; a second or more
+	Full        time.Duration // from one whole copy to the next; not less than Interval
+	Keep        time.Duration // how far back each state can be restored; 0: for ever
+}
+
+// validate says what is wrong with b.
+func (b Backup) validate(s Storage) error {
+	if b.Destination == "" {
+		return nil
+	}
+	switch s.Type {
+	case PostgreSQL:
+		return errors.New(`backup: with storage "postgresql" the store is backed up as that database is, by base backups and its write-ahead log: leave out backup`)
+	case Mem:
+		return errors.New(`backup: storage "mem" forgets everything: leave out backup, or use storage "pebble"`)
+	}
+	u, err := url.Parse(b.Destination)
+	if err != nil || u.Scheme != "file" && u.Scheme != "s3" {
+		return errors.New("backup: destination must be a URL like file:///var/backups/lessor or s3://bucket/prefix")
+	}
+	if u.Scheme == "file" && (Within(u.Path, s.Path) || Within(s.Path, u.Path)) {
+		return fmt.Errorf("backup: the destination %s and the data folder %s are lost together: back up to another disk, or another machine", u.Path, s.Path)
+	}
+	if b.Interval < time.Second || b.Full < b.Interval || b.Keep != 0 && b.Keep < b.Full {
+		return errors.New("backup: interval must be a second or more, full not shorter than interval, and keep not shorter than full, or 0 to keep everything")
+	}
+	return nil
 }
 
 // Listener is one address to serve.
@@ -225,6 +259,9 @@ func (c Config) Validate() error {
 	}
 	if c.Audit.Retention < 0 || c.Audit.Retention > 0 && c.Audit.Retention < day {
 		complain("audit: retention must be a day or more, or 0 to keep everything")
+	}
+	if err := c.Backup.validate(c.Storage); err != nil {
+		wrong = append(wrong, err)
 	}
 	switch {
 	case c.DefaultLeaseTTL <= 0 || c.MaxLeaseTTL <= 0:

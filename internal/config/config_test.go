@@ -77,6 +77,8 @@ func TestDefaults(t *testing.T) {
 const full = `
 storage "postgresql" {
   connection_url = "postgres://u:$${x}@db/lessor"
+  max_parallel   = "40"
+  ha_enabled     = "true"
 }
 listener "tcp" {
   address         = "10.0.0.1:8200"
@@ -126,7 +128,7 @@ reported_version  = "1.19.3-rc1"
 `
 
 const fullJSON = `{
-  "storage": {"postgresql": {"connection_url": "postgres://u:${x}@db/lessor"}},
+  "storage": {"postgresql": {"connection_url": "postgres://u:${x}@db/lessor", "max_parallel": 40, "ha_enabled": true}},
   "listener": [
     {"tcp": {"address": "10.0.0.1:8200", "cluster_address": "x", "tls_cert_file": "/tls/crt", "tls_key_file": "/tls/key",
       "tls_min_version": "tls13", "x_forwarded_for_authorized_addrs": ["10.0.0.0/8", "192.0.2.7"]}},
@@ -151,7 +153,7 @@ func TestEverySetting(t *testing.T) {
 		return all
 	}
 	want := Config{
-		Storage: Storage{Type: PostgreSQL, ConnectionURL: lessor.NewSecret("postgres://u:${x}@db/lessor")},
+		Storage: Storage{Type: PostgreSQL, ConnectionURL: lessor.NewSecret("postgres://u:${x}@db/lessor"), Connections: 40},
 		Listeners: []Listener{
 			{Address: "10.0.0.1:8200", TLS: true, CertFile: "/tls/crt", KeyFile: "/tls/key", MinVersion: tls.VersionTLS13, TrustedProxies: prefixes("10.0.0.0/8", "192.0.2.7/32")},
 			{Address: "[::1]:8300", MinVersion: tls.VersionTLS12, TrustedProxies: prefixes("10.0.0.0/8", "::1/128")},
@@ -252,9 +254,23 @@ func TestRefused(t *testing.T) {
 		{"max_lease_ttl = \"1h\"", "default_lease_ttl (768h0m0s) is longer than max_lease_ttl (1h0m0s)"},
 		{"default_lease_ttl = 0", "longer than 0"},
 		{"audit {\n retention = \"1h\"\n}", "a day or more"},
+		{"backup {}", "FILE:1: backup needs a destination"},
+		{"backup {\n destination = \"file:///b\"\n}\nbackup {\n}", "FILE:4: backup was set before, at FILE:1"},
+		{"backup {\n destination = \"/b\"\n}", "must be a URL"},
+		{"backup {\n destination = \"file:///b\"\n interval = \"1d\"\n full = \"1h\"\n}", "full not shorter than interval"},
+		{"backup {\n destination = \"file:///b\"\n interval = 0\n}", "a second or more"},
+		{"backup {\n destination = \"file:///b\"\n keep = \"1h\"\n}", "keep not shorter than full"},
+		{"storage \"pebble\" {\n path = \"/d\"\n}\nbackup {\n destination = \"file:///d/b\"\n}", "are lost together"},
+		{"storage \"pebble\" {\n path = \"/d/s\"\n}\nbackup {\n destination = \"file:///d\"\n}", "are lost together"},
+		{"storage \"mem\" {}\nbackup {\n destination = \"file:///b\"\n}", "forgets everything"},
+		{"storage \"postgresql\" {\n connection_url = \"host=x\"\n}\nbackup {\n destination = \"file:///b\"\n}", "write-ahead log"},
 		{"reported_version = \"latest\"", "reported_version"},
 		{"storage \"raft\" {}", `FILE:1: unknown storage "raft": use "pebble", "postgresql" or "mem"`},
 		{"storage \"postgresql\" {}", "needs a connection_url"},
+		{"storage \"postgresql\" {\n table = \"kv\"\n}", "FILE:2: table cannot be chosen"},
+		{"storage \"postgresql\" {\n max_idle_connections = 4\n}", "max_parallel bounds them"},
+		{"storage \"postgresql\" {\n ha_enabled = \"false\"\n}", "ha_enabled cannot be off"},
+		{"storage \"postgresql\" {\n max_parallel = 2\n}", "from 8 to 1000"},
 		{"storage {}", "FILE:1: "},
 		{"seal \"awskms\" {}", `FILE:1: unknown seal "awskms"`},
 		{"seal \"keyfile\" {}", `FILE:1: seal "keyfile" needs a path`},
@@ -485,4 +501,21 @@ func FuzzFlags(f *testing.F) {
 			t.Fatalf("%q: %+v", args, c)
 		}
 	})
+}
+
+// TestBackup: what a backup stanza leaves out has its default; without one there are no backups.
+func TestBackup(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.hcl")
+	for text, want := range map[string]Backup{
+		"": {},
+		"backup {\n destination = \"s3://b/p?region=r\"\n}":                                        {"s3://b/p?region=r", time.Minute, day, 30 * day},
+		"backup {\n destination = \"file:///b\"\n interval = \"5s\"\n full = \"1h\"\n keep = 0\n}": {"file:///b", 5 * time.Second, time.Hour, 0},
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := Parse(file); err != nil || c.Backup != want {
+			t.Errorf("%s: %+v, %v", text, c.Backup, err)
+		}
+	}
 }

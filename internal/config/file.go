@@ -124,6 +124,7 @@ func (d *decoder) file(name string, src []byte) {
 		"ui":                        boolean(&c.UI),
 	}, append([]hcl.BlockHeaderSchema{
 		{Type: "audit"},
+		{Type: "backup"},
 		{Type: "listener", LabelNames: []string{"type"}},
 		{Type: "seal", LabelNames: []string{"type"}},
 		{Type: "telemetry"},
@@ -143,6 +144,18 @@ func (d *decoder) block(b *hcl.Block) {
 			"exporter_patience": duration(&c.Audit.Patience),
 			"retention":         duration(&c.Audit.Retention),
 		}, nil)
+	case "backup":
+		d.once("backup", b.DefRange)
+		c.Backup = Backup{Interval: time.Minute, Full: day, Keep: 30 * day}
+		d.body(b.Body, "backup", map[string]setting{
+			"destination": text(&c.Backup.Destination),
+			"full":        duration(&c.Backup.Full),
+			"interval":    duration(&c.Backup.Interval),
+			"keep":        duration(&c.Backup.Keep),
+		}, nil)
+		if c.Backup.Destination == "" {
+			d.complain(b.DefRange, "backup needs a destination")
+		}
 	case "seal":
 		d.seal(b)
 	case "storage":
@@ -205,6 +218,16 @@ func (d *decoder) storage(b *hcl.Block, s *Storage) {
 	case "postgresql":
 		s.Type = PostgreSQL
 		settings["connection_url"] = secret(&s.ConnectionURL)
+		settings["max_parallel"] = parsed(&s.Connections, parseConnections)
+		settings["ha_enabled"] = parsed(new(bool), func(text string) (bool, error) {
+			if on, err := strconv.ParseBool(text); err != nil || !on {
+				return false, errors.New("cannot be off: all nodes on one database are one cluster, and all serve")
+			}
+			return true, nil
+		})
+		for name, why := range senseless {
+			settings[name] = func(cty.Value) error { return errors.New(why) }
+		}
 	case "mem", "inmem":
 		s.Type = Mem
 	default:
@@ -212,6 +235,26 @@ func (d *decoder) storage(b *hcl.Block, s *Storage) {
 		return
 	}
 	d.body(b.Body, b.Type, settings, nil)
+}
+
+// senseless are settings that Vault has for PostgreSQL and that mean nothing here, with what to do instead.
+var senseless = map[string]string{
+	"table":                "cannot be chosen: lessor's tables are in the schema lessor of the database; leave it out",
+	"ha_table":             "cannot be chosen: nodes need no lock of their own; leave it out",
+	"skip_create_table":    "is not needed: make the schema lessor in advance, owned by lessor's role, if that may not create schemas; leave it out",
+	"max_idle_connections": "cannot be chosen: connections are kept while they are of use, and max_parallel bounds them; leave it out",
+	"max_connect_retries":  "cannot be chosen: a database that is away is tried again until it is back; leave it out",
+	"auth_mode":            "is not known: log in by password, or by certificate (sslcert and sslkey in connection_url); leave it out",
+}
+
+// parseConnections reads how many connections a node may have.
+func parseConnections(text string) (int, error) {
+	const least, most = 8, 1000
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("must be a number of connections from %d to %d", least, most)
+	}
+	return n, nil
 }
 
 func (d *decoder) listener(b *hcl.Block) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
@@ -47,6 +48,7 @@ type Options struct {
 	ApplyTimeout time.Duration             // of one touch of a target for a request; 0: 30 s
 	ExportWait   time.Duration             // how much longer than retention says audit records are kept for devices that lag; 0: not at all
 	Poll         time.Duration             // how often the background looks for what became due; 0: 1 s
+	Claims       *claim.Claims             // which background work is this node's; nil: all of it, since there is no other node
 	Patience     time.Duration             // how long an answer waits for what the background does at targets; 0: 45 s, less than clients wait
 }
 
@@ -105,16 +107,22 @@ func New(o Options) (*Core, error) {
 	}
 	c.reaper = lease.New(lease.Options{
 		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced, Poll: o.Poll,
+		Claims: o.Claims,
 	})
 	c.rotator = rotation.New(rotation.Options{
 		Store: o.Store, Mounts: c.rotated, Rotate: c.rotateDue, Fenced: c.Fenced, Random: o.Random, Log: o.Log, Poll: o.Poll,
+		Claims: o.Claims,
 	})
 	return c, nil
 }
 
-// Run does the background work until ctx ends: expiry, revocation, rotation, retention.
+// Run does the background work until ctx ends: expiry, revocation, rotation, retention. Of several nodes, each follows the commits, and counts
+// what strangers and quotas ask it; all else is done by the one that holds the claim.
 func (c *Core) Run(ctx context.Context) {
 	var all sync.WaitGroup
+	if c.Claims != nil {
+		all.Go(func() { c.follow(ctx) })
+	}
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.countStrangers(ctx) })
 	all.Go(func() { c.rotator.Run(ctx) })

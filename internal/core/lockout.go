@@ -119,7 +119,7 @@ func (c *Core) expireLocks(ctx context.Context) error {
 		return nil
 	}
 	txn.Audit = []audit.Record{c.upkeep("unlock", "sys/locked-users", "the time of the locks is over")}
-	if _, err = c.Store.Commit(ctx, txn); errors.As(err, new(*store.Conflict)) {
+	if err = c.commit(ctx, &txn); errors.As(err, new(*store.Conflict)) {
 		return nil // somebody logged in or was locked out meanwhile; the next time finds the rest
 	}
 	return err

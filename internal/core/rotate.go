@@ -84,8 +84,7 @@ func (c *Core) tryPlan(ctx context.Context, uuid, account string) (*mount.Entry,
 	} else if len(txn.Puts)+len(txn.Deletes) == 0 {
 		return m, nil, nil
 	}
-	_, err = c.Store.Commit(ctx, txn)
-	return m, r, err
+	return m, r, c.commit(ctx, &txn)
 }
 
 // turn touches the target of an account, and records what came of it. In this process one account is turned once at a time; the
@@ -175,8 +174,7 @@ func (c *Core) turned(ctx context.Context, m *mount.Entry, g policy.Grant, t eng
 			return err
 		}
 	}
-	_, err = c.Store.Commit(ctx, txn)
-	return err
+	return c.commit(ctx, &txn)
 }
 
 func (c *Core) access(v store.View, m *mount.Entry, g policy.Grant) engine.Access {

@@ -11,19 +11,25 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// keepTidy lets engines clear away what is over: every now and then, and when somebody asks for it.
+// keepTidy lets engines clear away what is over: every now and then, where that is this node's work, and when somebody asks this node for it.
 func (c *Core) keepTidy(ctx context.Context) {
 	t := time.NewTicker(retentionEvery)
 	defer t.Stop()
+	const what = "clearing away what is over"
+	c.claimed(ctx, what, c.tidy)
 	for {
-		if err := c.tidy(ctx); err != nil && ctx.Err() == nil {
-			c.Log.Error("clearing away what is over failed; it is tried again", "error", err)
-		}
+		changed := c.Claims.Changed()
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			c.claimed(ctx, what, c.tidy)
+		case <-changed:
+			c.claimed(ctx, what, c.tidy)
 		case <-c.tidying:
+			if err := c.tidy(ctx); err != nil && ctx.Err() == nil {
+				c.Log.Error(what+" failed; it is tried again", "error", err)
+			}
 		}
 	}
 }
@@ -73,7 +79,7 @@ func (c *Core) tidyChunk(ctx context.Context, t engine.Tidier, m *mount.Entry, f
 		return next, err
 	}
 	txn.Audit = []audit.Record{c.upkeep("tidy", m.Path, "what is over")}
-	if _, err = c.Store.Commit(ctx, txn); errors.As(err, new(*store.Conflict)) {
+	if err = c.commit(ctx, &txn); errors.As(err, new(*store.Conflict)) {
 		err = nil
 	}
 	return next, err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
@@ -24,18 +25,64 @@ const (
 	removalChunk   = 1000 // rows of a disabled mount that one commit deletes
 )
 
-// every calls f now and then until ctx ends. What fails is logged and tried again.
+// every calls f now and then until ctx ends, and when this node comes to do other work than before: under the claim of what it does, if it is
+// this node's. What fails is logged and tried again.
 func (c *Core) every(ctx context.Context, d time.Duration, what string, f func(context.Context) error) {
 	t := time.NewTicker(d)
 	defer t.Stop()
 	for {
-		if err := f(ctx); err != nil && ctx.Err() == nil {
-			c.Log.Error(what+" failed; it is tried again", "error", err)
-		}
+		changed := c.Claims.Changed()
+		c.claimed(ctx, what, f)
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		case <-changed:
+		}
+	}
+}
+
+// claimed calls f under the claim of what it does, unless another node does that.
+func (c *Core) claimed(ctx context.Context, what string, f func(context.Context) error) {
+	hold, ok := c.Claims.Take(what)
+	if !ok {
+		return
+	}
+	defer hold.Release()
+	ctx, cancel := hold.Context(ctx)
+	defer cancel()
+	if err := f(ctx); err != nil && ctx.Err() == nil {
+		c.Log.Error(what+" failed; it is tried again", "error", err)
+	}
+}
+
+// commit commits an act of the background, on condition that it is still this node's.
+func (c *Core) commit(ctx context.Context, txn *store.Txn) error {
+	claim.Fence(ctx, txn)
+	_, err := c.Store.Commit(ctx, *txn)
+	return err
+}
+
+// follow tells those who work in the background what is committed, by other nodes too, until ctx ends.
+func (c *Core) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		for h, err := range c.Store.Watch(ctx, c.Store.Head().Seq+1) {
+			if err != nil {
+				break
+			}
+			c.reaper.Heard(&h)
+			c.rotator.Heard(&h)
+			for _, b := range c.Backends {
+				if f, ok := b.(engine.Follower); ok {
+					f.Heard(&h)
+				}
+			}
+		}
+		c.reaper.Nudge()
+		c.rotator.Nudge()
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
 		}
 	}
 }
@@ -109,8 +156,7 @@ func (c *Core) forget(ctx context.Context) error {
 		return err
 	}
 	txn.Audit = []audit.Record{c.upkeep("prune", "sys/lessor/revoke", "no token is older than these revocations")}
-	_, err = c.Store.Commit(ctx, txn)
-	return err
+	return c.commit(ctx, &txn)
 }
 
 func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table, e *mount.Entry) error {
@@ -141,8 +187,7 @@ func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table
 		}
 	}
 	txn.Audit = []audit.Record{rec}
-	_, err := c.Store.Commit(ctx, *txn)
-	return err
+	return c.commit(ctx, txn)
 }
 
 // Upgrade finishes the upgrades of mounts that are under way. It is called again for what a crash cut short.
@@ -169,12 +214,16 @@ func (c *Core) Upgrade(ctx context.Context) error {
 
 // upgradeAll finishes the upgrade of one mount.
 func (c *Core) upgradeAll(ctx context.Context, uuid string) error {
+	tries := 0
 	for from := ""; ; {
 		next, err := c.upgrade(ctx, uuid, from)
+		if tries++; errors.As(err, new(*store.Conflict)) && tries < attempts {
+			continue // mounts changed, or another node upgrades it, too
+		}
 		if err != nil || next == "" {
 			return err
 		}
-		from = next
+		from, tries = next, 0
 	}
 }
 
@@ -202,7 +251,8 @@ func (c *Core) upgrade(ctx context.Context, uuid, from string) (next string, err
 	if d.Denied != nil {
 		return "", d.Denied
 	}
-	txn := store.Txn{}
+	// Two that upgrade the same mount, and one that is through, must not undo what was written since.
+	txn := store.Txn{Unchanged: []store.Since{{Table: store.Mounts, Position: v.Position()}}}
 	access := engine.Access{Mount: e, View: v, Grant: d.Grant, Opener: c.Keys, Now: c.Store.Now()}
 	if next, err = to.Upgrade(access, &txn, from); err != nil {
 		return "", err
@@ -215,8 +265,7 @@ func (c *Core) upgrade(ctx context.Context, uuid, from string) (next string, err
 	rec := c.upkeep("upgrade", e.Path, "version 2 was asked for")
 	rec.Namespace = e.Namespace
 	txn.Audit = []audit.Record{rec}
-	_, err = c.Store.Commit(ctx, txn)
-	return next, err
+	return next, c.commit(ctx, &txn)
 }
 
 // Installed puts on record that a version of lessor runs on the store from now on, if it has not before.

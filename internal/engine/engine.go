@@ -301,6 +301,14 @@ type Tidier interface {
 	Tidy(v store.View, txn *store.Txn, m *mount.Entry, from string, now time.Time) (next string, err error)
 }
 
+// Follower is a Backend that keeps something open for what is stored, and is told what any node commits, where there are several.
+type Follower interface {
+	Backend
+	// Heard takes notice of a commit. Calls come one at a time, in the chain's order; commits may be left out while the store is out of reach. It returns
+	// soon, and does not change the header.
+	Heard(h *audit.Header)
+}
+
 // Versioner is a Backend whose secrets have versions: a renewal of a lease on one tells its holder when there is a newer one.
 type Versioner interface {
 	// Current is the current version of the secret at a path within the mount, 0 if there is none, and which secret it is a version of, as

@@ -13,8 +13,6 @@ package exporter
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
@@ -28,6 +26,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -35,11 +34,10 @@ import (
 type Options struct {
 	Store   *store.DB
 	Keys    Keys
-	Log     *slog.Logger // nil: none
-	Stdout  io.Writer    // what file_path=stdout means; nil: os.Stdout
-	Private []string     // files and folders of lessor's own: no device is a file there, or one of them
-	Shared  bool         // other nodes work on the same store: each device is told by one at a time
-	self    string       // names this process among them
+	Log     *slog.Logger  // nil: none
+	Stdout  io.Writer     // what file_path=stdout means; nil: os.Stdout
+	Private []string      // files and folders of lessor's own: no device is a file there, or one of them
+	Claims  *claim.Claims // which devices this node tells; nil: all
 }
 
 const (
@@ -69,9 +67,6 @@ func New(o Options) *Exporters {
 	if o.Stdout == nil {
 		o.Stdout = os.Stdout
 	}
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // never fails
-	o.self = hex.EncodeToString(id[:])
 	return &Exporters{o: o, nudge: make(chan struct{}, 1), running: map[string]*follower{}, moved: make(chan struct{})}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -26,8 +27,7 @@ const (
 	firstPause    = 250 * time.Millisecond
 	longestPause  = 5 * time.Second
 	complainEvery = 10 * time.Minute
-	claimTerm     = 30 * time.Second // for which one of several nodes tells a device; it claims it anew at half of that
-	mostCounted   = 10_000           // headers that are counted for one answer to how far a device lags
+	mostCounted   = 10_000 // headers that are counted for one answer to how far a device lags
 )
 
 // sink is where a device's lines go. It is used by one goroutine at a time, but for Close, and never holds more than it was given.
@@ -41,11 +41,9 @@ type sink interface {
 	Close() error
 }
 
-// cursor is the row that remembers how far a device has come. CBOR keys are on disk: never renumber, only append.
+// cursor is the row that remembers how far a device has come. CBOR keys are on disk: never renumber, only append. 2 and 3 said who tells it.
 type cursor struct {
-	Seq    uint64    `cbor:"1,keyasint"`           // of the last commit that it was told in full
-	Holder string    `cbor:"2,keyasint,omitempty"` // the process that tells it, where several share a store; empty: none
-	Until  time.Time `cbor:"3,keyasint,omitzero"`  // lease time until which it does unless it says more
+	Seq uint64 `cbor:"1,keyasint"` // of the last commit that it was told in full
 }
 
 // Status is how a device fares.
@@ -108,7 +106,7 @@ func (f *follower) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, kill) })()
 	pause := firstPause
 	for {
-		before := f.count()
+		before, claims := f.count(), f.o.Claims.Changed()
 		err := f.bad
 		if err == nil {
 			err = f.session(ctx, hard)
@@ -120,13 +118,16 @@ func (f *follower) run(ctx context.Context) {
 		case errors.Is(err, errReload):
 			continue
 		case errors.Is(err, errElsewhere):
-			pause = time.Second
+			pause = longestPause // or until that changes
 		case f.count() != before:
 			pause = firstPause
 		}
 		f.failed(err)
 		waiting, stop := f.waitable(ctx, pause)
-		<-waiting.Done()
+		select {
+		case <-waiting.Done():
+		case <-claims:
+		}
 		stop()
 		pause = min(2*pause, longestPause)
 	}
@@ -141,14 +142,22 @@ func (f *follower) count() uint64 {
 
 // session opens the sink at the saved cursor and tells it what comes, until ctx ends (nil) or something fails.
 func (f *follower) session(ctx, hard context.Context) error {
-	seq, err := f.claim(hard)
+	hold, ok := f.o.Claims.Take("device/" + f.device.UUID)
+	f.mu.Lock()
+	f.elsewhere, f.again = !ok, false
+	f.mu.Unlock()
+	if !ok {
+		f.first(f.probe(hard))
+		_, _ = f.begin() // how far the other has come
+		return errElsewhere
+	}
+	defer hold.Release()
+	hard, cancel := hold.Context(hard)
+	defer cancel()
+	seq, err := f.begin()
 	if err != nil {
 		return err
 	}
-	defer f.release(hard)
-	f.mu.Lock()
-	f.again = false
-	f.mu.Unlock()
 	w := &writer{device: f.device, set: f.set, keys: f.o.Keys}
 	out, have, err := f.open(hard, w)
 	if err != nil {
@@ -161,25 +170,25 @@ func (f *follower) session(ctx, hard context.Context) error {
 		if err := t.catchUp(hard); err != nil {
 			return err
 		}
-		over := ctx.Err() != nil
+		elsewhere := hold.Over()
+		over := ctx.Err() != nil || elsewhere
 		again := f.reloading() || t.moved()
-		due := t.dirty && (over || again || time.Since(t.saved) >= saveEvery) || f.o.Shared && time.Since(t.saved) >= claimTerm/2
+		due := t.dirty && (over || again || time.Since(t.saved) >= saveEvery)
 		if due {
 			if err := t.save(hard); err != nil && !over {
 				return err
 			}
 		}
-		if over {
+		switch {
+		case elsewhere:
+			return errElsewhere
+		case over:
 			return nil
-		}
-		if again {
+		case again:
 			return errReload
 		}
-		wait := claimTerm / 2
-		if t.dirty {
-			wait = saveEvery
-		}
-		waiting, stop := f.waitable(ctx, wait)
+		waiting, stop := f.waitable(ctx, saveEvery)
+		unwanted := whenWanted(hold, stop)
 		err := f.o.Store.Await(waiting, t.seq+1)
 		if err == nil { // more is likely under way
 			more, stopMore := context.WithTimeout(waiting, linger)
@@ -187,6 +196,7 @@ func (f *follower) session(ctx, hard context.Context) error {
 			stopMore()
 		}
 		ended := waiting.Err() != nil
+		unwanted()
 		stop()
 		if err != nil && !ended {
 			return err
@@ -296,10 +306,7 @@ func (t *telling) save(ctx context.Context) error {
 	}
 	t.saved = time.Now()
 	err := t.keep(ctx, func(c *cursor) error {
-		if t.o.Shared && c.Holder != t.o.self {
-			return errElsewhere
-		}
-		c.Seq, c.Until = t.seq, t.until()
+		c.Seq = t.seq
 		return nil
 	})
 	switch {
@@ -338,54 +345,46 @@ func (t *telling) look() error {
 // errElsewhere says that another node tells the device.
 var errElsewhere = errors.New("another node tells the device")
 
-// claim reads the cursor, and makes sure that no other node tells the device meanwhile.
-func (f *follower) claim(ctx context.Context) (seq uint64, err error) {
-	f.mu.Lock()
-	f.elsewhere = false
-	f.mu.Unlock()
-	if f.o.Shared {
-		err = f.keep(ctx, func(c *cursor) error {
-			if seq = c.Seq; c.Holder != "" && c.Holder != f.o.self && f.o.Store.Now().Before(c.Until) {
-				return errElsewhere
-			}
-			c.Holder, c.Until = f.o.self, f.until()
-			return nil
-		})
-	} else {
-		seq, err = f.load()
+// whenWanted calls stop once another node should tell the device, unless it is undone before.
+func whenWanted(hold *claim.Hold, stop func()) (undo func()) {
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-hold.Wanted():
+			stop()
+		case <-done:
+		}
+	}()
+	return func() { close(done) }
+}
+
+// probe opens the device once although another node tells it: what would not work here is better known before it is this node's turn.
+func (f *follower) probe(ctx context.Context) error {
+	select {
+	case <-f.opened:
+		return nil
+	default:
 	}
+	out, _, err := f.open(ctx, &writer{device: f.device, set: f.set, keys: f.o.Keys})
+	if err != nil {
+		f.o.Log.Warn("an audit device that another node tells cannot be opened by this one", "device", f.device.Path, "error", err)
+		return err
+	}
+	return out.Close()
+}
+
+// begin reads how far the device has come.
+func (f *follower) begin() (seq uint64, err error) {
+	seq, err = f.load()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.elsewhere = errors.Is(err, errElsewhere)
 	if f.status.Seq != seq {
 		f.status.Seq, f.counted, f.waiting = seq, seq, 0
 	}
 	return seq, err
 }
 
-// release lets another node tell the device at once.
-func (f *follower) release(ctx context.Context) {
-	if !f.o.Shared {
-		return
-	}
-	_ = f.keep(ctx, func(c *cursor) error { // else it waits until the claim is over
-		if c.Holder != f.o.self {
-			return errElsewhere
-		}
-		c.Holder, c.Until = "", time.Time{}
-		return nil
-	})
-}
-
-// until is the end of a claim that begins now; zero where there is nobody else.
-func (f *follower) until() time.Time {
-	if !f.o.Shared {
-		return time.Time{}
-	}
-	return f.o.Store.Now().Add(claimTerm)
-}
-
-// keep changes the cursor, unless the device is no longer enabled: a *store.Conflict.
+// keep changes the cursor, unless the device is no longer enabled, or another node tells it: a *store.Conflict.
 func (f *follower) keep(ctx context.Context, change func(*cursor) error) error {
 	_, err := f.o.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
 		c, err := remembered(v, f.device)
@@ -399,6 +398,7 @@ func (f *follower) keep(ctx context.Context, change func(*cursor) error) error {
 		if err != nil {
 			return err
 		}
+		claim.Fence(ctx, txn)
 		txn.Present(store.Config, f.device.key().Name)
 		txn.Put(store.Engine, f.device.cursor().Name, b)
 		return nil

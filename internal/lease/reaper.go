@@ -6,11 +6,13 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -36,7 +38,8 @@ type Options struct {
 	Watch      time.Duration // how long an apply that never reported back may still land: until then it is reverted again. 0: 2 min
 	Timeout    time.Duration // of one call of Revert. 0: 1 min
 	Parallel   int           // calls of Revert at a time, for one target. 0: 4
-	Poll       time.Duration // how long it sleeps at most: what was made due without a Nudge, by another node say, is found by then. 0: 1 s
+	Poll       time.Duration // how long it sleeps at most: what was made due without a Nudge is found by then. 0: 1 s
+	Claims     *claim.Claims // which part of the work is this node's; nil: all of it
 }
 
 // Reaper ends what is over: leases and tokens that expired, what wide revocations hit, credentials whose making was never
@@ -45,9 +48,11 @@ type Options struct {
 //
 // One goroutine follows the clock and the tombstones; it moves dynamic leases to Revoking, in whose commit is the audit
 // record that their target is about to be touched. One worker for each target with such leases (revert.go) then reverts them.
+// Of several nodes one does the former, and one the latter for each target: those that hold the claims.
 type Reaper struct {
 	Options
 	nudge   chan struct{}
+	expiry  held
 	dynamic cursor
 	rest    cursor
 	sweep   sweep
@@ -133,7 +138,7 @@ func (r *Reaper) Metrics() Metrics {
 // Run works until ctx ends, and returns when nothing of it is left running. Errors are logged and what failed is tried again.
 func (r *Reaper) Run(ctx context.Context) {
 	defer r.workers.wait()
-	defer func() { _, _ = r.land() }()
+	defer r.yield()
 	for ctx.Err() == nil {
 		began := time.Now()
 		pause, err := r.round(ctx)
@@ -166,8 +171,55 @@ func (r *Reaper) sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-r.nudge:
+	case <-r.expiry.wanted():
 	case <-t.C:
 	}
+}
+
+// work is the name of what the first goroutine does, for claims.
+const work = "expiry"
+
+// held is some work that this node holds; zero: it does not.
+type held struct {
+	*claim.Hold
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// lost reports whether there is no use in going on.
+func (h *held) lost() bool { return h.Hold != nil && h.ctx.Err() != nil }
+
+func (h *held) wanted() <-chan struct{} {
+	if h.Hold == nil {
+		return nil
+	}
+	return h.Hold.Wanted()
+}
+
+// mine reports whether ending what is over is this node's work. Where it was, and is to be another's, what is under way is finished.
+func (r *Reaper) mine(ctx context.Context) bool {
+	if r.expiry.Hold != nil && !r.expiry.Over() {
+		return true
+	}
+	r.yield()
+	hold, ok := r.Claims.Take(work)
+	if !ok {
+		return false
+	}
+	r.expiry.Hold = hold
+	r.expiry.ctx, r.expiry.cancel = hold.Context(ctx)
+	r.dynamic, r.rest, r.sweep = cursor{}, cursor{}, sweep{} // others may have been at work meanwhile
+	return true
+}
+
+// yield finishes what is under way, and gives the work back.
+func (r *Reaper) yield() {
+	_, _ = r.land()
+	if r.expiry.Hold != nil {
+		r.expiry.cancel()
+		r.expiry.Release()
+	}
+	r.expiry = held{}
 }
 
 // round does one chunk of each kind of work, and says how long there is nothing more to do.
@@ -175,6 +227,16 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 	if r.Fenced() {
 		return r.Poll, nil
 	}
+	if pause = r.Poll; r.mine(ctx) {
+		if pause, err = r.end(); err != nil {
+			return 0, err
+		}
+	}
+	return pause, r.workers.start(ctx, r)
+}
+
+// end ends some of what is over.
+func (r *Reaper) end() (pause time.Duration, err error) {
 	pause, r.patient = r.Poll, true
 	for _, step := range []struct {
 		decide  func(*job) (time.Duration, error)
@@ -184,7 +246,7 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 		if step.patient && !r.patient {
 			continue // credentials at targets first
 		}
-		wait, err := r.step(ctx, step.decide, step.alone)
+		wait, err := r.step(r.expiry.ctx, step.decide, step.alone)
 		if err != nil {
 			return 0, err
 		}
@@ -197,7 +259,7 @@ func (r *Reaper) round(ctx context.Context) (pause time.Duration, err error) {
 			return 0, err
 		}
 	}
-	return pause, r.workers.start(ctx, r)
+	return pause, nil
 }
 
 // job is one chunk: what it reads, what it will commit.
@@ -275,7 +337,7 @@ func (r *Reaper) land() (bool, error) {
 			f()
 		}
 		return true, nil
-	case errors.As(err, new(*store.Conflict)):
+	case errors.As(err, new(*store.Conflict)), r.expiry.lost():
 		err = nil
 	}
 	j.undo()
@@ -285,16 +347,46 @@ func (r *Reaper) land() (bool, error) {
 // after is run when the chunk is committed.
 func (j *job) after(f func()) { j.done = append(j.done, f) }
 
-// commit commits, and tells those who wait for something to go.
+// commit commits under the claim of ctx, and tells those who wait for something to go.
 func (r *Reaper) commit(ctx context.Context, txn *store.Txn) error {
+	claim.Fence(ctx, txn)
 	if _, err := r.Store.Commit(ctx, *txn); err != nil {
 		return err
 	}
+	r.tell()
+	return nil
+}
+
+// tell tells those who wait for something to go.
+func (r *Reaper) tell() {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	close(r.changed)
 	r.changed = make(chan struct{})
-	r.mu.Unlock()
-	return nil
+}
+
+// Heard takes notice of a commit, another node's as well as this one's: what it made due is looked for, and those who wait for
+// something to go look again.
+func (r *Reaper) Heard(h *audit.Header) {
+	work, ended := false, false
+	for i := range h.Touched {
+		t := &h.Touched[i]
+		switch store.Table(t.Table) {
+		case store.Tombs:
+			work, ended = work || !t.Deleted, true
+		case store.LeaseIdx:
+			ended = true
+			work = work || !t.Deleted && strings.HasPrefix(t.Name, queuePrefix)
+		case store.Leases:
+			ended = true
+		}
+	}
+	if work {
+		r.Nudge()
+	}
+	if ended {
+		r.tell()
+	}
 }
 
 // record is what the audit trail keeps of an act on a lease.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -61,7 +62,7 @@ type workers struct {
 	all     sync.WaitGroup
 }
 
-// start sees to it that each target with something to revert has a worker, and that those that sleep look again.
+// start sees to it that each target with something to revert has a worker, if that is this node's work, and that those that sleep look again.
 func (w *workers) start(ctx context.Context, r *Reaper) error {
 	view, err := r.Store.View()
 	if err != nil {
@@ -98,12 +99,19 @@ func (w *workers) wake(ctx context.Context, r *Reaper, t target) {
 	defer w.mu.Unlock()
 	k := w.running[t]
 	if k == nil {
-		k = &worker{Reaper: r, target: t, nudged: make(chan struct{}, 1)}
+		hold, ok := r.Claims.Take(claim.Target(t.mount, t.name))
+		if !ok {
+			return
+		}
+		k = &worker{Reaper: r, target: t, hold: hold, nudged: make(chan struct{}, 1)}
 		if w.running == nil {
 			w.running = map[target]*worker{}
 		}
 		w.running[t] = k
 		w.all.Go(func() {
+			defer hold.Release()
+			ctx, cancel := hold.Context(ctx)
+			defer cancel()
 			k.run(ctx)
 			w.gone(k)
 		})
@@ -179,15 +187,16 @@ func (w *workers) metrics() []TargetMetrics {
 type worker struct {
 	*Reaper
 	target  target
+	hold    *claim.Hold
 	nudged  chan struct{}
 	breaker breaker
 	from    string // where in the queue to go on, see cursor
 	until   time.Time
 }
 
-// run works until the queue is empty or ctx ends.
+// run works until the queue is empty, ctx ends, or another node should do it.
 func (k *worker) run(ctx context.Context) {
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !k.hold.Over() {
 		pause, err := k.pass(ctx)
 		if err != nil && ctx.Err() == nil {
 			k.Log.Error("reverting failed, it is tried again", "target", k.target.name, "error", err)
@@ -212,6 +221,7 @@ func (k *worker) rest(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-k.nudged:
+	case <-k.hold.Wanted():
 	case <-t.C:
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// settlePoll is how often Settle looks by itself: another node's commits are not announced.
+// settlePoll is how often Settle looks by itself, should nobody tell the Reaper what others commit (Heard).
 const settlePoll = 250 * time.Millisecond
 
 // Settle waits until all that the tombstones hit is gone, at targets too. What they hit is not in force from their commit on, whatever Settle

@@ -47,12 +47,15 @@ func (b backends) connect(l *life) {
 	n, c := l.n, l.core
 	b.tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
 	registry := prometheus.NewRegistry()
+	if l.backups != nil {
+		registry.MustRegister(l.backups)
+	}
 	registry.MustRegister(c, l.exporters, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	*b.system = system.Backend{
 		Store: l.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: l.info, Keys: l.keys, Seal: l,
 		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: l.about(),
 		Lockout:     n.config.Lockout,
-		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters,
+		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters, Backups: l.backups,
 		Metrics: system.Metrics{
 			Text: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 			JSON: func(_ context.Context, w io.Writer) error { return summarize(registry, n.Now(), w) },

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/seal"
@@ -83,19 +84,41 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	return errors.Join(fault, n.Stop(context.WithoutCancel(ctx)))
 }
 
-// Restore is "lessor operator restore FILE": args are the server's flags that name the store and its key. progress is told
+// Restore is "lessor operator restore": args are the server's flags that name the store and its key. progress is told
 // how far it came.
-func (p Program) Restore(ctx context.Context, args []string, file string, progress func(string)) (Restored, error) {
-	f, err := os.Open(file) // before offline, which may put /dev/stdin out of reach
+func (p Program) Restore(ctx context.Context, args []string, from Origin, progress func(string)) (Restored, error) {
+	c, err := config.Flags(args)
 	if err != nil {
 		return Restored{}, err
 	}
-	defer func() { _ = f.Close() }()
+	backup, err := from.open(ctx, c.Backup, progress) // before offline, which may put /dev/stdin out of reach
+	if err != nil {
+		return Restored{}, err
+	}
+	defer func() { _ = backup.close() }()
 	c, o, err := p.offline(args)
 	if err != nil {
 		return Restored{}, err
 	}
-	return Restore(ctx, c, o, &told{f, 0, progress})
+	return RestoreFrom(ctx, c, o, backup)
+}
+
+// Points is "lessor operator backups list"; args as of Restore.
+func (p Program) Points(ctx context.Context, args []string, from Origin) ([]archive.Segment, []string, error) {
+	c, err := config.Flags(args)
+	if err != nil {
+		return nil, nil, err
+	}
+	return Points(ctx, c, from)
+}
+
+// Drill is "lessor operator drill"; args as of Restore.
+func (p Program) Drill(ctx context.Context, args []string, from Origin, how DrillOptions) (Drilled, error) {
+	c, o, err := p.offline(args)
+	if err != nil {
+		return Drilled{}, err
+	}
+	return Drill(ctx, c, o, from, how)
 }
 
 // told says how much was read.

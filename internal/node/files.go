@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/config"
 )
 
@@ -94,6 +95,9 @@ func (n *Node) private() []string {
 	}
 	if file := n.config.Seal.Recovery.PassphraseFile; file != "" {
 		all = append(all, file)
+	}
+	if folder, ok := n.destination.(archive.Folder); ok {
+		all = append(all, string(folder))
 	}
 	for _, l := range n.config.Listeners {
 		all = append(all, l.CertFile, l.KeyFile)

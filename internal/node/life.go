@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/core"
 	"github.com/lessor-dev/lessor/internal/exporter"
@@ -34,6 +36,9 @@ type life struct {
 	core      *core.Core
 	backends  backends
 	exporters *exporter.Exporters
+	claims    *claim.Claims   // nil: the node has its store to itself
+	yield     func()          // ends this node's part in what nodes share, once the background work has ended
+	backups   *archive.Keeper // nil: none are configured
 	cluster   cluster
 	cancel    context.CancelFunc
 	running   sync.WaitGroup // background work
@@ -55,12 +60,17 @@ type state struct {
 func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Record) error {
 	l := &life{n: n, db: n.db, keys: n.keys}
 	l.backends = l.mountable()
+	l.yield = func() {}
+	if n.config.Storage.Type == config.PostgreSQL {
+		l.claims = claim.New(claim.Options{Store: l.db, Log: n.log})
+	}
 	c, err := l.newCore()
 	if err != nil {
 		return err
 	}
 	l.core = c
-	l.exporters = exporter.New(exporter.Options{Store: l.db, Keys: l.keys, Log: n.log, Private: n.private(), Shared: n.config.Storage.Type == config.PostgreSQL})
+	l.exporters = exporter.New(exporter.Options{Store: l.db, Keys: l.keys, Log: n.log, Private: n.private(), Claims: l.claims})
+	l.backups = l.newKeeper()
 	l.backends.connect(l)
 	if first != nil {
 		if err := n.initialize(ctx, c, first); err != nil {
@@ -80,9 +90,13 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.cancel = cancel
+	l.share(ctx)
 	l.running.Go(func() { c.Run(background) })
 	l.running.Go(func() { l.exporters.Run(background) })
 	l.running.Go(func() { l.rotateKeys(background) })
+	if l.backups != nil {
+		l.running.Go(func() { l.backups.Run(background) })
+	}
 	if first != nil && n.config.Dev.Enabled {
 		if err := n.mountDevSecrets(ctx, c); err != nil {
 			return errors.Join(err, l.end())
@@ -92,19 +106,46 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	return nil
 }
 
+// share has this node take part in the work of all, until yield.
+func (l *life) share(ctx context.Context) {
+	if l.claims == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.claims.Run(ctx)
+	}()
+	l.yield = func() { cancel(); <-done }
+}
+
 func (l *life) newCore() (*core.Core, error) {
 	c := l.n.config
 	return core.New(core.Options{
 		Store: l.db, Keys: l.keys, Random: l.n.o.Random, Log: l.n.log, Backends: l.backends.all,
 		RequireOwner: c.RequireOwner, Reported: c.ReportedVersion, Lockout: c.Lockout, DefaultTTL: c.DefaultLeaseTTL, MaxTTL: c.MaxLeaseTTL,
-		ExportWait: c.Audit.Patience,
+		ExportWait: c.Audit.Patience, Claims: l.claims,
 	})
 }
 
-// end ends the background work, and what engines keep open.
+// newKeeper makes what backs the store up, if that is configured.
+func (l *life) newKeeper() *archive.Keeper {
+	n := l.n
+	if n.destination == nil {
+		return nil
+	}
+	c := n.config.Backup
+	return archive.NewKeeper(archive.Options{
+		Store: l.db, Keys: l.keys.Cipher(), Destination: n.destination, Random: n.o.Random, Log: n.log, Interval: c.Interval, Full: c.Full, Keep: c.Keep,
+	})
+}
+
+// end ends the background work, leaves it to other nodes, and ends what engines keep open.
 func (l *life) end() error {
 	l.cancel()
 	l.running.Wait()
+	l.yield()
 	return l.backends.close(l.db)
 }
 
@@ -353,25 +394,36 @@ func (n *Node) fail(err error) {
 // rotateEvery is how often it is asked whether the keys are due.
 const rotateEvery = time.Hour
 
-// rotateKeys begins a new term of keys whenever one is due, until ctx ends.
+// rotateKeys begins a new term of keys whenever one is due, where that is this node's work, until ctx ends.
 func (l *life) rotateKeys(ctx context.Context) {
 	tick := time.NewTicker(rotateEvery)
 	defer tick.Stop()
 	for {
-		if due, err := l.due(); err != nil || due {
-			if err == nil {
-				err = l.rotate(ctx)
-			}
-			if err != nil && ctx.Err() == nil {
-				l.n.log.Error("rotating the keys failed; it is tried again", "error", err)
-			}
+		changed := l.claims.Changed()
+		if err := l.rotateDue(ctx); err != nil && ctx.Err() == nil {
+			l.n.log.Error("rotating the keys failed; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-changed:
 		}
 	}
+}
+
+func (l *life) rotateDue(ctx context.Context) error {
+	hold, ok := l.claims.Take("keys")
+	if !ok {
+		return nil
+	}
+	defer hold.Release()
+	ctx, cancel := hold.Context(ctx)
+	defer cancel()
+	if due, err := l.due(); err != nil || !due {
+		return err
+	}
+	return l.rotate(ctx)
 }
 
 func (l *life) due() (bool, error) {
@@ -388,6 +440,7 @@ func (l *life) due() (bool, error) {
 func (l *life) rotate(ctx context.Context) error {
 	var adopt func() error
 	_, err := l.db.Update(ctx, func(v store.View, txn *store.Txn) (err error) {
+		claim.Fence(ctx, txn)
 		txn.Audit = append(txn.Audit, bootstrapRecord(l.db.Now(), "rotate", "sys/rotate"))
 		adopt, err = system.Rotate(v, txn, l.keys, l.n.o.Random, l.db.Now())
 		return err

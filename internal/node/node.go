@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/config"
 	"github.com/lessor-dev/lessor/internal/engine"
@@ -72,6 +73,8 @@ type Node struct {
 	started   time.Time
 	disk      mem.Disk // of a store in memory
 
+	destination archive.Destination // of backups; nil: none are made
+
 	state   atomic.Pointer[state]
 	broken  atomic.Pointer[error] // why the node cannot go on
 	resting sync.WaitGroup        // being sealed
@@ -107,6 +110,12 @@ func Start(ctx context.Context, c config.Config, o Options) (*Node, error) {
 		return nil, err
 	}
 	n := newNode(c, o)
+	if to := c.Backup.Destination; to != "" {
+		var err error
+		if n.destination, err = archive.Open(to); err != nil {
+			return nil, fmt.Errorf("refusing to start: backup: %w", err)
+		}
+	}
 	for _, step := range []func(context.Context) error{n.listen, n.open, n.serve} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, n.free())

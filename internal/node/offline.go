@@ -28,22 +28,40 @@ type Restored struct {
 // Restore fills the empty store of c from a backup, with no server running. The key file must be in its place. The store is
 // fenced: it touches no target until an operator resumes it. Tokens and wrapped answers of before are void.
 func Restore(ctx context.Context, c config.Config, o Options, backup io.Reader) (Restored, error) {
-	n, b, err := attachKept(ctx, c, o)
+	from, err := store.ReadBackup(backup)
 	if err != nil {
 		return Restored{}, err
 	}
-	keys := n.candidates()
-	if err := unusable(keys); err != nil {
-		return Restored{}, errors.Join(err, b.Close())
+	return RestoreFrom(ctx, c, o, from)
+}
+
+// RestoreFrom is Restore from any backup.
+func RestoreFrom(ctx context.Context, c config.Config, o Options, from store.Source) (Restored, error) {
+	n, b, err := attach(ctx, c, o, nil)
+	if err != nil {
+		return Restored{}, err
 	}
-	void := func(v store.View, txn *store.Txn) error { return n.renew(v, txn, "restore", "sys/lessor/backup") }
-	unseal := func(v store.View) (store.Cipher, error) { return n.cipherBy(v, keys) } // a lost key file is replaced by the first start
-	head, err := store.Restore(ctx, backup, b, n.storeOptions(), unseal, void)
-	n.forget()
+	head, err := n.restore(ctx, from, b, func(v store.View, txn *store.Txn) error { return n.renew(v, txn, "restore", "sys/lessor/backup") })
 	if err != nil {
 		return Restored{}, err
 	}
 	return Restored{head, n.TokenFile}, nil
+}
+
+// restore fills b, which it closes, and gives it what void adds.
+func (n *Node) restore(ctx context.Context, from store.Source, b store.Backend, void func(store.View, *store.Txn) error) (audit.Header, error) {
+	c := n.config
+	if c.Storage.Type == config.Mem {
+		return audit.Header{}, errors.Join(errors.New(`storage "mem" forgets everything: there is nothing to restore into`), b.Close())
+	}
+	keys := n.candidates()
+	if err := unusable(keys); err != nil {
+		return audit.Header{}, errors.Join(err, b.Close())
+	}
+	unseal := func(v store.View) (store.Cipher, error) { return n.cipherBy(v, keys) } // a lost key file is replaced by the first start
+	head, err := store.RestoreFrom(ctx, from, b, n.storeOptions(), unseal, void)
+	n.forget()
+	return head, err
 }
 
 var errNoKeys = errors.New("people hold the keys to this store: put enough of them, one a line, into a file that LESSOR_UNSEAL_KEYS_FILE names")
@@ -93,6 +111,14 @@ func Admit(ctx context.Context, c config.Config, o Options) (tokenFile string, e
 // since commits now get numbers that were used before, and a token to begin with.
 func (n *Node) renew(v store.View, txn *store.Txn, operation, path string) error {
 	now := n.o.Clock.Now()
+	if err := n.void(v, txn, now); err != nil {
+		return err
+	}
+	return n.admit(v, txn, now, operation, path)
+}
+
+// void is renew without the token.
+func (n *Node) void(v store.View, txn *store.Txn, now time.Time) error {
 	for _, prefix := range []string{
 		wrapping.Key(core.SystemMount, "").Name,
 		store.MountKey(lessor.RootNamespace, core.CubbyholeMount),
@@ -104,7 +130,7 @@ func (n *Node) renew(v store.View, txn *store.Txn, operation, path string) error
 		return err
 	}
 	txn.Puts = append(txn.Puts, put)
-	return n.admit(v, txn, now, operation, path)
+	return nil
 }
 
 // admit adds a bootstrap root token to a commit, and the record of the operation that made it; the token is written to its file.

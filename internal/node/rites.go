@@ -372,6 +372,8 @@ func (n *Node) initRite(ctx context.Context, l *life, r *engine.Request) (*deed,
 	if err != nil {
 		if again := n.reopen(ctx); again != nil {
 			n.fail(again)
+		} else if n.state.Load().locks.Initialised() && !errors.Is(err, store.ErrUncertain) {
+			err = api.Errorf(api.Invalid, "Vault is already initialized") // another node was faster
 		}
 		return nil, core.Outcome(err)
 	}

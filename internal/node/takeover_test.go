@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,34 +31,12 @@ type aftermath struct {
 
 func newAftermath(t *testing.T) *aftermath {
 	t.Helper()
-	m := &aftermath{place: newPlace(t), store: pgtest.Own(t, pgtest.Archive()), target: pgtest.Start(t)}
+	m := &aftermath{place: newPlace(t), store: pgtest.Own(t, pgtest.Archive()), target: pgtest.Own(t)}
 	m.url = m.store.URL(pgtest.Superuser, m.store.Password(), "postgres")
 	m.conn = m.target.Connect(t, "")
-	unique := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "_"))
-	m.root, m.static = "lessor_"+unique, "static_"+unique
+	m.root, m.static = "lessor_own", "fixed"
 	m.sql("CREATE ROLE " + m.root + " SUPERUSER LOGIN PASSWORD 'first'")
 	m.sql("CREATE ROLE " + m.static + " LOGIN PASSWORD 'first'")
-	t.Cleanup(func() { // the server is shared
-		c, err := m.target.Login(context.Background(), pgtest.Superuser, m.target.Password(), "")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer func() { _ = c.Close(context.Background()) }()
-		rows, err := c.Query(context.Background(), `SELECT rolname FROM pg_roles WHERE rolname IN ($1, $2) OR shobj_description(oid, 'pg_authid') LIKE 'lessor lease=%'`, m.root, m.static)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		for _, name := range names {
-			_, dropped := c.Exec(context.Background(), `DROP ROLE "`+name+`"`)
-			err = errors.Join(err, dropped)
-		}
-		if err != nil {
-			t.Error(err)
-		}
-	})
 	return m
 }
 

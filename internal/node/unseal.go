@@ -141,6 +141,9 @@ func (n *Node) storeOptions() store.Options {
 	if host, err := os.Hostname(); err == nil {
 		o.Node = host
 	}
+	if n.config.Storage.Type == config.PostgreSQL {
+		o.Clock = nil // the database's, which is the same for all nodes
+	}
 	if n.config.Storage.Type != config.Mem {
 		o.Anchor = store.FileAnchor(n.config.Seal.Anchor)
 		o.Reserve = reserve
@@ -156,7 +159,7 @@ func openBackend(ctx context.Context, c config.Config, o Options, damaged func(s
 	case config.Pebble:
 		return openFolder(c.Storage.Path, o, damaged)
 	case config.PostgreSQL:
-		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log})
+		b, err := postgres.Open(ctx, c.Storage.ConnectionURL, postgres.Options{Log: o.Log, Connections: c.Storage.Connections})
 		if err != nil {
 			return nil, fmt.Errorf("refusing to start: %w", err)
 		}

@@ -37,6 +37,7 @@ type options struct {
 	own      bool
 	tls      bool
 	archive  bool
+	disk     int64
 	settings string
 }
 
@@ -61,11 +62,13 @@ type Server struct {
 	CA     []byte // PEM; nil without TLS
 	Log    string // file that the server logs to
 
-	dir  string
-	bin  string
-	cred *syscall.Credential
-	stop func() // stops the watch, and so the server, and removes all
-	mu   sync.Mutex
+	dir    string
+	bin    string
+	cred   *syscall.Credential
+	issuer *issuer // nil without TLS
+	disk   int64   // bytes of the file system that its data has to itself; 0: none
+	stop   func()  // stops the watch, and so the server, and removes all
+	mu     sync.Mutex
 }
 
 var (
@@ -157,6 +160,11 @@ func unprivileged() (*syscall.Credential, error) {
 }
 
 func start(bin string, o options) (*Server, error) {
+	return launch(bin, o, func(s *Server) error { return s.create(o) })
+}
+
+// launch starts a server on the data that fill puts into its folder.
+func launch(bin string, o options, fill func(*Server) error) (*Server, error) {
 	cred, err := unprivileged()
 	if err != nil {
 		return nil, err
@@ -165,12 +173,12 @@ func start(bin string, o options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Host: "127.0.0.1", Socket: dir, Log: filepath.Join(dir, "log"), dir: dir, bin: bin, cred: cred}
+	s := &Server{Host: "127.0.0.1", Socket: dir, Log: filepath.Join(dir, "log"), dir: dir, bin: bin, disk: o.disk, cred: cred}
 	if err := s.watch(); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
 	}
-	if err := s.create(o); err != nil {
+	if err := fill(s); err != nil {
 		s.stop()
 		return nil, err
 	}
@@ -190,17 +198,15 @@ func (s *Server) create(o options) error {
 	if err := s.write(secret, []byte(password+"\n")); err != nil {
 		return err
 	}
-	if s.cred != nil {
-		if err := os.Chown(s.dir, int(s.cred.Uid), int(s.cred.Gid)); err != nil {
-			return err
-		}
+	if err := s.settle(); err != nil {
+		return err
 	}
 	cmd := s.command(filepath.Join(s.bin, "initdb"), "-D", s.data(), "-U", Superuser, "--pwfile="+secret,
 		"--auth=scram-sha-256", "--no-sync", "--encoding=UTF8", "--locale=C", "--no-instructions")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, out)
 	}
-	conf := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\nmax_connections = 60\nshared_buffers = 32MB\n", s.Socket)
+	conf := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\nmax_connections = 90\nshared_buffers = 32MB\n", s.Socket)
 	conf += "password_encryption = 'scram-sha-256'\nlog_min_messages = warning\nautovacuum_naptime = 10s\n"
 	if !o.fsync {
 		conf += "fsync = off\nfull_page_writes = off\n"
@@ -216,15 +222,10 @@ func (s *Server) create(o options) error {
 		conf += archiving
 	}
 	if o.tls {
-		ca, certificate, key, err := authority()
-		if err != nil {
+		if err := s.certify(); err != nil {
 			return err
 		}
-		s.CA = ca
-		if err := errors.Join(s.write(filepath.Join(s.dir, "server.crt"), certificate), s.write(filepath.Join(s.dir, "server.key"), key)); err != nil {
-			return err
-		}
-		conf += fmt.Sprintf("ssl = on\nssl_cert_file = '%s/server.crt'\nssl_key_file = '%s/server.key'\n", s.dir, s.dir)
+		conf += fmt.Sprintf("ssl = on\nssl_cert_file = '%[1]s/server.crt'\nssl_key_file = '%[1]s/server.key'\nssl_ca_file = '%[1]s/ca.crt'\n", s.dir)
 	}
 	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -232,6 +233,26 @@ func (s *Server) create(o options) error {
 	}
 	_, err = f.WriteString(conf + o.settings)
 	return errors.Join(err, f.Close())
+}
+
+// certify makes the server's certificate, and lets members of ByCertificate log in by theirs.
+func (s *Server) certify() (err error) {
+	if s.issuer, err = newIssuer(); err != nil {
+		return err
+	}
+	s.CA = s.issuer.pem()
+	certificate, key, err := s.issuer.server()
+	if err != nil {
+		return err
+	}
+	access := filepath.Join(s.data(), "pg_hba.conf")
+	rules, err := os.ReadFile(access)
+	if err != nil {
+		return err
+	}
+	rules = append([]byte("hostssl all +"+ByCertificate+" 127.0.0.1/32 cert\nhost all +"+ByCertificate+" 127.0.0.1/32 reject\n"), rules...)
+	return errors.Join(s.write(filepath.Join(s.dir, "server.crt"), certificate), s.write(filepath.Join(s.dir, "server.key"), key),
+		s.write(filepath.Join(s.dir, "ca.crt"), s.CA), os.WriteFile(access, rules, 0o600))
 }
 
 // watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way
@@ -245,6 +266,7 @@ func (s *Server) watch() error {
   for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   kill -KILL "$pid" 2>/dev/null
 }
+umount -l "$0/data" 2>/dev/null
 rm -rf "$0"`, s.dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := cmd.StdinPipe()
@@ -311,25 +333,15 @@ func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP, true) }
 // Resume undoes Pause.
 func (s *Server) Resume() error { return s.signal(syscall.SIGCONT, true) }
 
-func (s *Server) signal(sig syscall.Signal, children bool) error {
-	b, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
+func (s *Server) signal(sig syscall.Signal, all bool) error {
+	pid, err := s.postmaster()
 	if err != nil {
 		return err
 	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil {
+	if err := syscall.Kill(pid, sig); err != nil || !all {
 		return err
 	}
-	if err := syscall.Kill(pid, sig); err != nil || !children {
-		return err
-	}
-	b, err = os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return err
-	}
-	for _, f := range strings.Fields(string(b)) {
-		child, _ := strconv.Atoi(f)
+	for _, child := range children(pid) {
 		if err := syscall.Kill(child, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return err
 		}

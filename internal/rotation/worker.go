@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -43,6 +45,7 @@ type Options struct {
 	Random io.Reader     // jitter; nil: crypto/rand
 	Log    *slog.Logger  // nil: discarded
 	Poll   time.Duration // how often it looks for what became due. 0: 1 s
+	Claims *claim.Claims // whose targets are this node's work; nil: all
 }
 
 // Worker does what is due, one account after the other at each target, all targets at a time. It keeps nothing in memory but who is busy: work
@@ -50,6 +53,7 @@ type Options struct {
 type Worker struct {
 	Options
 	done, failed atomic.Uint64
+	nudge        chan struct{}
 
 	mu      sync.Mutex
 	targets map[target]*rest
@@ -87,7 +91,29 @@ func New(o Options) *Worker {
 	if o.Poll == 0 {
 		o.Poll = time.Second
 	}
-	return &Worker{Options: o, targets: map[target]*rest{}}
+	return &Worker{Options: o, targets: map[target]*rest{}, nudge: make(chan struct{}, 1)}
+}
+
+// Nudge tells the Worker that something may be due. It never blocks.
+func (w *Worker) Nudge() {
+	select {
+	case w.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Heard takes notice of a commit, whatever node made it: what it put into a queue is looked at.
+func (w *Worker) Heard(h *audit.Header) {
+	for i := range h.Touched {
+		t := &h.Touched[i]
+		if store.Table(t.Table) != store.Engine || t.Deleted {
+			continue
+		}
+		if _, _, rest := store.SplitMountKey(t.Name); strings.HasPrefix(rest, queueRows) {
+			w.Nudge()
+			return
+		}
+	}
 }
 
 // Metrics count what a Worker did since it was made.
@@ -112,6 +138,7 @@ func (w *Worker) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		case <-w.nudge:
 		}
 	}
 }
@@ -179,7 +206,7 @@ func first(v store.View, from, to string, base int) (q queued, ok bool, err erro
 	return q, false, nil
 }
 
-// wake starts work at a target, unless somebody works there or it is left alone.
+// wake starts work at a target, unless somebody works there, it is left alone, or it is another node's.
 func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -191,9 +218,16 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 	if r.busy || now.Before(r.until) {
 		return
 	}
+	hold, ok := w.Claims.Take(claim.Target(t.UUID, t.name))
+	if !ok {
+		return
+	}
 	r.busy = true
 	w.all.Go(func() {
-		w.drain(ctx, t)
+		defer hold.Release()
+		ctx, cancel := hold.Context(ctx)
+		defer cancel()
+		w.drain(ctx, hold, t)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if r.busy = false; r.failures == 0 {
@@ -204,8 +238,8 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 
 // drain does what is due at a target, in order, until nothing is or the target fails. An account that stays where it is, since not even
 // its failure could be recorded, keeps those behind it waiting no longer than any other.
-func (w *Worker) drain(ctx context.Context, t target) {
-	for from := ""; ctx.Err() == nil; {
+func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) {
+	for from := ""; ctx.Err() == nil && !hold.Over(); {
 		q, err := w.next(t, from)
 		if err != nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
@@ -290,12 +324,20 @@ const some = 100
 
 // recheck makes every account due to be proven, and then takes the row away that asks for it.
 func (w *Worker) recheck(ctx context.Context, mounts []Mount) error {
+	hold, ok := w.Claims.Take("rotation")
+	if !ok {
+		return nil
+	}
+	defer hold.Release()
+	ctx, cancel := hold.Context(ctx)
+	defer cancel()
 	now := w.Store.Now()
 	for _, m := range mounts {
 		base := store.MountKey(m.Namespace, m.UUID, accountRows)
 		for from := base; from != ""; {
 			next := ""
 			if _, err := w.Store.Update(ctx, func(v store.View, txn *store.Txn) (err error) {
+				claim.Fence(ctx, txn)
 				next, err = proveSome(v, txn, m, base, from, now)
 				return err
 			}); err != nil {
@@ -305,6 +347,7 @@ func (w *Worker) recheck(ctx context.Context, mounts []Mount) error {
 		}
 	}
 	_, err := w.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
+		claim.Fence(ctx, txn)
 		txn.Delete(resumed.Table, resumed.Name)
 		return nil
 	})

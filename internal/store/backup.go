@@ -26,53 +26,42 @@ import (
 // where lengths are unsigned varints. Rows are as sealed as in the store; root keys are in it only as wrapped.
 const backupMagic = "lessor backup 1\n"
 
-// Fenced is the row that a restore leaves: while it is there, the store must not act on any target. Resuming deletes it.
-var Fenced = Key{Meta, "fenced"}
-
 // maxStored bounds one row of a backup, against damaged lengths.
 const maxStored = 1 << 30
 
 // Backup writes one consistent state to w while the store goes on. ctx ends it early.
 func (db *DB) Backup(ctx context.Context, w io.Writer) (audit.Header, error) {
-	s, err := db.latest()
+	image, err := db.Image()
 	if err != nil {
 		return audit.Header{}, err
 	}
-	defer s.release()
-	if s.cipher == nil {
-		return audit.Header{}, ErrSealed
-	}
+	defer image.Close()
 	sum := sha256.New()
 	buf := bufio.NewWriterSize(io.MultiWriter(w, sum), 1<<20)
 	buf.WriteString(backupMagic) // a bufio.Writer keeps its error until Flush
-	if s.head.Seq == 0 {
+	if image.Head.Seq == 0 {
 		writeBytes(buf, nil)
 	} else {
-		writeBytes(buf, s.head.Encode())
+		writeBytes(buf, image.Head.Encode())
 	}
-	for t := Table(1); t < tables; t++ {
-		for e, err := range s.snap.Scan(Range{Table: t}, false) {
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err != nil {
-				return audit.Header{}, err
-			}
-			buf.WriteByte(byte(t))
-			writeBytes(buf, []byte(e.Key.Name))
-			writeBytes(buf, e.Bytes)
+	for e, err := range image.All(ctx) {
+		if err != nil {
+			return audit.Header{}, err
 		}
+		buf.WriteByte(byte(e.Key.Table))
+		writeBytes(buf, []byte(e.Key.Name))
+		writeBytes(buf, e.Bytes)
 	}
 	buf.WriteByte(0)
 	if err := buf.Flush(); err != nil {
 		return audit.Header{}, err
 	}
 	trailer := sum.Sum(nil)
-	mac := s.cipher.MAC(backupMAC(trailer))
+	mac := image.cipher.MAC(backupMAC(trailer))
 	if _, err := w.Write(append(trailer, mac[:]...)); err != nil {
 		return audit.Header{}, err
 	}
-	return s.head, nil
+	return image.Head, nil
 }
 
 // backupMAC is what the MAC of a backup is over. It begins with 'b', which no encoded header begins with.
@@ -205,122 +194,44 @@ func CheckBackup(r io.Reader) (audit.Header, error) {
 	}
 }
 
-// Restore fills the empty backend b from a backup, and closes b. unseal gets the keys by what the clear tables of the restored store
-// say. The restored store begins a new incarnation with one commit: all tokens are void, the row Fenced is there, and void adds
-// what else must not survive (wrappings, approvals, join secrets) and the act's audit record. If there is an anchor it is set to the
-// new head. When Restore fails, b is empty, or
-// cannot be opened until a Restore into it succeeds.
-func Restore(ctx context.Context, r io.Reader, b Backend, o Options, unseal func(View) (Cipher, error), void func(View, *Txn) error) (audit.Header, error) {
-	in, err := openBackup(r)
-	if err == nil {
-		err = fill(ctx, b, in)
-	}
-	if err != nil {
-		return audit.Header{}, errors.Join(err, b.Close())
-	}
-	db, err := open(b, o, reborn)
-	if err != nil {
-		return audit.Header{}, errors.Join(err, b.Close())
-	}
-	err = db.reincarnate(ctx, in, unseal, void)
-	head := db.Head()
-	if err = errors.Join(err, db.Close()); err != nil {
-		return audit.Header{}, err
-	}
-	return head, nil
-}
-
-// reincarnate makes the restored state a store of its own.
-func (db *DB) reincarnate(ctx context.Context, in *backup, unseal func(View) (Cipher, error), void func(View, *Txn) error) error {
-	v, err := db.View()
-	if err != nil {
-		return err
-	}
-	c, err := unseal(v)
-	v.Close()
-	if err != nil {
-		return err
-	}
-	if want := c.MAC(backupMAC(in.trailer)); !hmac.Equal(want[:], in.mac) {
-		return errors.New("store: the backup was not made under these keys, or it was altered")
-	}
-	if err := db.Unseal(c); err != nil {
-		return err
-	}
-	return db.beginAnew(ctx, "restored", void)
-}
-
-// fillBytes is how much a restore writes at once.
-const fillBytes = 4 << 20
-
-// fill writes the rows of a backup to b, under the restoreMark.
-func fill(ctx context.Context, b Backend, in *backup) (err error) {
-	if err := mustBeEmpty(b); err != nil {
-		return err
-	}
-	w, err := b.Begin()
-	if err != nil {
-		return err
-	}
-	w.Set(restoreMark, []byte{0, 0, 0, 0, 0, 0, 0, 1})
-	size := 0
+// Fill implements Source.
+func (b *backup) Fill(ctx context.Context, f *Filling) error {
 	for {
-		e, ok, err := in.row()
+		e, ok, err := b.row()
 		if err == nil {
 			err = ctx.Err()
 		}
-		if err != nil {
-			w.Abort()
-			return errors.Join(err, wipe(b))
-		}
-		if !ok {
-			return w.Commit()
-		}
-		w.Set(e.Key, e.Bytes)
-		if size += len(e.Key.Name) + len(e.Bytes); size < fillBytes {
-			continue
-		}
-		if err := w.Commit(); err != nil {
+		if err != nil || !ok {
 			return err
 		}
-		size = 0
-		if w, err = b.Begin(); err != nil {
+		if err := f.Set(e); err != nil {
 			return err
 		}
 	}
 }
 
-// mustBeEmpty refuses to overwrite a store. What an unfinished restore left it clears away.
-func mustBeEmpty(b Backend) error {
-	s, err := b.Snapshot()
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	if mark, err := s.Get(restoreMark); err != nil {
-		return err
-	} else if mark != nil {
-		return wipe(b)
-	}
-	for t := Table(1); t < tables; t++ {
-		for _, err := range s.Scan(Range{Table: t}, false) {
-			if err != nil {
-				return err
-			}
-			return errors.New("store: a backup can only be restored into an empty store, and this one is not")
-		}
+// Authentic implements Source.
+func (b *backup) Authentic(c Cipher) error {
+	if want := c.MAC(backupMAC(b.trailer)); !hmac.Equal(want[:], b.mac) {
+		return errors.New("store: the backup was not made under these keys, or it was altered")
 	}
 	return nil
 }
 
-// wipe empties b.
-func wipe(b Backend) error {
-	w, err := b.Begin()
+// ReadBackup is the Source of what Backup wrote.
+func ReadBackup(r io.Reader) (Source, error) {
+	b, err := openBackup(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for t := Table(0); t < tables; t++ {
-		w.DeleteRange(Range{Table: t})
+	return b, nil
+}
+
+// Restore is RestoreFrom for what Backup wrote.
+func Restore(ctx context.Context, r io.Reader, b Backend, o Options, unseal func(View) (Cipher, error), void func(View, *Txn) error) (audit.Header, error) {
+	in, err := openBackup(r)
+	if err != nil {
+		return audit.Header{}, errors.Join(err, b.Close())
 	}
-	return w.Commit()
+	return RestoreFrom(ctx, in, b, o, unseal, void)
 }

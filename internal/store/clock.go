@@ -9,12 +9,23 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
-// drift is how far the wall clock may outrun the monotonic one, or the last header the wall clock, before it is an alarm.
-const drift = 2 * time.Minute
+// Drift is how far the wall clock may outrun the monotonic one within driftTerm, or the last header the wall clock, before it is an
+// alarm. Over a longer time, the one of a machine may go that much faster than that of another.
+const (
+	Drift     = 2 * time.Minute
+	driftTerm = time.Hour
+)
 
 // Monotonic is what a lessor.Clock may also be: one that tells the time elapsed since some fixed moment by a clock that nobody
 // sets. Of a clock without it, the monotonic reading of its times counts.
 type Monotonic interface{ Elapsed() time.Duration }
+
+// Timed is a Backend with a clock that all nodes share. Lease time follows that one rather than each machine's own, so that
+// a lease ends everywhere at once.
+type Timed interface {
+	// Clock is Monotonic and tells nodes the same to some milliseconds. It steps back only if it leapt ahead by more than Drift.
+	Clock() lessor.Clock
+}
 
 // leaseClock tells lease time: the wall clock, but never before what was told, nor before the last header. A wall
 // clock that jumps ahead is not followed: time then goes on at the monotonic clock's pace until somebody accepts the jump.
@@ -60,7 +71,7 @@ func (l *leaseClock) resume(head time.Time) {
 	l.follow(head)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if d := head.Sub(l.wall.Round(0)); d > drift {
+	if d := head.Sub(l.wall.Round(0)); d > Drift {
 		l.past = d
 	}
 }
@@ -73,10 +84,13 @@ func (l *leaseClock) now() time.Time {
 		elapsed = m.Elapsed() - l.mono
 	}
 	steady := l.wall.Round(0).Add(elapsed)
-	if d := wall.Round(0).Sub(steady); d > drift {
+	if d := wall.Round(0).Sub(steady); d > Drift {
 		wall, l.ahead = steady, d
 	} else {
 		l.ahead = 0
+		if elapsed > driftTerm {
+			l.wall, l.mono = wall, l.mono+elapsed
+		}
 	}
 	l.mu.Unlock()
 	l.follow(wall)
@@ -89,9 +103,9 @@ func (l *leaseClock) alarm() error {
 	defer l.mu.Unlock()
 	switch {
 	case l.ahead > 0:
-		return fmt.Errorf("the wall clock jumped ahead by %s; set it right, or accept it", l.ahead.Round(time.Second))
+		return fmt.Errorf("the clock jumped ahead by %s; set it right, or accept it", l.ahead.Round(time.Second))
 	case l.past > 0:
-		return fmt.Errorf("the store's last commit is %s ahead of the wall clock; set the clock right, or accept it", l.past.Round(time.Second))
+		return fmt.Errorf("the store's last commit is %s ahead of the clock; set the clock right, or accept it", l.past.Round(time.Second))
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 // Options of a DB. The zero value of each is usable.
 type Options struct {
 	Node       string        // name of this node, in headers and records; "" is "lessor"
-	Clock      lessor.Clock  // nil: lessor.SystemClock
+	Clock      lessor.Clock  // nil or lessor.SystemClock: the Backend's where it is Timed, else the machine's
 	Random     io.Reader     // ids of batches; nil: crypto/rand
 	Anchor     Anchor        // where the head is remembered outside the store; nil: nowhere
 	Log        *slog.Logger  // nil: discarded
@@ -82,6 +82,9 @@ func open(b Backend, o Options, as arrival) (*DB, error) {
 	}
 	if o.Clock == nil {
 		o.Clock = lessor.SystemClock{}
+	}
+	if timed, ok := b.(Timed); ok && o.Clock == (lessor.SystemClock{}) {
+		o.Clock = timed.Clock()
 	}
 	if o.Random == nil {
 		o.Random = rand.Reader

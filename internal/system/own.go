@@ -44,7 +44,16 @@ func (b *Backend) ownRoutes() []engine.Route {
 			{Name: "limit", Type: engine.Int, Help: "records at most; default 1000"},
 		}},
 		{Pattern: "lessor/audit/verify", Help: "verify the whole store: chain, records, rows", Sudo: true, Ops: read(b.verify)},
+		{Pattern: "lessor/audit/export", Help: "commits with their headers and audit records, a line of JSON each, to be verified elsewhere", Sudo: true,
+			Ops: read(b.export), Fields: []engine.Field{
+				{Name: "from", Type: engine.Int, Help: "sequence of the first commit; 0: by since"},
+				{Name: "since", Type: engine.String, Help: "commits not before this time, RFC 3339; none: from the first"},
+				{Name: "before", Type: engine.String, Help: "commits before this time, RFC 3339; none: up to the last there is"},
+				{Name: "limit", Type: engine.Int, Help: "commits at most; 0: all"},
+			}},
 		{Pattern: "lessor/backup", Help: "a consistent copy of the store, sealed as it is", Sudo: true, Ops: read(b.backup)},
+		{Pattern: "lessor/backups", Help: "how the backups fare that the server makes by itself; makes one now (PUT)", Sudo: true,
+			Ops: ops{lessor.Read: b.readBackups, lessor.Update: b.backUp}},
 		{Pattern: "lessor/owners", Help: "list owners that were set", Ops: ops{lessor.List: b.listOwners, lessor.Read: b.listOwners}},
 		{Pattern: "lessor/owners/{path...}", Help: "who answers for a path and all below it", Fields: []engine.Field{{Name: "owner", Type: engine.String, Help: "name of the owner"}},
 			Ops: ops{lessor.Read: b.readOwner, lessor.Update: b.writeOwner, lessor.Delete: b.deleteOwner}},
@@ -277,11 +286,104 @@ func (b *Backend) verify(_ context.Context, r *engine.Request) (*engine.Reply, e
 	}}, nil
 }
 
+// exportChunk is how many records an export reads at once, or a few more.
+const exportChunk = 1000
+
+// export writes a range of the trail. What is said of the answer is said before its first byte; a damaged record breaks it off.
+func (b *Backend) export(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	since, err := moment(r, "since")
+	if err != nil {
+		return nil, err
+	}
+	before, err := moment(r, "before")
+	if err != nil {
+		return nil, err
+	}
+	if r.Int("from") < 0 || r.Int("limit") < 0 {
+		return nil, api.Errorf(api.Invalid, "from and limit cannot be negative")
+	}
+	first, end := uint64(r.Int("from")), r.View.Position()+1
+	if first == 0 {
+		if first, err = b.Store.Since(since); err != nil {
+			return nil, err
+		}
+	}
+	if !before.IsZero() {
+		till, err := b.Store.Since(before)
+		if err != nil {
+			return nil, err
+		}
+		end = min(end, till)
+	}
+	if n := uint64(r.Int("limit")); n > 0 {
+		end = min(end, first+n)
+	}
+	return &engine.Reply{Note: "export", Raw: &engine.Raw{
+		Type:  "application/x-ndjson",
+		Write: func(ctx context.Context, w io.Writer) error { return b.exportTo(ctx, w, first, end) },
+	}}, nil
+}
+
+// exportTo writes the commits of first <= sequence < end.
+func (b *Backend) exportTo(ctx context.Context, w io.Writer, first, end uint64) error {
+	for first < end {
+		commits, err := b.Store.Commits(first, int(min(end-first, exportChunk)))
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil || len(commits) == 0 {
+			return err
+		}
+		for i := range commits {
+			c := &commits[i]
+			records := make([]audit.Record, len(c.Records))
+			for n := range c.Records {
+				records[n] = c.Records[n].Record
+			}
+			if err := audit.Export(w, &c.Header, records); err != nil {
+				return err
+			}
+		}
+		first = commits[len(commits)-1].Seq + 1
+	}
+	return nil
+}
+
 func (b *Backend) backup(context.Context, *engine.Request) (*engine.Reply, error) {
 	return &engine.Reply{Note: "backup", Raw: &engine.Raw{
 		Type:  "application/octet-stream",
 		Write: func(ctx context.Context, w io.Writer) error { _, err := b.Store.Backup(ctx, w); return err },
 	}}, nil
+}
+
+var errNoBackups = api.Errorf(api.Invalid, "the server makes no backups by itself: its configuration has no backup stanza")
+
+func (b *Backend) readBackups(context.Context, *engine.Request) (*engine.Reply, error) {
+	if b.Backups == nil {
+		return nil, errNoBackups
+	}
+	return &engine.Reply{Data: b.backups()}, nil
+}
+
+// backUp has the next increment made at once, once that is on record.
+func (b *Backend) backUp(context.Context, *engine.Request) (*engine.Reply, error) {
+	if b.Backups == nil {
+		return nil, errNoBackups
+	}
+	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
+		if err := b.Backups.Backup(ctx); err != nil {
+			return nil, api.Errorf(api.Unavailable, "backing up failed: %v", err)
+		}
+		return b.backups(), nil
+	}}, nil
+}
+
+func (b *Backend) backups() map[string]any {
+	s := b.Backups.Status()
+	return map[string]any{
+		"destination": b.Backups.Destination(), "state": s.State, "covered": stamp(s.Covered), "point": s.Point, "sequence": s.Seq, "last_success": stamp(s.Success),
+		"failures": s.Failures, "segments_written": s.Segments, "bytes_written": s.Bytes, "last_error": s.Error,
+	}
 }
 
 func (b *Backend) listOwners(_ context.Context, r *engine.Request) (*engine.Reply, error) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
@@ -36,6 +37,7 @@ type Backend struct {
 	Upgrade      func(ctx context.Context) error // makes what was kv of version 1 version 2, where that was asked for
 	PrefixAudit  bool                            // files of audit devices may have a prefix before each line
 	Exporters    *exporter.Exporters             // nil: devices are configuration only
+	Backups      *archive.Keeper                 // nil: none are configured
 	Metrics      Metrics
 	Info         func() map[string]any // answer of sys/lessor/info
 	Keys         *seal.Keyring

@@ -20,7 +20,7 @@ import (
 // Audit is the group audit.
 func Audit(a *session.Session) *cobra.Command {
 	return session.Group("audit", "Read the audit trail: who did what, when, and by which rule; and let it go out to devices", "",
-		auditTail(a), auditTimeline(a), auditVerify(a), auditEnable(a), auditDisable(a), auditList(a))
+		auditTail(a), auditTimeline(a), auditExport(a), auditVerify(a), auditEnable(a), auditDisable(a), auditList(a))
 }
 
 // record is one audit record, as far as its line tells of it.
@@ -335,25 +335,4 @@ func (l *tailLines) pad(cells session.Row) string {
 		}
 	}
 	return b.String()
-}
-
-func auditVerify(a *session.Session) *cobra.Command {
-	return a.Remote("verify", "Verify the audit chain from end to end", `
-It recomputes every hash and names the first record that does not fit. Exit code 2: the chain is broken.`,
-		0, 0, func(cmd *cobra.Command, _ []string) error {
-			c, err := a.Connect()
-			if err != nil {
-				return err
-			}
-			answer, err := c.WithTimeout(0).WithWrapTTL(0).Read(cmd.Context(), "sys/lessor/audit/verify", nil)
-			if err != nil {
-				return err
-			}
-			var found session.Verification
-			if err := answer.Decode(&found); err != nil {
-				return err
-			}
-			a.Warn(answer)
-			return a.PrintVerification(found)
-		})
 }

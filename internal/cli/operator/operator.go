@@ -24,6 +24,8 @@ type Commands struct {
 	Restore func(context.Context, RestoreOptions) (Restored, error)
 	Verify  func(context.Context, VerifyOptions) (session.Verification, error)
 	Admit   func(context.Context, AdmitOptions) (tokenFile string, err error)
+	Points  func(context.Context, PointsOptions) (Points, error)
+	Drill   func(context.Context, DrillOptions) (Drilled, error)
 
 	Migrate  func(context.Context, MigrateOptions) (Migrated, error)
 	Takeover func(context.Context, TakeoverOptions) (TakenOver, error)
@@ -31,7 +33,7 @@ type Commands struct {
 
 // RestoreOptions ask for an offline restore.
 type RestoreOptions struct {
-	File     string             // the backup
+	Origin                      // the backup
 	Store    []string           // flags that name the store and its key, as ServerOptions.Args
 	Progress func(doing string) // tells the person who waits; may be called at any time
 }
@@ -59,12 +61,15 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 	command := session.Group("operator", "Initialize, unseal, back up, restore, verify and look after a server", "",
 		operatorInit(a), operatorUnseal(a), operatorSeal(a), operatorSealStatus(a), operatorMigrateSeal(a), operatorRekey(a),
 		operatorRotate(a), operatorKeyStatus(a), operatorGenerateRoot(a), operatorStepDown(a), operatorMembers(a),
-		operatorBackup(a), operatorFence(a),
+		operatorBackup(a), operatorBackups(a, commands), operatorFence(a),
 		session.Refusal("diagnose", "lessor status tells the server's state, lessor operator verify checks its store"),
 		session.Refusal("raft", "the store is no raft cluster; to copy it: lessor operator backup; to see its servers: lessor operator members"),
 		session.Refusal("usage", "nothing is counted for licences; who uses what is told by lessor holders and lessor audit timeline"))
 	if commands.Restore != nil {
 		command.AddCommand(operatorRestore(a, commands))
+	}
+	if commands.Drill != nil {
+		command.AddCommand(operatorDrill(a, commands))
 	}
 	if commands.Verify != nil {
 		command.AddCommand(operatorVerify(a, commands))
@@ -204,13 +209,19 @@ func storeFlags(command *cobra.Command) (store func() []string) {
 
 func operatorRestore(a *session.Session, commands Commands) *cobra.Command {
 	var store func() []string
-	command := a.Local("restore FILE", "Restore a backup into an empty store, with the server stopped", `
-The seal's key must be in its place. The restored server starts fenced: it touches no database and revokes nothing until
+	var origin func(args []string) (Origin, error)
+	command := a.Local("restore [FILE]", "Restore a backup into an empty store, with the server stopped", `
+Of a FILE that lessor operator backup made; without one, of what a server backed up by itself: the last point, or with -at the last at
+or before a time. The seal's key must be in its place. The restored server starts fenced: it touches no database and revokes nothing until
 lessor operator fence resume, so that a copy never acts on what the original is responsible for. Tokens, wrapped answers
 and approvals of before are void.`,
-		1, 1, func(cmd *cobra.Command, args []string) error {
-			a.Progress.Begin("restoring " + args[0])
-			made, err := commands.Restore(cmd.Context(), RestoreOptions{File: args[0], Store: store(), Progress: a.Progress.Say})
+		0, 1, func(cmd *cobra.Command, args []string) error {
+			from, err := origin(args)
+			if err != nil {
+				return session.Usage(cmd, "%s", err.Error())
+			}
+			a.Progress.Begin("restoring " + from.File)
+			made, err := commands.Restore(cmd.Context(), RestoreOptions{Origin: from, Store: store(), Progress: a.Progress.Say})
 			if err != nil {
 				return err
 			}
@@ -220,7 +231,7 @@ and approvals of before are void.`,
 					"All earlier tokens are void. Bootstrap Token File: %s", made.Seq, made.Incarnation, made.TokenFile)
 			})
 		})
-	store = storeFlags(command)
+	store, origin = storeFlags(command), originFlags(command, true)
 	return command
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/policy"
@@ -87,6 +88,28 @@ func (p *pools) close(mount, connection string) {
 	defer p.mu.Unlock()
 	for at, db := range p.m {
 		if (mount == "" || at.mount == mount) && (connection == "" || at.connection == connection) {
+			db.Close()
+			delete(p.m, at)
+		}
+	}
+}
+
+// Heard ends the sessions of connections that another node deleted, with their mount or by themselves. One that was made anew
+// since stays: its rows are later.
+func (e *Engine) Heard(h *audit.Header) {
+	for i := range h.Touched {
+		if t := &h.Touched[i]; t.Deleted && store.Table(t.Table) == store.Engine {
+			e.open.deleted(t, h.Seq)
+		}
+	}
+}
+
+func (p *pools) deleted(t *audit.Touch, seq uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for at, db := range p.m {
+		name := store.MountKey(lessor.RootNamespace, at.mount, connectionPrefix, at.connection)
+		if hit := name == t.Name || t.Range && name >= t.Name && (t.To == "" || name < t.To); hit && db.version < seq {
 			db.Close()
 			delete(p.m, at)
 		}

@@ -3,9 +3,11 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -13,10 +15,14 @@ import (
 // What a Backend does in the background, and how often.
 const (
 	pollEvery    = 100 * time.Millisecond // look for other nodes' commits
+	tellEvery    = time.Second            // read the database's clock
 	beatEvery    = time.Second            // give a sign of life, and say what this node shows
 	sweepEvery   = time.Second            // reclaim what no node shows
 	measureEvery = 5 * time.Second
+	tendEvery    = time.Minute // make and drop partitions
 	keepPatience = 10 * time.Second
+	pollPatience = 2 * time.Second
+	tendPatience = 10 * time.Minute
 	beatPatience = 4 * time.Second // less than store.PeerTerm
 )
 
@@ -30,10 +36,12 @@ type chore struct {
 
 func (b *Backend) chores() []chore {
 	return []chore{
-		{"poll", pollEvery, keepPatience, b.poll},
+		{"poll", pollEvery, pollPatience, b.poll},
+		{"tell", tellEvery, beatPatience, b.tell},
 		{"beat", beatEvery, beatPatience, b.beat},
 		{"sweep", sweepEvery, keepPatience, b.sweep},
 		{"measure", measureEvery, keepPatience, b.measure},
+		{"tend", tendEvery, tendPatience, b.tend},
 	}
 }
 
@@ -51,6 +59,7 @@ func (b *Backend) keep(c chore) {
 		ctx, cancel := context.WithTimeout(b.ctx, c.patience)
 		err := wrap(c.do(ctx))
 		cancel()
+		b.link.answered(err == nil || answer(err) || ours(err))
 		switch {
 		case b.ctx.Err() != nil:
 		case err != nil && !ailing:
@@ -62,10 +71,20 @@ func (b *Backend) keep(c chore) {
 	}
 }
 
+// answer reports whether err is something that the database said.
+func answer(err error) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said)
+}
+
 // poll gives a hint if there is an epoch that this node has not shown.
 func (b *Backend) poll(ctx context.Context) error {
+	var found, least int32
 	var epoch int64
-	if err := b.keeper.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch); err != nil {
+	if err := b.keeper.QueryRow(ctx, `SELECT version, least, epoch FROM lessor.state`).Scan(&found, &least, &epoch); err != nil {
+		return err
+	}
+	if err := compatible(found, least); err != nil {
 		return err
 	}
 	if epoch != b.pins.latest() {
@@ -120,7 +139,7 @@ WHERE seen > clock_timestamp() - interval '1 minute' ORDER BY started, id`
 
 // Peers implements store.Shared, by the database's clock.
 func (b *Backend) Peers(ctx context.Context) ([]store.Peer, error) {
-	ctx, cancel := context.WithTimeout(ctx, readPatience)
+	ctx, cancel := context.WithTimeout(ctx, beatPatience)
 	defer cancel()
 	rows, err := b.keeper.Query(ctx, peersSQL, store.PeerTerm)
 	if err != nil {
@@ -149,27 +168,53 @@ func (b *Backend) quick(ctx context.Context, f func(pgx.Tx) error) error {
 const (
 	mendSQL    = `UPDATE lessor.nodes SET seen = clock_timestamp() WHERE seen > clock_timestamp() + interval '1 second'`
 	forgetSQL  = `DELETE FROM lessor.nodes WHERE seen < clock_timestamp() - interval '1 minute'`
-	horizonSQL = `UPDATE lessor.horizon SET epoch = greatest(epoch, (SELECT min(pin) FROM lessor.nodes))`
+	horizonSQL = `UPDATE lessor.horizon SET reclaimed = greatest(reclaimed, (SELECT min(pin) FROM lessor.nodes))`
 	reclaimSQL = `DELETE FROM lessor.past WHERE ctid = ANY (ARRAY(
-	SELECT ctid FROM lessor.past WHERE until <= (SELECT epoch FROM lessor.horizon) ORDER BY until LIMIT 100000))`
+	SELECT ctid FROM lessor.past WHERE until <= (SELECT reclaimed FROM lessor.horizon) ORDER BY until LIMIT 20000))`
+)
+
+// What is reclaimed in one transaction, and after how many rows the space is made ready for others: autovacuum, which by default
+// comes by once a minute, would find millions where many nodes write.
+const (
+	reclaimRows = 20000
+	vacuumRows  = 100000
+	vacuumSQL   = `VACUUM (SKIP_LOCKED, TRUNCATE off) lessor.past`
 )
 
 // sweep, unless another node is at it, forgets the nodes that are gone, raises the horizon to the oldest epoch
 // that any node shows, and reclaims what ended before. No node that signs on meanwhile can have an earlier epoch: what
 // it shows is later than every pin there was when it came.
 func (b *Backend) sweep(ctx context.Context) error {
-	return b.quick(ctx, func(tx pgx.Tx) error {
-		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(sweepLock)).Scan(&mine); err != nil || !mine {
+	for reclaimed := int64(reclaimRows); reclaimed == reclaimRows; {
+		err := b.quick(ctx, func(tx pgx.Tx) (err error) {
+			reclaimed, err = reclaim(ctx, tx)
+			return err
+		})
+		if err != nil {
 			return err
 		}
-		for _, sql := range [...]string{mendSQL, forgetSQL, horizonSQL, reclaimSQL} {
-			if _, err := tx.Exec(ctx, sql); err != nil {
+		if b.dead.Add(reclaimed) >= vacuumRows {
+			b.dead.Store(0)
+			if _, err := b.keeper.Exec(ctx, vacuumSQL); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+func reclaim(ctx context.Context, tx pgx.Tx) (rows int64, err error) {
+	var mine bool
+	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(sweepLock)).Scan(&mine); err != nil || !mine {
+		return 0, err
+	}
+	for _, sql := range [...]string{mendSQL, forgetSQL, horizonSQL} {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return 0, err
+		}
+	}
+	tag, err := tx.Exec(ctx, reclaimSQL)
+	return tag.RowsAffected(), err
 }
 
 // measure looks at the size of the database.

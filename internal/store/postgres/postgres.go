@@ -5,7 +5,7 @@
 // There is one chain in a cluster, so there is one writer at a time. A Write is a transaction that takes an advisory lock
 // first; it reads at READ COMMITTED, where each statement sees what was committed when it began, so whatever it reads is
 // from under the lock. Begin, Versions and Commit are one round trip each; changes are collected and sent together with the COMMIT.
-// synchronous_commit is on for every Write whatever the server's default, and a server with fsync=off is refused. PostgreSQL
+// synchronous_commit is on for every Write, and a server that runs with it off, or with fsync=off, is refused. PostgreSQL
 // shows a commit to others only once it is durable (with synchronous standbys: on those as well), and lets go of the lock
 // only after that: who has the lock sees every commit there was. That is what makes an unknown outcome known.
 //
@@ -23,23 +23,26 @@
 // The cost: a row that is overwritten or deleted is written once more, to past, and removed from there a second or so later; rows
 // that are written once (headers, audit records, their indexes) cost nothing. A large deletion copies what it deletes.
 //
-// Nodes say in table nodes what the oldest epoch is that they still show. What ended before all of those is reclaimed, and table
+// Nodes say in table nodes, once a second, that they are there, and what the oldest epoch is that they still show. What ended before all of those is reclaimed, and table
 // horizon says up to where. Every read compares: a snapshot that was reclaimed under a node that was cut off for a minute
 // gives an error, never a wrong answer.
 //
 // # Tables
 //
-// All of lessor's tables lie in one SQL table, rows, with primary key (tab, name): bytea compares as bytes do. One table makes a
-// batch one statement whatever it touches; a table for each would make it nineteen. All is in the schema lessor, which the first node
-// creates; several may start at once. A database administrator who does not want lessor to create schemas makes it in advance, owned by lessor's role.
+// All of lessor's tables but the audit trail's lie in one SQL table, rows, with primary key (tab, name): bytea compares as bytes do. One table makes a
+// batch one statement whatever it touches; a table for each would make it nineteen. The audit trail's lie in records, with a
+// partition a day (records.go). All is in the schema lessor, which the first node creates, and brings up to date later (schema.go);
+// several may start at once. A database administrator who does not want lessor to create schemas makes it in advance, owned by lessor's role,
+// which needs no privilege but to connect.
 //
 // A name may have 2,600 bytes at most: PostgreSQL's index takes no more.
 //
 // # Connections
 //
-// One connection writes; up to Options.Connections others read. TLS, several hosts and all else come by the connection URL. Of
+// Of Options.Connections one writes, three are the keeper's, the others read. TLS, several hosts and all else come by the connection URL. Of
 // several hosts the one that takes writes is used. lessor sets session parameters, so a pooler in between must pool sessions. What was
-// acknowledged survives a failover only if the standby is synchronous.
+// acknowledged survives a failover only if the standby is synchronous. Each new connection looks whether its server keeps what it
+// acknowledges. A database that says nothing is given up within seconds (connect.go), and calls under way with it.
 package postgres
 
 import (
@@ -47,14 +50,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -65,7 +65,7 @@ import (
 // Options of a Backend. The zero value of each is usable.
 type Options struct {
 	Log         *slog.Logger // nil: discarded
-	Connections int          // that read, at most, unless the URL says pool_max_conns; 0: 16
+	Connections int          // at most, 5 to 1000; 0: 20. The URL's pool_max_conns, if any, is of those that read
 }
 
 // How long things may take before they are errors.
@@ -88,7 +88,13 @@ type Backend struct {
 	about   atomic.Pointer[[]byte]
 	pins    pins
 	used    atomic.Int64
+	dead    atomic.Int64  // rows reclaimed since the past was vacuumed
+	days    sync.Map      // of uint32: days whose partition was seen to
+	day     atomic.Uint64 // 1+the last of them
+	tidy    atomic.Bool   // no audit records are left where version 1 had them
 	moved   chan struct{}
+	clock   *clock
+	link    *link
 	ctx     context.Context // ends with the Backend
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -102,14 +108,15 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Connections <= 0 {
-		o.Connections = 16
+	if o.Connections == 0 {
+		o.Connections = usualConns
 	}
+	o.Connections = min(max(o.Connections, leastConns), mostConns)
 	config, err := parse(url, o)
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{log: o.Log, moved: make(chan struct{}, 1)}
+	b := &Backend{log: o.Log, moved: make(chan struct{}, 1), clock: newClock()}
 	if b.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
@@ -126,21 +133,19 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
-	for _, step := range []func(context.Context) error{b.create, b.register, b.measure} {
+	for _, step := range []func(context.Context) error{b.migrate, b.provide, b.tell, b.register, b.measure} {
 		if err := step(ctx); err != nil {
 			b.disconnect()
 			return nil, wrap(err)
 		}
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.link = newLink(b.ctx)
 	for _, c := range b.chores() {
 		b.running.Go(func() { b.keep(c) })
 	}
 	return b, nil
 }
-
-// keeperConns are those of the chores: one may be busy reclaiming or measuring while the node gives its signs of life.
-const keeperConns = 3
 
 // disconnect closes the pools that there are.
 func (b *Backend) disconnect() {
@@ -151,67 +156,17 @@ func (b *Backend) disconnect() {
 	}
 }
 
-// parse reads url. What is wrong with it is not told: it would be told in pieces of the URL, which may be pieces of the password.
-func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
-	config, err := pgxpool.ParseConfig(url.Reveal())
-	if err != nil {
-		return nil, errors.New("postgresql: the connection URL does not parse, or a file that it names cannot be read: it should be like " +
-			"postgresql://lessor@db.example.com:5432/lessor?sslmode=verify-full, with the special characters of a password as %XX")
-	}
-	if !strings.Contains(url.Reveal(), "pool_max_conns") {
-		config.MaxConns = int32(min(o.Connections, 1000))
-	}
-	config.AfterConnect = prepare
-	config.PingTimeout = 5 * time.Second
-	c := config.ConnConfig
-	if c.ConnectTimeout == 0 {
-		c.ConnectTimeout = connectPatience
-	}
-	if c.RuntimeParams["application_name"] == "" {
-		c.RuntimeParams["application_name"] = "lessor"
-	}
-	if c.ValidateConnect == nil {
-		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	}
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	c.DialFunc = dialer.DialContext
-	return config, nil
-}
-
-// session is what every connection begins with. Each statement of this package has its index, but while the tables are new, or
-// their statistics old, the planner may think that it knows better.
-const session = `SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
-SET plan_cache_mode = force_generic_plan; SET statement_timeout = 0; SET lock_timeout = '20s';
-SET idle_in_transaction_session_timeout = '10s'; SHOW fsync; SHOW server_version_num`
-
-// errUnsafe is the error of a server that loses what it acknowledges.
-var errUnsafe = errors.New("postgresql: the server runs with fsync = off, and would lose what it has acknowledged when its machine fails: set fsync = on")
-
-// prepare makes a new connection ready, or refuses its server.
-func prepare(ctx context.Context, conn *pgx.Conn) error {
-	results, err := conn.PgConn().Exec(ctx, session).ReadAll()
-	if err != nil {
-		return err
-	}
-	said := func(i int) string { return string(results[len(results)-i].Rows[0][0]) }
-	if said(2) != "on" {
-		return errUnsafe
-	}
-	if v, err := strconv.Atoi(said(1)); err != nil || v < oldest {
-		return fmt.Errorf("the server is version %s; 13 is the oldest that lessor can use", said(1))
-	}
-	return nil
-}
-
-const oldest = 130000
-
 // Snapshot is the state after the last commit of any node.
 func (b *Backend) Snapshot() (store.Snapshot, error) {
 	floor := b.pins.hold()
 	defer b.pins.release(floor)
 	var epoch int64
 	err := b.attempt(readPatience, func(ctx context.Context) error {
-		return b.readers.QueryRow(ctx, `SELECT epoch FROM lessor.state`).Scan(&epoch)
+		var found, least int32
+		if err := b.readers.QueryRow(ctx, `SELECT version, least, epoch FROM lessor.state`).Scan(&found, &least, &epoch); err != nil {
+			return err
+		}
+		return compatible(found, least)
 	})
 	if err != nil {
 		return nil, err
@@ -241,18 +196,26 @@ func (b *Backend) Close() error {
 // pauses are those between attempts; together they outlast a restart of the server.
 var pauses = [...]time.Duration{20 * time.Millisecond, 200 * time.Millisecond, time.Second, 2 * time.Second}
 
-// attempt runs f, and again if a connection was lost, for patience at most. What f does must bear repeating.
+// attempt runs f, and again if a connection was lost or said nothing, for patience at most. What f does must bear repeating.
 func (b *Backend) attempt(patience time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
-	defer cancel()
+	deadline := time.Now().Add(patience)
 	for try := 0; ; try++ {
+		ctx, cancel := context.WithDeadline(b.link.current(), deadline)
 		err := f(ctx)
-		if err == nil || try == len(pauses) || !lost(err) || ctx.Err() != nil {
+		if cause := context.Cause(ctx); err != nil && errors.Is(cause, errSilent) {
+			err = cause
+		}
+		cancel()
+		if err == nil {
+			b.link.answered(true)
+			return nil
+		}
+		if try == len(pauses) || !lost(err) || time.Until(deadline) < pauses[try] {
 			return wrap(err)
 		}
 		select {
 		case <-time.After(pauses[try]):
-		case <-ctx.Done():
+		case <-b.ctx.Done():
 			return wrap(err)
 		}
 	}
@@ -272,7 +235,7 @@ func lost(err error) bool {
 
 // ours reports whether err is this package's rather than the server's or the network's.
 func ours(err error) bool {
-	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errOver)
+	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errRole) || errors.Is(err, errOver)
 }
 
 func wrap(err error) error {

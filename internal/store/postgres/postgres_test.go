@@ -28,7 +28,7 @@ func database(t testing.TB) string {
 // connect opens a Backend. Few connections: the server is shared by tests.
 func connect(t testing.TB, url string) *Backend {
 	t.Helper()
-	b, err := Open(context.Background(), lessor.NewSecret(url), Options{Connections: 4})
+	b, err := Open(context.Background(), lessor.NewSecret(url), Options{Connections: 8})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +309,7 @@ func TestViewsStayAndThePastGoes(t *testing.T) {
 	show(latest, rows/2, 4)
 
 	// A node that was cut off for so long that its state was reclaimed says so.
-	if _, err := b.readers.Exec(t.Context(), `UPDATE lessor.horizon SET epoch = epoch + 100`); err != nil {
+	if _, err := b.readers.Exec(t.Context(), `UPDATE lessor.horizon SET reclaimed = reclaimed + 100`); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := latest.Get(key(rows - 1)); !errors.Is(err, errReclaimed) {
@@ -393,7 +393,7 @@ func TestRefusals(t *testing.T) {
 		refused(t, s.URL(pgtest.Superuser, s.Password(), s.Database(t)), "fsync = off")
 	})
 	t.Run("newer lessor", func(t *testing.T) {
-		if _, err := b.readers.Exec(t.Context(), `UPDATE lessor.state SET version = version + 1`); err != nil {
+		if _, err := b.readers.Exec(t.Context(), `UPDATE lessor.state SET version = version + 1, least = version + 1`); err != nil {
 			t.Fatal(err)
 		}
 		refused(t, good, "newer lessor")

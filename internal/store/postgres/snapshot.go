@@ -42,15 +42,19 @@ func (s *snapshot) check(horizon int64) error {
 	return nil
 }
 
-const getSQL = `SELECT h.epoch, coalesce(
+const getSQL = `SELECT h.reclaimed, coalesce(
 	(SELECT bytes FROM lessor.rows WHERE tab = $1 AND name = $2 AND since <= $3),
 	(SELECT bytes FROM lessor.past WHERE tab = $1 AND name = $2 AND since <= $3 AND until > $3))
 FROM lessor.horizon h`
 
 func (s *snapshot) Get(k store.Key) (stored []byte, err error) {
+	sql := getSQL
+	if inRecords(k.Table) {
+		sql = recordGet([]byte(k.Name))
+	}
 	err = s.b.attempt(readPatience, func(ctx context.Context) error {
 		var horizon int64
-		if err := s.b.readers.QueryRow(ctx, getSQL, int16(k.Table), []byte(k.Name), s.epoch).Scan(&horizon, &stored); err != nil {
+		if err := s.b.readers.QueryRow(ctx, sql, int16(k.Table), []byte(k.Name), s.epoch).Scan(&horizon, &stored); err != nil {
 			return err
 		}
 		return s.check(horizon)
@@ -76,7 +80,7 @@ func bounds(r store.Range) interval {
 }
 
 // scanSQL reads a chunk of a range. Its first column is there even if the range is empty.
-const scanSQL = `SELECT h.epoch, u.name, u.bytes FROM lessor.horizon h LEFT JOIN LATERAL (
+const scanSQL = `SELECT h.reclaimed, u.name, u.bytes FROM lessor.horizon h LEFT JOIN LATERAL (
 	(SELECT name, bytes FROM lessor.rows
 		WHERE (tab, name) >= ($1::smallint, $2::bytea) AND (tab, name) < ($3::smallint, $4::bytea) AND since <= $5
 		ORDER BY tab %[1]s, name %[1]s LIMIT $6)
@@ -92,6 +96,23 @@ var (
 	reverseSQL = fmt.Sprintf(scanSQL, "DESC")
 )
 
+// scan is the statement that reads a range, and its arguments but for epoch and count.
+func (i interval) scan(table store.Table, reverse bool) (sql string, args []any) {
+	switch {
+	case inRecords(table):
+		to := i.to
+		if i.toTab > i.fromTab {
+			to = recordsEnd("")
+		}
+		return recordsScan(i.from, to, reverse), []any{i.fromTab, i.from, to}
+	case reverse:
+		sql = reverseSQL
+	default:
+		sql = forwardSQL
+	}
+	return sql, []any{i.fromTab, i.from, i.toTab, i.to}
+}
+
 // How much a scan fetches at once: few entries at first, as many want only one, then more, as long as they are small.
 const (
 	firstChunk = 16
@@ -102,12 +123,9 @@ const (
 // Scan fetches chunk after chunk and holds no connection in between: what it yields to may use this Snapshot.
 func (s *snapshot) Scan(r store.Range, reverse bool) iter.Seq2[store.Stored, error] {
 	return func(yield func(store.Stored, error) bool) {
-		in, sql := bounds(r), forwardSQL
-		if reverse {
-			sql = reverseSQL
-		}
+		in := bounds(r)
 		for limit := firstChunk; ; {
-			chunk, size, err := s.chunk(sql, r.Table, in, limit)
+			chunk, size, err := s.chunk(r.Table, in, reverse, limit)
 			if err != nil {
 				yield(store.Stored{}, err)
 				return
@@ -130,10 +148,12 @@ func (s *snapshot) Scan(r store.Range, reverse bool) iter.Seq2[store.Stored, err
 	}
 }
 
-func (s *snapshot) chunk(sql string, table store.Table, in interval, limit int) (chunk []store.Stored, size int, err error) {
+func (s *snapshot) chunk(table store.Table, in interval, reverse bool, limit int) (chunk []store.Stored, size int, err error) {
+	sql, args := in.scan(table, reverse)
+	args = append(args, s.epoch, int64(limit))
 	err = s.b.attempt(readPatience, func(ctx context.Context) error {
 		chunk, size = make([]store.Stored, 0, limit), 0
-		rows, err := s.b.readers.Query(ctx, sql, in.fromTab, in.from, in.toTab, in.to, s.epoch, int64(limit))
+		rows, err := s.b.readers.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}

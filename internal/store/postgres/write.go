@@ -64,13 +64,13 @@ func (w *write) begin(ctx context.Context) error {
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
 	batch.Queue(`SET LOCAL synchronous_commit = on`)
 	batch.Queue(`SELECT pg_advisory_xact_lock($1)`, int64(writeLock))
-	var found int32
-	batch.Queue(`SELECT version, epoch FROM lessor.state`).QueryRow(func(row pgx.Row) error { return row.Scan(&found, &w.epoch) })
+	var found, least int32
+	batch.Queue(`SELECT version, least, epoch FROM lessor.state`).QueryRow(func(row pgx.Row) error { return row.Scan(&found, &least, &w.epoch) })
 	if err := w.conn.SendBatch(ctx, &batch).Close(); err != nil {
 		return err
 	}
 	w.epoch++
-	return compatible(found)
+	return compatible(found, least)
 }
 
 var _ store.Exact = (*write)(nil)
@@ -81,6 +81,7 @@ const versionsSQL = `SELECT i.n, substr(r.bytes, 1, 8)
 FROM unnest($1::smallint[], $2::bytea[]) WITH ORDINALITY AS i (tab, name, n)
 JOIN lessor.rows r ON r.tab = i.tab AND r.name = i.name`
 
+// Versions does not know the rows of the audit tables: no condition is ever about one.
 func (w *write) Versions(keys []store.Key, versions []uint64) error {
 	if w.conn == nil {
 		return errOver
@@ -90,7 +91,7 @@ func (w *write) Versions(keys []store.Key, versions []uint64) error {
 	for i, k := range keys {
 		tabs[i], names[i] = int16(k.Table), []byte(k.Name)
 	}
-	ctx, cancel := context.WithTimeout(w.b.ctx, readPatience)
+	ctx, cancel := context.WithTimeout(w.b.link.current(), readPatience)
 	defer cancel()
 	rows, err := w.conn.Query(ctx, versionsSQL, tabs, names)
 	if err != nil {
@@ -114,6 +115,9 @@ func (w *write) DeleteRange(r store.Range) { w.steps = append(w.steps, step{drop
 
 // change notes a change in the last run; a later change of a key takes the place of an earlier one.
 func (w *write) change(k store.Key, bytes []byte) {
+	if inRecords(k.Table) && bytes != nil {
+		w.b.expect(k.Name)
+	}
 	n := len(w.steps)
 	if n == 0 || w.steps[n-1].drop != nil || w.steps[n-1].size > stepBytes {
 		w.steps = append(w.steps, step{})
@@ -153,7 +157,7 @@ func (w *write) Commit() error {
 	batch.Queue(`UPDATE lessor.state SET epoch = $1`, w.epoch)
 	done := ""
 	batch.Queue(`COMMIT`).Exec(func(tag pgconn.CommandTag) error { done = tag.String(); return nil })
-	ctx, cancel := context.WithTimeout(w.b.ctx, commitPatience)
+	ctx, cancel := context.WithTimeout(w.b.link.current(), commitPatience)
 	defer cancel()
 	if err := w.conn.SendBatch(ctx, &batch).Close(); err != nil {
 		return wrap(err)
@@ -186,14 +190,22 @@ func (w *write) Abort() {
 
 // queue adds the statements of a step.
 func (s *step) queue(batch *pgx.Batch, epoch int64) {
+	if s.drop != nil && inRecords(s.drop.Table) {
+		dropRecords(batch, *s.drop, epoch)
+		return
+	}
 	if s.drop != nil {
 		r := bounds(*s.drop)
 		batch.Queue(dropSQL, r.fromTab, r.from, r.toTab, r.to, epoch)
 		return
 	}
-	var gone, once, again columns
+	var gone, once, again, records, unrecorded columns
 	for _, c := range s.changes {
 		switch {
+		case inRecords(store.Table(c.table)) && c.bytes == nil:
+			unrecorded.add(c)
+		case inRecords(store.Table(c.table)):
+			records.add(c)
 		case c.bytes == nil:
 			gone.add(c)
 		case store.Table(c.table).Once():
@@ -201,6 +213,12 @@ func (s *step) queue(batch *pgx.Batch, epoch int64) {
 		default:
 			again.add(c)
 		}
+	}
+	if len(records.tabs) > 0 {
+		batch.Queue(recordSQL, records.tabs, records.names, records.bytes, epoch)
+	}
+	if len(unrecorded.tabs) > 0 {
+		batch.Queue(unrecordSQL, unrecorded.tabs, unrecorded.names)
 	}
 	if len(once.tabs) > 0 {
 		batch.Queue(addSQL, once.tabs, once.names, once.bytes, epoch)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -62,7 +63,7 @@ func populate(t *testing.T, s *setup) (history []map[store.Key][]byte) {
 func contents(t *testing.T, snap store.Snapshot) map[store.Key][]byte {
 	t.Helper()
 	all := make(map[store.Key][]byte)
-	for table := store.Meta; table <= store.Batches; table++ {
+	for table := store.Meta; table <= store.Claims; table++ {
 		for e, err := range snap.Scan(store.Range{Table: table}, false) {
 			if err != nil {
 				t.Fatal(err)
@@ -479,5 +480,136 @@ func testBackup(t *testing.T, s *setup) {
 	}
 	if _, err := restore(open, backup, nil); err != nil {
 		t.Errorf("after failures: %v", err)
+	}
+}
+
+// copied is a store.Source: a state, and the commits after it.
+type copied struct{ state, commits []store.Stored }
+
+func (c *copied) Fill(_ context.Context, f *store.Filling) error {
+	for _, e := range c.state {
+		if err := f.Set(e); err != nil {
+			return err
+		}
+	}
+	for _, e := range c.commits {
+		if err := f.Follow(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *copied) Authentic(store.Cipher) error { return nil }
+
+// rowsOf takes down what an Image yields.
+func rowsOf(t *testing.T, rows iter.Seq2[store.Stored, error]) (all []store.Stored) {
+	t.Helper()
+	for e, err := range rows {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, store.Stored{Key: e.Key, Bytes: bytes.Clone(e.Bytes)})
+	}
+	return all
+}
+
+// testImage copies a state, then what became of it, and restores both together; and damages what it copied.
+func testImage(t *testing.T, s *setup) {
+	populate(t, s)
+	db := s.db(t, nil, store.Options{})
+	before, err := db.Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := &copied{state: rowsOf(t, before.All(t.Context()))}
+	commit(t, db, func(x *store.Txn) {
+		x.Put(store.Secrets, "b", []byte("overwritten"))
+		x.Put(store.Leases, "gone", []byte("x"))
+		x.Audit = []audit.Record{record("secret/b", "x"), record("secret/c", "y")}
+	})
+	commit(t, db, func(x *store.Txn) { x.Put(store.Secrets, "b", []byte("last")); x.Put(store.Config, "y", []byte("1")) })
+	s.clock.Advance(72 * time.Hour)
+	commit(t, db, func(x *store.Txn) {
+		x.Ranges = []store.Range{{Table: store.Leases, From: "g"}}
+		x.Delete(store.Config, "y")
+		x.Put(store.Leases, "h", []byte("after the range"))
+		x.Audit = []audit.Record{record("secret/h", "x")}
+	})
+	if _, err := db.Prune(t.Context(), db.Now().Add(-24*time.Hour), record("sys/prune", "x")); err != nil {
+		t.Fatal(err)
+	}
+	after, err := db.Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Head.Seq != before.Head.Seq+4 || after.Hash != after.Head.Hash() {
+		t.Errorf("heads: %d, %d", before.Head.Seq, after.Head.Seq)
+	}
+	from.commits = rowsOf(t, after.After(t.Context(), before.Head.Seq))
+	before.Close()
+	after.Close()
+
+	restore := func(from store.Source) (func() store.Backend, error) {
+		open := s.fresh(t)
+		_, err := store.RestoreFrom(t.Context(), from, open(), store.Options{Clock: s.clock}, func(store.View) (store.Cipher, error) { return s.cipher, nil },
+			func(store.View, *store.Txn) error { return nil })
+		return open, err
+	}
+	open, err := restore(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := &setup{open: open, cipher: s.cipher, clock: s.clock}
+	db2 := restored.db(t, nil, store.Options{})
+	verify(t, db2)
+	if get(t, db2, store.Config, "y").Exists() || get(t, db2, store.Leases, "gone").Exists() || string(get(t, db2, store.Leases, "h").Value) != "after the range" ||
+		get(t, db2, store.Secrets, "b").Version != before.Head.Seq+2 {
+		t.Error("the copy is not what the store was")
+	}
+
+	for batch, kept := range map[string]bool{before.Head.Batch: false, after.Head.Batch: true} { // the first is of days ago
+		if _, found, err := db2.Outcome(batch); err != nil || found != kept {
+			t.Errorf("the id of a batch is kept: %v, want %v; %v", found, kept, err)
+		}
+	}
+
+	// Commits that are missing, come twice or in another order, and rows that are not their commit's, are refused.
+	heads := []int{}
+	for i, e := range from.commits {
+		if e.Key.Table == store.Head {
+			heads = append(heads, i)
+		}
+	}
+	if len(heads) != 4 {
+		t.Fatalf("%d commits", len(heads))
+	}
+	row := from.commits[heads[1]+1]
+	with := func(i int, e store.Stored) []store.Stored { return slices.Insert(slices.Clone(from.commits), i, e) }
+	older := slices.Clone(from.commits)
+	older[heads[1]+1].Bytes = bytes.Clone(row.Bytes)
+	older[heads[1]+1].Bytes[7]-- // the version's last byte
+	for name, commits := range map[string][]store.Stored{
+		"one is missing":      slices.Concat(from.commits[:heads[1]], from.commits[heads[2]:]),
+		"one comes twice":     slices.Concat(from.commits[:heads[1]], from.commits[:heads[1]]),
+		"in another order":    slices.Concat(from.commits[:heads[0]], from.commits[heads[1]:heads[2]], from.commits[:heads[1]]),
+		"a row comes first":   slices.Concat(from.commits[1:2], from.commits),
+		"a row comes twice":   with(heads[1]+2, row),
+		"a row of another":    with(heads[2]+1, row),
+		"a row that is short": with(heads[1]+1, store.Stored{Key: row.Key, Bytes: row.Bytes[:4]}),
+		"a row is untouched":  with(heads[1]+1, store.Stored{Key: store.Key{Table: store.Secrets, Name: "untouched"}, Bytes: row.Bytes}),
+		"a row is older":      older,
+		"a batch of its own":  with(heads[1]+1, store.Stored{Key: store.Key{Table: store.Batches, Name: "x"}, Bytes: row.Bytes}),
+	} {
+		if _, err := restore(&copied{from.state, commits}); err == nil {
+			t.Errorf("restored although %s", name)
+		}
+	}
+	for name, e := range map[string]store.Stored{
+		"no table": {Key: store.Key{Table: 0, Name: "restore"}, Bytes: row.Bytes}, "no version": {Key: row.Key}, "no name": {Key: store.Key{Table: store.Config}, Bytes: row.Bytes},
+	} {
+		if _, err := restore(&copied{state: append(slices.Clone(from.state), e)}); err == nil {
+			t.Errorf("restored a row with %s", name)
+		}
 	}
 }

@@ -124,6 +124,7 @@ var dbTests = []struct {
 	{"move", testMove},
 	{"move/refused", testMoveRefuses},
 	{"takeover", testTakeover},
+	{"image", testImage},
 }
 
 func testSealed(t *testing.T, s *setup) {

@@ -80,7 +80,7 @@ func refuses(t *testing.T, b store.Backend, words string) {
 	}
 }
 
-func rowsOf(t *testing.T, b store.Backend) map[store.Key][]byte {
+func contentsOf(t *testing.T, b store.Backend) map[store.Key][]byte {
 	t.Helper()
 	snap := snapshot(t, b)
 	defer snap.Close()
@@ -96,7 +96,7 @@ func testMove(t *testing.T, s *setup) {
 		t.Fatal(err)
 	}
 	b := s.open()
-	before := rowsOf(t, b)
+	before := contentsOf(t, b)
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func testMove(t *testing.T, s *setup) {
 
 	// Everything is there, as it was, and goes on.
 	b = m.to()
-	after := rowsOf(t, b)
+	after := contentsOf(t, b)
 	for k, v := range before {
 		if string(after[k]) != string(v) {
 			t.Errorf("%s: was %q, is %q", k, v, after[k])
@@ -210,7 +210,7 @@ func (m *moving) after(t *testing.T, before map[store.Key][]byte) map[store.Key]
 	t.Helper()
 	b := m.from()
 	defer func() { _ = b.Close() }()
-	now := rowsOf(t, b)
+	now := contentsOf(t, b)
 	if len(now) != len(before) {
 		t.Errorf("the source had %d rows, and has %d", len(before), len(now))
 	}
@@ -315,7 +315,7 @@ func testTakeover(t *testing.T, s *setup) {
 		t.Fatal(err)
 	}
 	b := s.open()
-	earlier := rowsOf(t, b)
+	earlier := contentsOf(t, b)
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -79,8 +79,7 @@ func (d *server) Create(ctx context.Context, a database.Account) error {
 	return d.session(ctx, func(s *session) error {
 		s.spent = leavesTraces.MatchString(creation)
 		err := s.again(func(lock string) error {
-			_, err := s.run(s.bounds(sessionOf+short(a.Lease)) + locks(a) + first + lock + rest)
-			return err
+			return s.make(a.Lease, locks(a), first+lock+rest)
 		})
 		if code(err) == duplicateObject || code(err) == uniqueViolation {
 			if found, lookErr := s.look([]database.Account{a}); lookErr == nil && found[a.Username].mark == a.Bears() {
@@ -114,8 +113,7 @@ func (d *server) Renew(ctx context.Context, a database.Account) error {
 	return d.session(ctx, func(s *session) error {
 		s.spent = leavesTraces.MatchString(script)
 		return d.fail(s.again(func(lock string) error {
-			_, err := s.run(s.bounds(sessionOf+short(a.Lease)) + locks(a) + lock + script)
-			return err
+			return s.make(a.Lease, locks(a), lock+script)
 		}))
 	})
 }
@@ -428,6 +426,17 @@ func (s *session) run(script string) ([][]string, error) {
 	return rows, err
 }
 
+// make runs a script that makes or changes what a lease, or an account, is about: in a transaction that bears its name, so that successors can end it,
+// under locks, and not when the call's time is over.
+func (s *session) make(name, under, script string) error {
+	punctual, err := s.punctual()
+	if err != nil {
+		return err
+	}
+	_, err = s.run(s.bounds(sessionOf+short(name)) + under + punctual + script)
+	return err
+}
+
 // again runs f, and again when PostgreSQL says that others were in the way: rights on one object are one row, which two
 // transactions cannot change at a time. Who tries again stands in line (lock); so does everybody for some time after that.
 func (s *session) again(f func(lock string) error) error {
@@ -437,6 +446,12 @@ func (s *session) again(f func(lock string) error) error {
 			lock = inLine
 		}
 		err := f(lock)
+		if s.late(err) {
+			if try == attempts || s.ctx.Err() != nil {
+				return errLate
+			}
+			continue
+		}
 		if try == attempts || !inTheWay(err) {
 			return err
 		}

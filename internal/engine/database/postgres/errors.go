@@ -31,6 +31,7 @@ const (
 	notPermitted     = "42501"
 	noSuchDatabase   = "3D000"
 	tooMany          = "53300"
+	invalidText      = "22P02"
 )
 
 // refusal is an error of lessor's own making, about what the server did.

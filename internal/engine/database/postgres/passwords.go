@@ -164,8 +164,7 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 		}
 		s.spent = leavesTraces.MatchString(script)
 		return d.fail(s.again(func(string) error {
-			_, err := s.run(s.bounds(sessionOf+short(c.Name)) + locks(lock) + script)
-			return err
+			return s.make(c.Name, locks(lock), script)
 		}), hidden...)
 	}
 	if len(c.Self) == 0 {

@@ -107,7 +107,7 @@ func (b *bench) create(a database.Account) database.Account {
 
 func (b *bench) remove(as ...database.Account) {
 	b.t.Helper()
-	for i, err := range b.Remove(b.t.Context(), as) {
+	for i, err := range b.Database.Remove(b.t.Context(), as) {
 		if err != nil {
 			b.t.Errorf("%s: %v", as[i].Username, err)
 		}

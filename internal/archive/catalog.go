@@ -1,0 +1,233 @@
+package archive
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+)
+
+// Segment is an object as its name describes it:
+//
+//	SET/INDEX-TIME-SEQ-PREV-HASH-point (or -part)
+//
+// INDEX has eight digits; TIME, of the commit that the run ends with, six places of a second; SEQ is that commit in 16 hex digits; PREV and
+// HASH are 16 hex digits each of the hashes of the segment before and of the segment.
+type Segment struct {
+	Set   string    // its beginning, and 16 hex digits by chance
+	Index uint32    // within its branch
+	Time  time.Time // of the commit that its run ends with, to the microsecond
+	Seq   uint64    // of that commit
+	Prev  string
+	Hash  string
+	Point bool
+	Size  int64 // of the object, in bytes; 0 if it was not listed
+}
+
+const (
+	setLayout  = "20060102T150405Z"
+	timeLayout = "20060102T150405.000000Z"
+	none       = "0000000000000000"
+)
+
+// Name is that of the object.
+func (s Segment) Name() string {
+	kind := "part"
+	if s.Point {
+		kind = "point"
+	}
+	return fmt.Sprintf("%s/%08d-%s-%016x-%s-%s-%s", s.Set, s.Index, s.Time.UTC().Format(timeLayout), s.Seq, s.Prev, s.Hash, kind)
+}
+
+// ParseName reads the name of an object; false if it is none of a segment.
+func ParseName(name string) (Segment, bool) {
+	set, rest, _ := strings.Cut(name, "/")
+	f := strings.Split(rest, "-")
+	if len(f) != 6 {
+		return Segment{}, false
+	}
+	index, err1 := strconv.ParseUint(f[0], 10, 32)
+	at, err2 := time.Parse(timeLayout, f[1])
+	seq, err3 := strconv.ParseUint(f[2], 16, 64)
+	s := Segment{Set: set, Index: uint32(index), Time: at, Seq: seq, Prev: f[3], Hash: f[4], Point: f[5] == "point"}
+	if errors.Join(err1, err2, err3) != nil || len(f[3]) != 16 || len(f[4]) != 16 || s.began().IsZero() || s.Name() != name {
+		return Segment{}, false
+	}
+	return s, true
+}
+
+// began is when the segment's set was begun.
+func (s Segment) began() time.Time {
+	began, random, _ := strings.Cut(s.Set, "-")
+	if t, err := time.Parse(setLayout, began); err == nil && len(random) == 16 {
+		return t
+	}
+	return time.Time{}
+}
+
+// describe is the Segment of a header and a hash.
+func describe(h *Header, hash audit.Hash) Segment {
+	prev := none
+	if h.Index > 0 {
+		prev = hex.EncodeToString(h.Prev[:8])
+	}
+	return Segment{
+		Set: h.Set, Index: h.Index, Time: time.Unix(0, h.Time).UTC().Truncate(time.Microsecond), Seq: h.Seq, Prev: prev, Hash: hex.EncodeToString(hash[:8]), Point: h.Point,
+	}
+}
+
+// Catalog is what a destination has.
+type Catalog struct {
+	Points []Segment // at which a store can be restored, from the oldest to the newest
+	Broken []string  // what is missing, in words
+	sets   map[string]map[string]*Segment
+	whole  map[*Segment]bool // the way to it is there
+	bases  map[string]Segment
+}
+
+// Read reads the names of all that is in a destination.
+func Read(ctx context.Context, d Destination) (*Catalog, error) {
+	var all []Segment
+	for o, err := range d.List(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if s, ok := ParseName(o.Name); ok {
+			s.Size = o.Size
+			all = append(all, s)
+		}
+	}
+	return catalog(all), nil
+}
+
+func catalog(all []Segment) *Catalog {
+	c := &Catalog{sets: map[string]map[string]*Segment{}, whole: map[*Segment]bool{}, bases: map[string]Segment{}}
+	slices.SortFunc(all, func(a, b Segment) int {
+		return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Hash, b.Hash))
+	})
+	lost := map[string]bool{} // sets of which something is missing
+	for i := range all {
+		s := &all[i]
+		set := c.sets[s.Set]
+		if set == nil {
+			set = map[string]*Segment{}
+			c.sets[s.Set] = set
+		}
+		set[s.Hash] = s
+		before := c.before(s)
+		if c.whole[s] = s.Index == 0 && s.Prev == none || before != nil && c.whole[before]; !c.whole[s] {
+			if before == nil && !lost[s.Set+s.Prev] {
+				lost[s.Set+s.Prev] = true
+				c.Broken = append(c.Broken, fmt.Sprintf("%s: segment %d (…-%s-…) is missing: what follows it cannot be restored", s.Set, int64(s.Index)-1, s.Prev))
+			}
+			continue
+		}
+		if s.Point {
+			c.Points = append(c.Points, *s)
+			if _, ok := c.bases[s.Set]; !ok {
+				c.bases[s.Set] = *s
+			}
+		}
+	}
+	slices.SortStableFunc(c.Points, func(a, b Segment) int {
+		return cmp.Or(a.Time.Compare(b.Time), a.began().Compare(b.began()), cmp.Compare(a.Seq, b.Seq))
+	})
+	return c
+}
+
+func (c *Catalog) before(s *Segment) *Segment {
+	if before := c.sets[s.Set][s.Prev]; s.Index > 0 && before != nil && before.Index == s.Index-1 {
+		return before
+	}
+	return nil
+}
+
+// in says whether the point is one of a set, or itself that is named.
+func (s Segment) in(of string) bool { return of == "" || s.Set == of || s.Name() == of }
+
+// ErrNone is the error of a time of which there is no point.
+var ErrNone = errors.New("archive: there is no backup")
+
+// At is the last point that was reached at or before a time, of one set, of the point of that name, or ("") of all.
+func (c *Catalog) At(t time.Time, of string) (Segment, error) {
+	for _, p := range slices.Backward(c.Points) {
+		if !p.Time.After(t) && p.in(of) {
+			return p, nil
+		}
+	}
+	switch {
+	case len(c.Points) == 0 && len(c.Broken) > 0:
+		return Segment{}, fmt.Errorf("%w that is whole: %s", ErrNone, strings.Join(c.Broken, "; "))
+	case len(c.Points) == 0:
+		return Segment{}, fmt.Errorf("%w", ErrNone)
+	}
+	for _, p := range c.Points {
+		if p.in(of) {
+			return Segment{}, fmt.Errorf("%w of that time: the first is of %s", ErrNone, p.Time.Format(time.RFC3339Nano))
+		}
+	}
+	return Segment{}, fmt.Errorf("%w %s", ErrNone, of)
+}
+
+// Path is the way to a point: its base, and all increments up to it.
+func (c *Catalog) Path(p Segment) []Segment {
+	var path []Segment
+	for s := c.sets[p.Set][p.Hash]; s != nil; s = c.before(s) {
+		path = append(path, *s)
+	}
+	slices.Reverse(path)
+	return path
+}
+
+// Base is the point of the base of a point's set.
+func (c *Catalog) Base(p Segment) Segment { return c.bases[p.Set] }
+
+// expired are the segments that may be deleted at now, in the order in which to do so, if what is needed for each time within keep
+// (0: for ever) is to stay: sets that were over before that, and, once they are a day old, runs that were never ended.
+func (c *Catalog) expired(now time.Time, keep time.Duration) []Segment {
+	since := now.Add(-keep)
+	var needed time.Time // when the last base before the time to keep was made
+	for _, base := range c.bases {
+		if keep > 0 && !base.Time.After(since) {
+			needed = latest(needed, base.Time)
+		}
+	}
+	var out []Segment
+	for set, segments := range c.sets {
+		var newest, began time.Time
+		useful := map[*Segment]bool{}
+		for _, s := range segments {
+			newest, began = latest(newest, s.Time), s.began()
+			for p := s; s.Point && p != nil && !useful[p]; p = c.before(p) {
+				useful[p] = true
+			}
+		}
+		if base, ok := c.bases[set]; ok {
+			began = base.Time
+		}
+		over := began.Before(needed) && !newest.After(since)
+		for _, s := range segments {
+			if over || !useful[s] && now.Sub(latest(s.Time, s.began())) > abandoned {
+				out = append(out, *s)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Segment) int {
+		return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(b.Index, a.Index), cmp.Compare(a.Hash, b.Hash))
+	})
+	return out
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

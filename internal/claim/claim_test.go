@@ -1,0 +1,289 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/store/postgres"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
+)
+
+func TestShare(t *testing.T) {
+	var nodes []string
+	var before [Shards]string
+	for n := 1; n <= 9; n++ {
+		nodes = append(nodes, fmt.Sprintf("%016x", n*7919))
+		by := share(nodes)
+		load, stayed := map[string]int{}, 0
+		for i, id := range by {
+			load[id]++
+			if id == before[i] {
+				stayed++
+			}
+		}
+		most := (Shards + n - 1) / n
+		for id, l := range load {
+			if l > most {
+				t.Errorf("of %d nodes %s has %d shards, more than %d", n, id, l, most)
+			}
+		}
+		if n > 1 && stayed < Shards*(n-1)/n/2 {
+			t.Errorf("a node came to %d others: %d of %d shards stayed where they were", n-1, stayed, Shards)
+		}
+		before = by
+		if again := share(slices.Clone(nodes)); again != by {
+			t.Error("two nodes work out different shares")
+		}
+	}
+	if by := share(nil); by != [Shards]string{} {
+		t.Error("nobody has something")
+	}
+}
+
+func TestAloneHoldsEverything(t *testing.T) {
+	var c *Claims
+	h, ok := c.Take("anything")
+	if !ok || h.Over() {
+		t.Fatal("it is not held")
+	}
+	defer h.Release()
+	ctx, cancel := h.Context(t.Context())
+	defer cancel()
+	txn := store.Txn{}
+	Fence(ctx, &txn)
+	if len(txn.Checks) != 0 {
+		t.Error("a fence where there is nobody else")
+	}
+}
+
+func open(t *testing.T, b store.Backend) *store.DB {
+	t.Helper()
+	db, err := store.Open(b, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Unseal(storetest.NewCipher("claims")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+// node is one of a cluster.
+type node struct {
+	*Claims
+	db    *store.DB
+	leave func() // in order
+}
+
+type cluster struct {
+	t      *testing.T
+	server *pgtest.Server
+	url    string
+}
+
+func newCluster(t *testing.T) *cluster {
+	s := pgtest.Start(t, pgtest.Fsync())
+	return &cluster{t, s, s.URL(pgtest.Superuser, s.Password(), s.Database(t))}
+}
+
+func (c *cluster) join() *node { return c.joinAt(c.url) }
+
+func (c *cluster) joinAt(url string) *node {
+	c.t.Helper()
+	b, err := postgres.Open(context.Background(), lessor.NewSecret(url), postgres.Options{Connections: 4})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	n := &node{db: open(c.t, b)}
+	n.Claims = New(Options{Store: n.db, Look: 100 * time.Millisecond})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { n.Run(ctx) })
+	n.leave = func() { cancel(); running.Wait() }
+	c.t.Cleanup(n.leave)
+	return n
+}
+
+// await waits for a condition.
+func await(t *testing.T, what string, patience time.Duration, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %s", patience, what)
+		}
+	}
+}
+
+func balanced(nodes ...*node) func() bool {
+	return func() bool {
+		sum, most := 0, (Shards+len(nodes)-1)/len(nodes)
+		for _, n := range nodes {
+			if n.Held() > most {
+				return false
+			}
+			sum += n.Held()
+		}
+		return sum == Shards
+	}
+}
+
+// Work is spread over the nodes, each part held by one; it moves when nodes come and go; and an idle cluster commits nothing.
+func TestShardsFollowTheNodes(t *testing.T) {
+	c := newCluster(t)
+	one := c.join()
+	await(t, "one node holds everything", 10*time.Second, balanced(one))
+	two, three := c.join(), c.join()
+	await(t, "three nodes share", 10*time.Second, balanced(one, two, three))
+	var idle uint64
+	var since time.Time
+	await(t, "an idle cluster commits nothing for a second", 10*time.Second, func() bool {
+		if now := one.db.Head().Seq; now != idle {
+			idle, since = now, time.Now()
+		}
+		return time.Since(since) > time.Second
+	})
+	began := time.Now()
+	two.leave()
+	await(t, "two nodes share", 10*time.Second, balanced(one, three))
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("an orderly handover took %s", took)
+	}
+	if n := two.Held(); n != 0 {
+		if _, ok := two.Take("expiry"); ok {
+			t.Error("who left takes work")
+		}
+	}
+}
+
+// A shard in use is not handed over before it is released.
+func TestSurplusIsFinishedFirst(t *testing.T) {
+	c := newCluster(t)
+	one := c.join()
+	await(t, "one node holds everything", 10*time.Second, balanced(one))
+	holds := map[int]*Hold{}
+	for i := 0; len(holds) < Shards; i++ {
+		work := fmt.Sprint(i)
+		if holds[shard(work)] == nil {
+			holds[shard(work)], _ = one.Take(work)
+		}
+	}
+	two := c.join()
+	var wanted *Hold
+	await(t, "some are wanted", 10*time.Second, func() bool {
+		n := 0
+		for _, h := range holds {
+			if h.Over() {
+				wanted, n = h, n+1
+			}
+		}
+		return n == Shards/2
+	})
+	if two.Held() != 0 {
+		t.Error("work was handed over that was being done")
+	}
+	ctx, cancel := wanted.Context(t.Context())
+	defer cancel()
+	txn := store.Txn{}
+	txn.Put(store.Engine, "x", []byte("finished"))
+	Fence(ctx, &txn)
+	if _, err := one.db.Commit(ctx, txn); err != nil {
+		t.Errorf("what was under way could not be finished: %v", err)
+	}
+	for _, h := range holds {
+		h.Release()
+	}
+	await(t, "two nodes share", 5*time.Second, balanced(one, two))
+}
+
+// Who was counted dead finds his commits refused, and his work ended.
+func TestFence(t *testing.T) {
+	c := newCluster(t)
+	one := c.join()
+	await(t, "one node holds everything", 10*time.Second, balanced(one))
+	h, ok := one.Take("expiry")
+	if !ok {
+		t.Fatal("it is not held")
+	}
+	defer h.Release()
+	ctx, cancel := h.Context(t.Context())
+	defer cancel()
+	stale := store.Txn{}
+	stale.Put(store.Engine, "x", []byte("late"))
+	Fence(ctx, &stale)
+
+	two := c.join()
+	await(t, "it is wanted, or stays", 10*time.Second, func() bool { return two.Held() > 0 })
+	steal(t, two.db, "expiry")
+	if _, err := one.db.Commit(context.Background(), stale); !errors.As(err, new(*store.Conflict)) {
+		t.Fatalf("a lost claim still commits: %v", err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(5 * time.Second):
+		t.Fatal("who lost a claim goes on")
+	}
+}
+
+// A node that vanishes is succeeded within seconds, and knows by then that it has nothing any more; when it is back, it has its part again.
+func TestFailover(t *testing.T) {
+	c := newCluster(t)
+	relay := pgtest.NewRelay(t, c.server)
+	one, two := c.join(), c.joinAt(relay.URL(c.url))
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	work := ""
+	for i := 0; ; i++ {
+		work = fmt.Sprint(i)
+		if h, ok := two.Take(work); ok {
+			defer h.Release()
+			ctx, cancel := h.Context(t.Context())
+			defer cancel()
+			relay.Cut()
+			began := time.Now()
+			await(t, "who is left has everything", 7*time.Second, func() bool { return one.Held() == Shards })
+			t.Logf("failover took %s", time.Since(began).Round(time.Millisecond))
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+				t.Error("who vanished still works")
+			}
+			break
+		}
+	}
+	if _, ok := two.Take(work); ok {
+		t.Error("who vanished takes work")
+	}
+	if h, ok := one.Take(work); !ok {
+		t.Error("the successor does not take it")
+	} else {
+		h.Release()
+	}
+	relay.Mend()
+	await(t, "two nodes share again", 15*time.Second, balanced(one, two))
+}
+
+// steal takes a claim over as if its holder had died.
+func steal(t *testing.T, db *store.DB, work string) {
+	t.Helper()
+	if _, err := db.Update(t.Context(), func(v store.View, txn *store.Txn) error {
+		table, err := load(v)
+		if err != nil {
+			return err
+		}
+		return table.pass(txn, shard(work), db.Self())
+	}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,278 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// parting is how long a node that leaves waits for those who still hold on to work, and tries to hand it over.
+const parting = 5 * time.Second
+
+// Run takes part in the work until ctx ends. Then it hands over what this node holds, which no one should hold on to any more.
+func (c *Claims) Run(ctx context.Context) {
+	if c == nil {
+		<-ctx.Done()
+		return
+	}
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	go c.follow(following)
+	go c.doubt(following)
+	tick := time.NewTicker(c.o.Look)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		if err := c.look(ctx); err != nil && ctx.Err() == nil {
+			c.o.Log.Warn("which background work is this node's could not be settled; it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		case <-c.nudge:
+		}
+	}
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), parting)
+	defer cancel()
+	if err := c.leave(leaving); err != nil {
+		c.o.Log.Warn("background work was not handed over: other nodes take it once they miss this one", "error", err)
+	}
+}
+
+// follow has Run look at once when claims change.
+func (c *Claims) follow(ctx context.Context) {
+	var seen uint64
+	for {
+		v, err := c.o.Store.View()
+		if err != nil {
+			return
+		}
+		at, changed := v.Position(), v.Changed(store.Claims)
+		v.Close()
+		if changed > seen {
+			seen = changed
+			c.wake()
+		}
+		if c.o.Store.Await(ctx, at+1) != nil {
+			return
+		}
+	}
+}
+
+// look brings this node's claims up to the rows, and the rows up to what they should be.
+func (c *Claims) look(ctx context.Context) error {
+	alive, err := c.alive(ctx)
+	if err != nil {
+		return err
+	}
+	t, err := c.read()
+	if err != nil {
+		return err
+	}
+	txn, surplus, err := t.step(c.o.Store.Self(), alive, c.busy())
+	if err != nil {
+		return err
+	}
+	if c.want(surplus) {
+		c.wake() // what nobody used may go at once
+	}
+	if len(txn.Puts)+len(txn.Deletes) == 0 {
+		return nil
+	}
+	if _, err = c.o.Store.Commit(ctx, txn); errors.As(err, new(*store.Conflict)) {
+		err = nil // others moved meanwhile
+	}
+	c.wake()
+	return err
+}
+
+// read takes over what the rows say of this node. Work that it forsook it takes up again once it was told that it lives.
+func (c *Claims) read() (*table, error) {
+	v, err := c.o.Store.View()
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	t, err := load(v)
+	if err != nil {
+		return nil, err
+	}
+	self := c.o.Store.Self()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	moved := false
+	for i := range c.held {
+		row, mine := t.shards[i], t.claims[i].Holder == self
+		if g := c.held[i]; g != nil && (!mine || g.row.Version != row.Version) {
+			g.lose()
+			c.held[i], moved = nil, true
+		}
+		if mine && c.held[i] == nil && time.Since(c.heard) < store.PeerTerm {
+			c.held[i], moved = newGrip(row), true
+		}
+	}
+	if moved {
+		c.tell()
+	}
+	return t, nil
+}
+
+// tell tells those who wait for a change. The caller holds the lock.
+func (c *Claims) tell() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// alive asks the store who lives.
+func (c *Claims) alive(ctx context.Context) (map[string]bool, error) {
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, store.PeerTerm)
+	defer cancel()
+	peers, err := c.o.Store.Peers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	alive := make(map[string]bool, len(peers))
+	for _, p := range peers {
+		alive[p.ID] = p.Alive
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard = asked
+	return alive, nil
+}
+
+// doubt ends all work whenever the store was out of reach for so long that others may have taken it over.
+func (c *Claims) doubt(ctx context.Context) {
+	tick := time.NewTicker(c.o.Look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			c.forsake(time.Now())
+		}
+	}
+}
+
+func (c *Claims) forsake(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.heard) < store.PeerTerm {
+		return
+	}
+	moved := false
+	for i, g := range c.held {
+		if g != nil {
+			g.lose()
+			c.held[i], moved = nil, true
+		}
+	}
+	if moved {
+		c.tell()
+	}
+}
+
+// busy tells of a shard whether it cannot be handed over yet: somebody holds on to it, or may still.
+func (c *Claims) busy() func(int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var busy [Shards]bool
+	for i, g := range c.held {
+		busy[i] = g != nil && (g.users > 0 || !g.over())
+	}
+	return func(i int) bool { return busy[i] }
+}
+
+// want has the shards finished that others should have, and takes that back where it is no longer so. It reports whether some are news.
+func (c *Claims) want(surplus []int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	news, moved := false, false
+	for i, g := range c.held {
+		switch elsewhere := slices.Contains(surplus, i); {
+		case g == nil || elsewhere == g.over():
+		case elsewhere:
+			close(g.wanted)
+			news = true
+		case g.users == 0:
+			c.held[i], moved = newGrip(g.row), true
+		}
+	}
+	if moved {
+		c.tell()
+	}
+	return news
+}
+
+// leave hands over everything, and this node's part in the work with it.
+func (c *Claims) leave(ctx context.Context) error {
+	c.finish(ctx)
+	for {
+		err := c.handOver(ctx)
+		if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrClosed) || c.o.Store.Fault() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// finish lets nobody take hold of work any more, and waits until all is released; what is not after a while, is lost.
+func (c *Claims) finish(ctx context.Context) {
+	var all []int
+	for i := range Shards {
+		all = append(all, i)
+	}
+	c.want(all)
+	ctx, cancel := context.WithTimeout(ctx, parting/2)
+	defer cancel()
+	for c.used() && ctx.Err() == nil {
+		select {
+		case <-c.nudge:
+		case <-ctx.Done():
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, g := range c.held {
+		if g != nil {
+			g.lose()
+		}
+	}
+}
+
+// used reports whether somebody holds on to work.
+func (c *Claims) used() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.held[:], func(g *grip) bool { return g != nil && g.users > 0 })
+}
+
+// handOver commits that others have what this node held, and that it takes part no more.
+func (c *Claims) handOver(ctx context.Context) error {
+	v, err := c.o.Store.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	t, err := load(v)
+	if err != nil {
+		return err
+	}
+	alive, err := c.alive(ctx)
+	if err != nil {
+		return err
+	}
+	txn, err := t.part(c.o.Store.Self(), alive)
+	if err != nil || len(txn.Puts)+len(txn.Deletes) == 0 {
+		return err
+	}
+	_, err = c.o.Store.Commit(ctx, txn)
+	return err
+}

@@ -1,0 +1,176 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// How long a connection may say nothing before it is taken for dead. The host of a database that was stopped or cut off answers
+// nobody, or acknowledges what it never does.
+const (
+	hostPatience = 3 * time.Second // to connect to one host of several, unless the URL says connect_timeout
+	unanswered   = 6 * time.Second // for what was sent to be acknowledged by the other machine
+	silence      = 5 * time.Second // for the database to answer any of this node's chores
+)
+
+// Connections that a node has besides those that read.
+const (
+	keeperConns = 4 // of the chores: three may be slow, with reclaiming, measuring and partitions, while the node gives its signs of life
+	writerConns = 1
+	leastConns  = keeperConns + writerConns + 3 // of them reading
+	usualConns  = 20
+	mostConns   = 1000
+)
+
+// parse reads url. What is wrong with it is not told: it would be told in pieces of the URL, which may be pieces of the password.
+func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		return nil, errors.New("postgresql: the connection URL does not parse, or a file that it names cannot be read: it should be like " +
+			"postgresql://lessor@db.example.com:5432/lessor?sslmode=verify-full, with the special characters of a password as %XX")
+	}
+	if !strings.Contains(url.Reveal(), "pool_max_conns") {
+		config.MaxConns = int32(o.Connections - keeperConns - writerConns)
+	}
+	config.PingTimeout = 5 * time.Second
+	c := config.ConnConfig
+	config.AfterConnect = (&server{log: o.Log, warned: make(map[string]bool)}).prepare
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = hostPatience
+	}
+	if c.RuntimeParams["application_name"] == "" {
+		c.RuntimeParams["application_name"] = "lessor"
+	}
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	dialer := net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: 2 * time.Second, Count: 2},
+		Control: func(network, _ string, raw syscall.RawConn) error {
+			if !strings.HasPrefix(network, "tcp") {
+				return nil
+			}
+			return impatient(raw, unanswered)
+		},
+	}
+	c.DialFunc = dialer.DialContext
+	return config, nil
+}
+
+// session is what every connection begins with. Each statement of this package has its index, but while the tables are new, or
+// their statistics old, the planner may think that it knows better. The server ends, by itself, whatever a node left behind.
+const session = `SHOW fsync; SHOW full_page_writes; SHOW synchronous_commit; SHOW server_version_num;
+SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
+SET plan_cache_mode = force_generic_plan; SET statement_timeout = '150s'; SET lock_timeout = '20s';
+SET idle_in_transaction_session_timeout = '10s'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
+SET client_min_messages = warning`
+
+// errUnsafe is the error of a server that loses what it acknowledges.
+var errUnsafe = errors.New("postgresql: lessor does not use a server that may lose what it has acknowledged")
+
+// server looks at each new connection, since a failover may have brought another server, or somebody may have set this one anew.
+type server struct {
+	log    *slog.Logger
+	mu     sync.Mutex
+	warned map[string]bool
+}
+
+// prepare makes a new connection ready, or refuses its server.
+func (s *server) prepare(ctx context.Context, conn *pgx.Conn) error {
+	results, err := conn.PgConn().Exec(ctx, session).ReadAll()
+	if err != nil {
+		return err
+	}
+	said := func(i int) string { return string(results[i].Rows[0][0]) }
+	fsync, pages, commits, number := said(0), said(1), said(2), said(3)
+	if v, err := strconv.Atoi(number); err != nil || v < oldest {
+		return fmt.Errorf("the server is version %s; 13 is the oldest that lessor can use", number)
+	}
+	switch {
+	case fsync != "on":
+		return fmt.Errorf("%w: it runs with fsync = off, and would lose commits when its machine fails: set fsync = on", errUnsafe)
+	case commits == "off":
+		return fmt.Errorf("%w: synchronous_commit is off for lessor's role, its database or the server, so that commits are acknowledged before they "+
+			"are on disk: set it to on, for lessor's role at least (ALTER ROLE … SET synchronous_commit = on)", errUnsafe)
+	}
+	if pages != "on" {
+		s.warn("postgresql: full_page_writes is off: unless the file system never tears a page (ZFS), a crash of the server's machine may damage the store")
+	}
+	if commits == "local" || commits == "remote_write" {
+		s.warn("postgresql: synchronous_commit is " + commits + ", which does not wait for standbys to have commits on disk; lessor sets it to on for its own sessions")
+		_, err = conn.Exec(ctx, `SET synchronous_commit = on`)
+	}
+	return err
+}
+
+// warn says something once.
+func (s *server) warn(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.warned[text] {
+		s.warned[text] = true
+		s.log.Warn(text)
+	}
+}
+
+// oldest is the least server_version_num.
+const oldest = 130000
+
+// link is what calls to the database depend on: it ends, and another takes its place, when the database has said nothing for so long that
+// no call under way can be expected to come back. A server that was stopped keeps its connections, and would keep its callers.
+type link struct {
+	parent context.Context
+	heard  atomic.Int64 // when the database answered last, in Unix nanoseconds
+
+	mu     sync.Mutex
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+// errSilent is why a link ended.
+var errSilent = errors.New("the database has not answered for some seconds")
+
+func newLink(parent context.Context) *link {
+	l := &link{parent: parent}
+	l.ctx, l.cancel = context.WithCancelCause(parent)
+	l.answered(true)
+	return l
+}
+
+// current is the context of calls that begin now.
+func (l *link) current() context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ctx
+}
+
+// answered takes down that the database answered, or that it did not.
+func (l *link) answered(did bool) {
+	now := time.Now().UnixNano()
+	if did {
+		l.heard.Store(now)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now-l.heard.Load() > int64(silence) {
+		l.cancel(errSilent)
+		l.ctx, l.cancel = context.WithCancelCause(l.parent)
+		l.heard.Store(now)
+	}
+}
