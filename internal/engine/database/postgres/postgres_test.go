@@ -302,7 +302,7 @@ func TestConcurrentCreateAndRemove(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() { _ = b.Create(t.Context(), a) })
-			wg.Go(func() { b.Remove(t.Context(), []database.Account{a}) })
+			wg.Go(func() { b.Database.Remove(t.Context(), []database.Account{a}) })
 		}
 		wg.Wait()
 		b.remove(a)
@@ -382,7 +382,7 @@ func TestRemoveSaysWhatKeepsAnAccount(t *testing.T) {
 	if _, err := elsewhere.Exec(t.Context(), fmt.Sprintf(`CREATE TABLE kept (n int); ALTER TABLE kept OWNER TO %q`, a.Username)); err != nil {
 		t.Fatal(err)
 	}
-	errs := b.Remove(t.Context(), []database.Account{a, fine})
+	errs := b.Database.Remove(t.Context(), []database.Account{a, fine})
 	if errs[0] == nil || !strings.Contains(errs[0].Error(), other) || errs[1] != nil || b.has(fine) {
 		t.Errorf("got %v", errs)
 	}
@@ -403,7 +403,7 @@ func TestRemoveKeepsWhatIsOthers(t *testing.T) {
 	if err := b.Create(t.Context(), theirs); err == nil {
 		t.Error("one role for two leases")
 	}
-	if errs := b.Remove(t.Context(), []database.Account{theirs}); errs[0] != nil || !b.has(mine) {
+	if errs := b.Database.Remove(t.Context(), []database.Account{theirs}); errs[0] != nil || !b.has(mine) {
 		t.Errorf("another lease's role: %v", errs[0])
 	}
 	human := account()
@@ -411,7 +411,7 @@ func TestRemoveKeepsWhatIsOthers(t *testing.T) {
 	if err := b.Create(t.Context(), human); err == nil {
 		t.Error("took over a role that was there")
 	}
-	if errs := b.Remove(t.Context(), []database.Account{human}); errs[0] == nil || !b.has(human) {
+	if errs := b.Database.Remove(t.Context(), []database.Account{human}); errs[0] == nil || !b.has(human) {
 		t.Errorf("a role without a mark: %v", errs[0])
 	}
 	b.exec(fmt.Sprintf("DROP ROLE %q", human.Username))
@@ -440,15 +440,15 @@ func TestRevocationStatements(t *testing.T) {
 		t.Error("a session outlived its account")
 	}
 	keeps := custom(`ALTER ROLE "{{name}}" NOLOGIN`)
-	if errs := b.Remove(t.Context(), []database.Account{keeps}); errs[0] != nil {
+	if errs := b.Database.Remove(t.Context(), []database.Account{keeps}); errs[0] != nil {
 		t.Errorf("a role without LOGIN: %v", errs[0])
 	}
 	forgets := custom(`ALTER ROLE "{{name}}" LOGIN`)
-	if errs := b.Remove(t.Context(), []database.Account{forgets}); errs[0] == nil || !strings.Contains(errs[0].Error(), "able to log in") {
+	if errs := b.Database.Remove(t.Context(), []database.Account{forgets}); errs[0] == nil || !strings.Contains(errs[0].Error(), "able to log in") {
 		t.Errorf("a role that may log in: %v", errs[0])
 	}
 	breaks := custom("SELECT 1/0")
-	if errs := b.Remove(t.Context(), []database.Account{breaks}); errs[0] == nil || errors.Is(errs[0], database.ErrUnreachable) {
+	if errs := b.Database.Remove(t.Context(), []database.Account{breaks}); errs[0] == nil || errors.Is(errs[0], database.ErrUnreachable) {
 		t.Errorf("statements that fail: %v", errs[0])
 	}
 	for _, a := range []database.Account{keeps, forgets, breaks} {
@@ -616,7 +616,7 @@ func TestServerTrouble(t *testing.T) {
 	all := func(what string) {
 		call(what+", create", func(ctx context.Context) error { return b.Create(ctx, during) })
 		call(what+", renew", func(ctx context.Context) error { return b.Renew(ctx, before) })
-		call(what+", remove", func(ctx context.Context) error { return b.Remove(ctx, []database.Account{before})[0] })
+		call(what+", remove", func(ctx context.Context) error { return b.Database.Remove(ctx, []database.Account{before})[0] })
 		call(what+", ping", b.Ping)
 	}
 	reconnect := func() {
