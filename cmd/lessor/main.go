@@ -16,6 +16,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/node"
 	"github.com/lessor-dev/lessor/internal/server"
+	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/version"
 )
 
@@ -39,6 +40,9 @@ func run() int {
 		Admit:   admit,
 		Points:  points,
 		Drill:   drill,
+
+		Migrate:  migrate,
+		Takeover: takeover,
 	}, os.Args[1:])
 }
 
@@ -75,6 +79,30 @@ func restore(ctx context.Context, o cli.RestoreOptions) (cli.Restored, error) {
 // admit makes a bootstrap token for a store, whose server does not run.
 func admit(ctx context.Context, o cli.AdmitOptions) (string, error) {
 	return node.Program{Version: version.String()}.Admit(ctx, o.Store)
+}
+
+// migrate moves a store, whose servers do not run.
+func migrate(ctx context.Context, o cli.MigrateOptions) (cli.Migrated, error) {
+	progress := func(p store.Passing) {
+		o.Progress(cli.Passing{Doing: p.Doing, Done: p.Done.Rows, Total: p.Total.Rows, Bytes: p.Done.Bytes, BytesInTotal: p.Total.Bytes})
+	}
+	made, err := node.Program{Version: version.String()}.Migrate(ctx, o.Config, o.From, o.To, progress)
+	return cli.Migrated{
+		From: made.From, To: made.To, Seq: made.First.Seq, Incarnation: made.First.Incarnation, Rows: made.Rows, Records: made.Records,
+	}, err
+}
+
+// takeover makes the state that is left of a store count, or goes along with that.
+func takeover(ctx context.Context, o cli.TakeoverOptions) (cli.TakenOver, error) {
+	p := node.Program{Version: version.String()}
+	var made node.Taken
+	var err error
+	if o.Accept != "" {
+		made, err = p.Accept(ctx, o.Store, o.Accept)
+	} else {
+		made, err = p.Takeover(ctx, o.Store, o.Force, o.Progress)
+	}
+	return cli.TakenOver{Seq: made.Head.Seq, Incarnation: made.Head.Incarnation, Hash: made.Hash, TokenFile: made.TokenFile}, err
 }
 
 // verify checks a store, whose server does not run.

@@ -48,7 +48,7 @@ type Record struct {
 	ErrorKind     string    `cbor:"24,keyasint,omitempty" json:"error,omitempty"` // api.Kind; empty: it succeeded
 	Owner         string    `cbor:"25,keyasint,omitempty" json:"owner,omitempty"`
 	Instance      string    `cbor:"26,keyasint,omitempty" json:"instance,omitempty"`
-	Note          string    `cbor:"27,keyasint,omitempty" json:"note,omitempty"`  // fixed texts, with accessors and with hashes in the place of tokens
+	Note          string    `cbor:"27,keyasint,omitempty" json:"note,omitempty"`  // fixed texts, with accessors, with places of stores, and with hashes in the place of tokens
 	Count         uint64    `cbor:"28,keyasint,omitempty" json:"count,omitempty"` // acts that this record sums up; 0 is 1
 	Tombstone     string    `cbor:"29,keyasint,omitempty" json:"tombstone,omitempty"`
 	Headers       []Heading `cbor:"30,keyasint,omitempty" json:"headers,omitempty"` // those of the request that are to be kept, by name

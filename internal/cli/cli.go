@@ -34,15 +34,22 @@ type (
 	Restored       = operator.Restored
 	VerifyOptions  = operator.VerifyOptions
 	AdmitOptions   = operator.AdmitOptions
-	Origin         = operator.Origin
-	PointsOptions  = operator.PointsOptions
-	Points         = operator.Points
-	Point          = operator.Point
-	DrillOptions   = operator.DrillOptions
-	Drilled        = operator.Drilled
-	Verification   = session.Verification
-	Broken         = session.Broken
-	ExitCode       = session.ExitCode
+
+	MigrateOptions  = operator.MigrateOptions
+	Migrated        = operator.Migrated
+	Passing         = operator.Passing
+	TakeoverOptions = operator.TakeoverOptions
+	TakenOver       = operator.TakenOver
+
+	Origin        = operator.Origin
+	PointsOptions = operator.PointsOptions
+	Points        = operator.Points
+	Point         = operator.Point
+	DrillOptions  = operator.DrillOptions
+	Drilled       = operator.Drilled
+	Verification  = session.Verification
+	Broken        = session.Broken
+	ExitCode      = session.ExitCode
 )
 
 // Run parses args (without the program's name), runs the command that they name and returns the exit code. Ending

@@ -42,6 +42,14 @@ func all(t *testing.T) operator.Commands {
 			t.Error(unexpected)
 			return "", unexpected
 		},
+		Migrate: func(context.Context, operator.MigrateOptions) (operator.Migrated, error) {
+			t.Error(unexpected)
+			return operator.Migrated{}, unexpected
+		},
+		Takeover: func(context.Context, operator.TakeoverOptions) (operator.TakenOver, error) {
+			t.Error(unexpected)
+			return operator.TakenOver{}, unexpected
+		},
 		Points: func(context.Context, operator.PointsOptions) (operator.Points, error) {
 			t.Error(unexpected)
 			return operator.Points{}, unexpected

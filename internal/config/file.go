@@ -37,12 +37,14 @@ func Parse(files ...string) (Config, error) {
 	return c, c.Validate()
 }
 
-func (c *Config) read(files []string) error {
+func (c *Config) read(files []string) error { return c.readAs(files, nil) }
+
+func (c *Config) readAs(files []string, between *ends) error {
 	files, err := expand(files)
 	if err != nil {
 		return err
 	}
-	d := decoder{config: c, places: map[string]string{}}
+	d := decoder{config: c, places: map[string]string{}, ends: between}
 	for _, file := range files {
 		src, err := os.ReadFile(file)
 		if err != nil {
@@ -90,6 +92,7 @@ type decoder struct {
 	wrong  []error
 
 	lockouts []said
+	ends     *ends // what a move is between; nil: this is a server's configuration
 }
 
 // setting takes over an attribute's value. Its error continues "NAME " and never repeats the value.
@@ -121,15 +124,14 @@ func (d *decoder) file(name string, src []byte) {
 		"reported_version":          text(&c.ReportedVersion),
 		"require_owner":             boolean(&c.RequireOwner),
 		"ui":                        boolean(&c.UI),
-	}, []hcl.BlockHeaderSchema{
+	}, append([]hcl.BlockHeaderSchema{
 		{Type: "audit"},
 		{Type: "backup"},
 		{Type: "listener", LabelNames: []string{"type"}},
 		{Type: "seal", LabelNames: []string{"type"}},
-		{Type: "storage", LabelNames: []string{"type"}},
 		{Type: "telemetry"},
 		{Type: "user_lockout", LabelNames: []string{"type"}},
-	})
+	}, d.storages()...))
 	for _, b := range blocks {
 		d.block(b)
 	}
@@ -160,7 +162,13 @@ func (d *decoder) block(b *hcl.Block) {
 		d.seal(b)
 	case "storage":
 		d.once("storage", b.DefRange)
-		d.storage(b)
+		d.storage(b, &c.Storage)
+	case "storage_source":
+		d.once(b.Type, b.DefRange)
+		d.storage(b, &d.ends.source)
+	case "storage_destination":
+		d.once(b.Type, b.DefRange)
+		d.storage(b, &d.ends.destination)
 	case "listener":
 		if b.Labels[0] != "tcp" {
 			d.complain(b.DefRange, "unknown listener %q: use %q", b.Labels[0], "tcp")
@@ -203,8 +211,7 @@ func (d *decoder) seal(b *hcl.Block) {
 	}
 }
 
-func (d *decoder) storage(b *hcl.Block) {
-	s := &d.config.Storage
+func (d *decoder) storage(b *hcl.Block, s *Storage) {
 	settings := map[string]setting{}
 	switch t := b.Labels[0]; t {
 	case "pebble":
@@ -229,7 +236,7 @@ func (d *decoder) storage(b *hcl.Block) {
 		d.complain(b.DefRange, "unknown storage %q: use %q, %q or %q", t, Pebble, PostgreSQL, Mem)
 		return
 	}
-	d.body(b.Body, "storage", settings, nil)
+	d.body(b.Body, b.Type, settings, nil)
 }
 
 // senseless are settings that Vault has for PostgreSQL and that mean nothing here, with what to do instead.

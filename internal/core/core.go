@@ -66,6 +66,7 @@ type Core struct {
 	reaper   *lease.Reaper
 	rotator  *rotation.Worker
 	turning  claims
+	strays   searching
 	counters counters
 
 	tidying   chan struct{} // asks for a round before its time
@@ -131,6 +132,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
 	all.Go(func() { c.every(ctx, retentionEvery, "dropping locks that are over", c.expireLocks) })
+	all.Go(func() { c.every(ctx, strayEvery, "searching targets", c.seekStrays) })
 	all.Go(func() { c.keepTidy(ctx) })
 	all.Wait()
 }

@@ -61,6 +61,8 @@ var metrics = []metric{
 	describe("rotations_failed_total", "Rotations that were due and failed; they are tried again.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.rotator.Metrics().Failed) }),
 	describe("rotations_overdue", "Accounts whose rotation fails or is late.", prometheus.GaugeValue, (*Core).overdue),
 	describe("credentials_outlived", "Credentials that outlived their lease.", prometheus.GaugeValue, (*Core).outlived),
+	describe("targets_unsearched", "Targets that could not be searched yet for credentials that the store does not know, after it was put back to an earlier state.",
+		prometheus.GaugeValue, (*Core).failing),
 	describe("background_shards", "Parts, of 64, of the background work that this node does; all nodes together do all.", prometheus.GaugeValue, func(c *Core) float64 { return float64(c.Claims.Held()) }),
 	describe("fenced", "1 while this is a restored copy that touches no target.", prometheus.GaugeValue, func(c *Core) float64 {
 		if c.Fenced() {

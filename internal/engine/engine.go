@@ -267,6 +267,26 @@ type Issuer interface {
 	Close(mount string)
 }
 
+// Finder is an Issuer whose credentials bear a mark at their targets, by which those are found that no lease knows: made after the
+// state that a store was put back to.
+type Finder interface {
+	Issuer
+	// Targets are those of the mount, as Lease.Target names them.
+	Targets(a Access) ([]string, error)
+	// Find looks at one target for the credentials that the mount made there, those of other mounts and of other stores left out.
+	Find(ctx context.Context, a Access, target string) ([]Found, error)
+	// Mark is what the credential of a lease bears.
+	Mark(lease string) string
+	// Advice is what a person can do about a target that Find cannot look at.
+	Advice(m *mount.Entry, target string) string
+}
+
+// Found is a credential at a target.
+type Found struct {
+	Mark   string // of its lease
+	Intent []byte // what Revert needs of a lease to undo it, whatever the lease's id
+}
+
 // Renewer is an auth method that has a say in the renewal of tokens that it gave.
 type Renewer interface {
 	Backend

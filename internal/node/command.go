@@ -19,6 +19,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/server"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // Program is what the server command takes from the program around it.
@@ -152,18 +153,60 @@ func (p Program) Admit(ctx context.Context, args []string) (tokenFile string, er
 	return Admit(ctx, c, o)
 }
 
+// Migrate is "lessor operator migrate": either files, a configuration with both ends of the move, or the flags of the two servers.
+func (p Program) Migrate(ctx context.Context, files, from, to []string, progress func(store.Passing)) (Migrated, error) {
+	source, destination, err := config.Config{}, config.Config{}, error(nil)
+	if len(files) > 0 {
+		source, destination, err = config.Migration(files...)
+	} else if source, err = config.Flags(from); err == nil {
+		destination, err = config.Flags(to)
+	}
+	if err != nil {
+		return Migrated{}, err
+	}
+	o, err := p.alone(source)
+	if err != nil {
+		return Migrated{}, err
+	}
+	return Migrate(ctx, source, destination, o, progress)
+}
+
+// Takeover is "lessor operator takeover"; args and progress as of Restore.
+func (p Program) Takeover(ctx context.Context, args []string, force bool, progress func(string)) (Taken, error) {
+	c, o, err := p.offline(args)
+	if err != nil {
+		return Taken{}, err
+	}
+	return Takeover(ctx, c, o, force, func(done, total uint64) { progress(fmt.Sprintf("verified %d of %d commits", done, total)) })
+}
+
+// Accept is "lessor operator takeover -accept".
+func (p Program) Accept(ctx context.Context, args []string, first string) (Taken, error) {
+	c, o, err := p.offline(args)
+	if err != nil {
+		return Taken{}, err
+	}
+	return Accept(ctx, c, o, first)
+}
+
 func (p Program) offline(args []string) (config.Config, Options, error) {
 	c, err := config.Flags(args)
 	if err != nil {
 		return c, Options{}, err
 	}
+	o, err := p.alone(c)
+	return c, o, err
+}
+
+// alone are the options for work on the store of c without a server.
+func (p Program) alone(c config.Config) (Options, error) {
 	log := newLog(os.Stderr, false, slog.LevelWarn)
 	harden(log)
 	recovery, err := p.recovery(c)
 	if err == nil {
 		recovery.UnsealKeys, err = p.unsealKeys()
 	}
-	return c, Options{Version: p.Version, Log: log, Recovery: recovery}, err
+	return Options{Version: p.Version, Log: log, Recovery: recovery}, err
 }
 
 // harden is called before a key is read.

@@ -41,7 +41,7 @@ func RestoreFrom(ctx context.Context, c config.Config, o Options, from store.Sou
 	if err != nil {
 		return Restored{}, err
 	}
-	head, err := n.restore(ctx, from, b, n.renew)
+	head, err := n.restore(ctx, from, b, func(v store.View, txn *store.Txn) error { return n.renew(v, txn, "restore", "sys/lessor/backup") })
 	if err != nil {
 		return Restored{}, err
 	}
@@ -58,26 +58,9 @@ func (n *Node) restore(ctx context.Context, from store.Source, b store.Backend, 
 	if err := unusable(keys); err != nil {
 		return audit.Header{}, errors.Join(err, b.Close())
 	}
-	unseal := func(v store.View) (store.Cipher, error) { // a lost key file is replaced by the first start
-		locks, err := seal.ReadLocks(v)
-		if err != nil {
-			return nil, err
-		}
-		kek, _, err := n.find(locks, keys)
-		if err != nil {
-			return nil, err
-		}
-		defer kek.Forget()
-		if n.keys, err = seal.Unseal(v, kek); err != nil {
-			return nil, err
-		}
-		return n.keys.Cipher(), nil
-	}
+	unseal := func(v store.View) (store.Cipher, error) { return n.cipherBy(v, keys) } // a lost key file is replaced by the first start
 	head, err := store.RestoreFrom(ctx, from, b, n.storeOptions(), unseal, void)
-	if n.keys != nil {
-		n.keys.Forget()
-		n.keys = nil
-	}
+	n.forget()
 	return head, err
 }
 
@@ -124,14 +107,14 @@ func Admit(ctx context.Context, c config.Config, o Options) (tokenFile string, e
 	return n.TokenFile, err
 }
 
-// renew adds to a restore's commit what it must bring along: the end of what was wrapped and kept by tokens, a new term of keys,
+// renew adds to the first commit of a new incarnation what it must bring along: the end of what was wrapped and kept by tokens, a new term of keys,
 // since commits now get numbers that were used before, and a token to begin with.
-func (n *Node) renew(v store.View, txn *store.Txn) error {
+func (n *Node) renew(v store.View, txn *store.Txn, operation, path string) error {
 	now := n.o.Clock.Now()
 	if err := n.void(v, txn, now); err != nil {
 		return err
 	}
-	return n.admit(v, txn, now, "restore", "sys/lessor/backup")
+	return n.admit(v, txn, now, operation, path)
 }
 
 // void is renew without the token.
@@ -217,18 +200,7 @@ func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, 
 		return v, err
 	}
 	defer view.Close()
-	locks, err := seal.ReadLocks(view)
-	if err != nil {
-		return v, err
-	}
-	kek, _, err := n.find(locks, n.candidates())
-	if err == nil && kek == nil {
-		err = errNoKeys
-	}
-	if err == nil {
-		defer kek.Forget()
-		n.keys, err = seal.Unseal(view, kek)
-	}
+	_, err = n.cipherOf(view)
 	if errors.Is(err, seal.ErrDamaged) {
 		return Verified{Broken: err}, nil
 	}
@@ -250,11 +222,24 @@ func (n *Node) verify(ctx context.Context, b store.Backend, progress func(done, 
 
 // close closes the store, and forgets its keys: in this order, since the store signs its anchor last.
 func (n *Node) close() error {
+	defer n.forget()
+	return n.db.Close()
+}
+
+// forget forgets the keys, if there are some.
+func (n *Node) forget() {
 	if n.keys != nil {
-		defer n.keys.Forget()
+		n.keys.Forget()
 		n.keys = nil
 	}
-	return n.db.Close()
+}
+
+// attachKept is attach for a store that outlives its processes.
+func attachKept(ctx context.Context, c config.Config, o Options) (*Node, store.Backend, error) {
+	if c.Storage.Type == config.Mem {
+		return nil, nil, errors.New(`storage "mem" forgets everything: there is nothing to work on without its server`)
+	}
+	return attach(ctx, c, o, nil)
 }
 
 // attach opens what the store of c lies in, for work without a server; damaged as of openBackend.

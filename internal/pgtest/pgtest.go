@@ -36,6 +36,7 @@ type options struct {
 	fsync    bool
 	own      bool
 	tls      bool
+	archive  bool
 	disk     int64
 	settings string
 }
@@ -212,6 +213,13 @@ func (s *Server) create(o options) error {
 		if !o.own {
 			conf += "synchronous_commit = off\n"
 		}
+	}
+	if o.archive {
+		archiving, err := s.archiving()
+		if err != nil {
+			return err
+		}
+		conf += archiving
 	}
 	if o.tls {
 		if err := s.certify(); err != nil {

@@ -112,3 +112,37 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 	}
 	t.Errorf("%s was left behind", dir)
 }
+
+// What was committed by the moment is there after RestoreTo, and nothing else.
+func TestRestoreTo(t *testing.T) {
+	s := Own(t, Archive())
+	exec := func(sql string) {
+		t.Helper()
+		c, err := s.Login(t.Context(), Superuser, s.Password(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close(t.Context())
+		if _, err := c.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("CREATE TABLE kept (n int)")
+	if err := s.BaseBackup(); err != nil {
+		t.Fatal(err)
+	}
+	exec("INSERT INTO kept VALUES (1)")
+	var at time.Time
+	if err := s.Connect(t, "").QueryRow(t.Context(), "SELECT clock_timestamp()").Scan(&at); err != nil {
+		t.Fatal(err)
+	}
+	exec("INSERT INTO kept VALUES (2)")
+	if err := s.RestoreTo(at); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := s.Connect(t, "").QueryRow(t.Context(), "SELECT sum(n) FROM kept").Scan(&n); err != nil || n != 1 {
+		t.Fatalf("%d, %v", n, err)
+	}
+	exec("INSERT INTO kept VALUES (3)") // it takes writes
+}

@@ -53,34 +53,59 @@ func (m *Mark) bytes() []byte {
 
 // verifyAnchor refuses a store that is not what its anchor remembers, or what came of it.
 func (db *DB) verifyAnchor(s *state, c Cipher) error {
-	if db.o.Anchor == nil || db.restoring {
+	if db.o.Anchor == nil || db.arrival == reborn {
 		return nil
 	}
+	m, err := db.loadAnchor(c)
+	if err != nil || m == (Mark{}) {
+		return err
+	}
+	if err := db.holdAgainst(s, m); err != nil {
+		return err
+	}
+	db.anchored = m.Seq
+	db.confirmed.Store(&m)
+	return nil
+}
+
+// loadAnchor reads the anchor and checks its MAC; the zero Mark if nothing was stored.
+func (db *DB) loadAnchor(c Cipher) (Mark, error) {
 	m, err := db.o.Anchor.Load()
 	if err != nil {
-		return fmt.Errorf("store: reading the anchor %s: %w", db.o.Anchor, err)
+		return Mark{}, fmt.Errorf("store: reading the anchor %s: %w", db.o.Anchor, err)
 	}
 	if m == (Mark{}) {
-		return nil
+		return Mark{}, nil
 	}
 	if want := c.MAC(m.bytes()); !hmac.Equal(want[:], m.MAC[:]) {
-		return fmt.Errorf("store: the anchor %s has a wrong MAC: it was altered, or belongs to another store", db.o.Anchor)
+		return Mark{}, fmt.Errorf("store: the anchor %s has a wrong MAC: it was altered, or belongs to another store", db.o.Anchor)
 	}
+	return m, nil
+}
+
+// holdAgainst holds the state against what the anchor remembers: ErrBehind, unless it is that or came of it.
+func (db *DB) holdAgainst(s *state, m Mark) error {
 	if s.head.Seq < m.Seq {
 		return fmt.Errorf("%w, says the anchor %s: %s ends at commit %d, but had come to commit %d; it was put back to an earlier state, or "+
-			"lost writes. Bring back its latest state, or restore a backup", ErrBehind, db.o.Anchor, db.place(), s.head.Seq, m.Seq)
+			"lost writes. %s", ErrBehind, db.o.Anchor, db.place(), s.head.Seq, m.Seq, s.mend(m))
 	}
 	h, err := s.header(m.Seq)
 	if err != nil {
 		return err
 	}
 	if h.Hash() != m.Hash || h.Incarnation != m.Incarnation {
-		return fmt.Errorf("%w, says the anchor %s: commit %d is not the one that the store had then; it is another history of this store. Bring back "+
-			"its latest state, or restore a backup", ErrBehind, db.o.Anchor, m.Seq)
+		return fmt.Errorf("%w, says the anchor %s: commit %d is not the one that the store had then; it is another history of this store. "+
+			"%s", ErrBehind, db.o.Anchor, m.Seq, s.mend(m))
 	}
-	db.anchored = m.Seq
-	db.confirmed.Store(&m)
 	return nil
+}
+
+// mend says what to do about a store that is behind its anchor.
+func (s *state) mend(m Mark) string {
+	if s.head.Incarnation > m.Incarnation {
+		return "If an earlier state was taken over on another node, accept that here (lessor operator takeover -accept=HASH)"
+	}
+	return "Bring back its latest state; or, if that is lost, take this one over (lessor operator takeover), or restore a backup"
 }
 
 // place says where the store is, if its backend knows.

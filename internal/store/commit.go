@@ -258,7 +258,7 @@ func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error
 		}
 		return err
 	}
-	db.restoring, db.flushed = false, time.Now()
+	db.arrival, db.flushed = settled, time.Now()
 	db.confirm(next)
 	db.clock.follow(next.head.Time)
 	db.rows.drop(&next.head)
@@ -402,7 +402,7 @@ func (db *DB) header(s *state, admitted []*pending) (audit.Header, error) {
 		Touched:     db.plan.touched(),
 		Batch:       batch,
 	}
-	if db.restoring {
+	if db.arrival == reborn {
 		h.Incarnation = s.head.Incarnation + 1
 	}
 	leaves := db.leaves[:0]
@@ -456,8 +456,8 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 			index++
 		}
 	}
-	if db.restoring {
-		w.Delete(restoreMark)
+	for _, mark := range db.arrival.marks() {
+		w.Delete(mark)
 	}
 	set(Key{Batches, h.Batch}, nil)
 	encoded := h.Seal(c)

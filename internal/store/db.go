@@ -62,6 +62,7 @@ type DB struct {
 	once    sync.Once
 	running sync.WaitGroup // background goroutines
 	closed  error          // what Close returned
+	lent    bool           // the backend outlives the DB
 
 	anchored uint64 // sequence that the anchor remembers; the anchor keeper's, then Close's
 
@@ -75,14 +76,14 @@ type DB struct {
 	buf       []byte
 	value     []byte
 	dropped   time.Time // when old ids of batches were dropped last
-	restoring bool      // the next commit begins a new incarnation
+	arrival   arrival   // what the next commit makes of the store
 }
 
 // Open opens the store in b, sealed. An error means that b is damaged or fails, or holds an unfinished restore.
 // On success the DB owns b.
-func Open(b Backend, o Options) (*DB, error) { return open(b, o, false) }
+func Open(b Backend, o Options) (*DB, error) { return open(b, o, settled) }
 
-func open(b Backend, o Options, restoring bool) (*DB, error) {
+func open(b Backend, o Options, as arrival) (*DB, error) {
 	if o.Node == "" {
 		o.Node = "lessor"
 	}
@@ -104,7 +105,7 @@ func open(b Backend, o Options, restoring bool) (*DB, error) {
 	if o.BatchBytes <= 0 {
 		o.BatchBytes = 4 << 20
 	}
-	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), rows: newRowCache(), halted: make(chan struct{}), restoring: restoring}
+	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), rows: newRowCache(), halted: make(chan struct{}), arrival: as}
 	db.shared, _ = b.(Shared)
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	db.queue.init()
@@ -160,10 +161,8 @@ func (db *DB) load() (*state, error) {
 }
 
 func (db *DB) read(snap Snapshot) (*state, error) {
-	if mark, err := snap.Get(restoreMark); err != nil {
+	if err := db.arrival.admit(snap); err != nil {
 		return nil, err
-	} else if mark != nil && !db.restoring {
-		return nil, errors.New("store: a restore into this store did not finish; empty it and restore again")
 	}
 	last, err := Last(snap, Range{Table: Head})
 	if err != nil {
@@ -569,7 +568,9 @@ func (db *DB) Close() error {
 		go func() { db.states.Wait(); close(gone) }()
 		select {
 		case <-gone:
-			db.closed = errors.Join(err, db.b.Close())
+			if db.closed = err; !db.lent {
+				db.closed = errors.Join(err, db.b.Close())
+			}
 		case <-time.After(closeGrace):
 			db.closed = errors.New("store: a View is still open; the backend was not closed")
 		}

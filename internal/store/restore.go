@@ -10,9 +10,6 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 )
 
-// restoreMark is in a store whose restore has not finished. Table 0 is no table.
-var restoreMark = Key{0, "restore"}
-
 // Fenced is the row that a restore leaves: while it is there, the store must not act on any target. Resuming deletes it.
 var Fenced = Key{Meta, "fenced"}
 
@@ -32,7 +29,7 @@ func RestoreFrom(ctx context.Context, from Source, b Backend, o Options, unseal 
 	if err := fill(ctx, b, from); err != nil {
 		return audit.Header{}, errors.Join(err, b.Close())
 	}
-	db, err := open(b, o, true)
+	db, err := open(b, o, reborn)
 	if err != nil {
 		return audit.Header{}, errors.Join(err, b.Close())
 	}
@@ -46,12 +43,7 @@ func RestoreFrom(ctx context.Context, from Source, b Backend, o Options, unseal 
 
 // reincarnate makes the restored state a store of its own.
 func (db *DB) reincarnate(ctx context.Context, from Source, unseal func(View) (Cipher, error), void func(View, *Txn) error) error {
-	v, err := db.View()
-	if err != nil {
-		return err
-	}
-	c, err := unseal(v)
-	v.Close()
+	c, err := db.keys(unseal)
 	if err != nil {
 		return err
 	}
@@ -61,12 +53,7 @@ func (db *DB) reincarnate(ctx context.Context, from Source, unseal func(View) (C
 	if err := db.Unseal(c); err != nil {
 		return err
 	}
-	restored := db.Head().Seq
-	_, err = db.update(ctx, true, func(v View, t *Txn) error {
-		t.Put(Fenced.Table, Fenced.Name, fmt.Appendf(nil, "restored at %s from commit %d", db.Now().Format("2006-01-02T15:04:05Z"), restored))
-		return void(v, t)
-	})
-	return err
+	return db.beginAnew(ctx, "restored", void)
 }
 
 // fillBytes is how much a restore writes at once.

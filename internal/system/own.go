@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -598,15 +599,34 @@ func (b *Backend) readFence(_ context.Context, r *engine.Request) (*engine.Reply
 	}
 	data := map[string]any{"fenced": row.Exists(), "since": nil, "reason": ""}
 	if row.Exists() {
-		data["reason"] = "restored from a backup: no target is touched until an operator resumes it"
+		data["reason"] = "put back to an earlier state: no target is touched until an operator resumes it"
 		data["since"] = string(row.Value)
 	}
+	search, _, err := lease.Searching(r.View)
+	if err != nil {
+		return nil, err
+	}
+	data["searching"], data["unsearched"] = search != nil, []any{}
+	if search != nil {
+		data["unsearched"] = unsearched(search)
+	}
 	return &engine.Reply{Data: data}, nil
+}
+
+// unsearched tells of the targets that could not be searched for credentials that no lease knows, in the order of their names.
+func unsearched(s *lease.Search) []any {
+	out := []any{}
+	for _, place := range slices.Sorted(maps.Keys(s.Failed)) {
+		f := s.Failed[place]
+		out = append(out, map[string]any{"mount": f.Mount, "target": f.Target, "error": f.Why, "advice": f.Advice})
+	}
+	return out
 }
 
 func (b *Backend) resume(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{Note: "fence resumed"}
 	reply.Txn.Delete(store.Fenced.Table, store.Fenced.Name)
 	rotation.ProveAll(&reply.Txn, r.Now) // passwords may have changed since the copy was made
+	lease.SeekStrays(&reply.Txn, r.Now)  // and credentials may have been made
 	return reply, nil
 }

@@ -26,6 +26,9 @@ type Commands struct {
 	Admit   func(context.Context, AdmitOptions) (tokenFile string, err error)
 	Points  func(context.Context, PointsOptions) (Points, error)
 	Drill   func(context.Context, DrillOptions) (Drilled, error)
+
+	Migrate  func(context.Context, MigrateOptions) (Migrated, error)
+	Takeover func(context.Context, TakeoverOptions) (TakenOver, error)
 }
 
 // RestoreOptions ask for an offline restore.
@@ -60,7 +63,6 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 		operatorRotate(a), operatorKeyStatus(a), operatorGenerateRoot(a), operatorStepDown(a), operatorMembers(a),
 		operatorBackup(a), operatorBackups(a, commands), operatorFence(a),
 		session.Refusal("diagnose", "lessor status tells the server's state, lessor operator verify checks its store"),
-		session.Refusal("migrate", "to move a store elsewhere: lessor operator backup, then lessor operator restore"),
 		session.Refusal("raft", "the store is no raft cluster; to copy it: lessor operator backup; to see its servers: lessor operator members"),
 		session.Refusal("usage", "nothing is counted for licences; who uses what is told by lessor holders and lessor audit timeline"))
 	if commands.Restore != nil {
@@ -74,6 +76,12 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 	}
 	if commands.Admit != nil {
 		command.AddCommand(operatorBootstrapToken(a, commands))
+	}
+	if commands.Migrate != nil {
+		command.AddCommand(operatorMigrate(a, commands))
+	}
+	if commands.Takeover != nil {
+		command.AddCommand(operatorTakeover(a, commands))
 	}
 	return command
 }

@@ -31,6 +31,9 @@ func newProgress(w io.Writer, watched bool) *Progress {
 	return &Progress{terminal: w}
 }
 
+// Watched reports whether there is a terminal that shows it.
+func (p *Progress) Watched() bool { return p.terminal != nil }
+
 // Begin shows text from a second after now until end.
 func (p *Progress) Begin(text string) {
 	if p.terminal == nil {

@@ -2,6 +2,7 @@ package database
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -10,6 +11,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -20,8 +22,9 @@ type intent struct {
 	Connection string     `cbor:"1,keyasint"`
 	Username   string     `cbor:"2,keyasint"`
 	Role       string     `cbor:"3,keyasint"`
-	End        int64      `cbor:"4,keyasint"` // of the lease as planned, Unix seconds, rounded up
-	Statements Statements `cbor:"5,keyasint"` // without those of creation: they are needed once only, right after the plan
+	End        int64      `cbor:"4,keyasint"`           // of the lease as planned, Unix seconds, rounded up
+	Statements Statements `cbor:"5,keyasint"`           // without those of creation: they are needed once only, right after the plan
+	Mark       string     `cbor:"6,keyasint,omitempty"` // of an account that was found: that of the lease that nobody knows
 }
 
 // creds plans an account of a role.
@@ -161,30 +164,49 @@ func (e *Engine) Revert(ctx context.Context, a engine.Access, ls []*lease.Lease)
 	return errs
 }
 
-// Discover lists the accounts at all databases of the mount that bear lessor's mark: after a restore, those that no lease
-// knows are somebody's who should not have them any more.
-func (e *Engine) Discover(ctx context.Context, a engine.Access) ([]Marked, error) {
-	var all []Marked
+// Targets are the mount's connections.
+func (e *Engine) Targets(a engine.Access) (all []string, err error) {
 	from := key(a.Mount, connectionPrefix)
 	for row, err := range a.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
 		if err != nil {
 			return nil, err
 		}
-		connection := row.Name[len(from):]
-		db, err := e.database(a, connection)
-		if err != nil {
-			return nil, err
-		}
-		found, err := db.Marked(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range found {
-			m.Connection = connection
-			all = append(all, m)
-		}
+		all = append(all, row.Name[len(from):])
 	}
 	return all, nil
+}
+
+// Find lists the accounts at a connection's server that the mount made. Those of connections to the same server are among them.
+func (e *Engine) Find(ctx context.Context, a engine.Access, connection string) ([]engine.Found, error) {
+	db, err := e.database(a, connection)
+	if err != nil {
+		return nil, err
+	}
+	marked, err := db.Marked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []engine.Found
+	for _, m := range marked {
+		if m.Mount != mountMark(a.Mount.UUID) {
+			continue
+		}
+		in, err := cbor.Marshal(intent{Connection: connection, Username: m.Username, Mark: m.Mark})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, engine.Found{Mark: m.Mark, Intent: in})
+	}
+	return all, nil
+}
+
+// Mark is what the account of a lease bears.
+func (e *Engine) Mark(lease string) string { return Mark(lease) }
+
+// Advice is about the one thing that only a person can mend: a password of lessor's own account that the store never knew.
+func (e *Engine) Advice(m *mount.Entry, connection string) string {
+	return fmt.Sprintf("if lessor's own password there was changed after the state that the store was put back to, nobody here knows it: set one at the "+
+		"database, and tell it (lessor write %sconfig/%s username=… password=…)", m.Path, connection)
 }
 
 func intentOf(l *lease.Lease) (*intent, error) {
@@ -197,5 +219,7 @@ func intentOf(l *lease.Lease) (*intent, error) {
 
 // account is the lease's account, as far as the intent knows it.
 func (in *intent) account(l *lease.Lease) Account {
-	return Account{Lease: l.ID, Username: in.Username, Until: time.Unix(in.End, 0).UTC(), Statements: in.Statements}
+	return Account{
+		Lease: l.ID, Mount: mountMark(l.Mount), Found: in.Mark, Username: in.Username, Until: time.Unix(in.End, 0).UTC(), Statements: in.Statements,
+	}
 }

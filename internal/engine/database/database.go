@@ -6,6 +6,7 @@
 package database
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -70,6 +71,8 @@ type Database interface {
 // Account is a leased account as a Driver sees it.
 type Account struct {
 	Lease    string // id of the lease; marks the account
+	Mount    string // what accounts of its mount bear besides; empty: nothing
+	Found    string // the mark that it bears, where that is not its lease's: it was found, and a lease made for it
 	Username string
 	Password lessor.Secret // Create only
 	Until    time.Time     // end of the lease; the database gets an allowance for clocks that differ, Skew
@@ -107,11 +110,14 @@ type Statements struct {
 	Rollback   []string `cbor:"4,keyasint,omitempty"`
 }
 
+// Bears is the mark by which the account is known to be the one that is meant.
+func (a *Account) Bears() string { return cmp.Or(a.Found, Mark(a.Lease)) }
+
 // Marked is an account that bears lessor's mark.
 type Marked struct {
-	Connection string
-	Username   string
-	Mark       string // Mark(id of its lease)
+	Username string
+	Mark     string // Mark(id of its lease)
+	Mount    string // Account.Mount
 }
 
 // Mark is what an account carries of its lease: enough to find out whose it is, nothing that helps a reader of the
@@ -119,6 +125,12 @@ type Marked struct {
 func Mark(lease string) string {
 	h := sha256.Sum256([]byte("lessor mark\x00" + lease))
 	return hex.EncodeToString(h[:16])
+}
+
+// mountMark is what accounts that a mount made bear besides. It tells them from those of other mounts, and of other lessors.
+func mountMark(uuid string) string {
+	h := sha256.Sum256([]byte("lessor mount\x00" + uuid))
+	return hex.EncodeToString(h[:12])
 }
 
 // ErrUnreachable marks errors of a database that cannot be asked at present: down, hanging, out of sessions. Others say that
@@ -136,7 +148,7 @@ type Engine struct {
 }
 
 var (
-	_ engine.Issuer    = (*Engine)(nil)
+	_ engine.Finder    = (*Engine)(nil)
 	_ engine.Versioner = (*Engine)(nil)
 )
 

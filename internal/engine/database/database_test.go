@@ -227,11 +227,11 @@ func TestLife(t *testing.T) {
 	if d := until().Sub(end); d < database.Skew || d > database.Skew+time.Second {
 		t.Errorf("renewed, it ends %v after its lease", d)
 	}
-	marked, err := e.Discover(t.Context(), a)
-	if err != nil || !slices.Contains(marked, database.Marked{Connection: "pg", Username: username, Mark: database.Mark(l.ID)}) {
-		t.Errorf("discovered %v, %v", marked, err)
+	found, err := e.Find(t.Context(), a, "pg")
+	at := slices.IndexFunc(found, func(f engine.Found) bool { return f.Mark == e.Mark(l.ID) })
+	if err != nil || at < 0 {
+		t.Fatalf("found %v, %v", found, err)
 	}
-
 	// Role and mount may change or go; a lease takes its statements with it. Its connection's password may change.
 	b.Do(lessor.Delete, "roles/app", "")
 	if _, err := root.Exec(t.Context(), "CREATE ROLE second SUPERUSER LOGIN PASSWORD 'second'"); err != nil {

@@ -121,6 +121,9 @@ var dbTests = []struct {
 	{"power", testPower},
 	{"anchor", testAnchor},
 	{"backup", testBackup},
+	{"move", testMove},
+	{"move/refused", testMoveRefuses},
+	{"takeover", testTakeover},
 	{"image", testImage},
 }
 

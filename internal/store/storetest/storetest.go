@@ -34,6 +34,9 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() store.Backend)) {
 		}
 		t.Run("one chain", func(t *testing.T) { testCluster(t, open) })
 		t.Run("peers", func(t *testing.T) { testPeers(t, fresh(t)) })
+		t.Run("move in use", func(t *testing.T) {
+			testMoveInUse(t, &setup{open: fresh(t), fresh: fresh, cipher: NewCipher("suite"), clock: NewClock()})
+		})
 		t.Run("settled", func(t *testing.T) { testSettled(t, fresh(t)) })
 		t.Run("interleaved", func(t *testing.T) { testInterleaved(t, fresh(t)) })
 		t.Run("fresh", func(t *testing.T) { testFresh(t, fresh(t)) })

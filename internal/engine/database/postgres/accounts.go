@@ -30,6 +30,7 @@ const (
 	attempts     = 8                // at what PostgreSQL asks to try again
 	crowd        = 10 * time.Second // how long everybody stands in line after somebody was in the way
 	markPrefix   = "lessor lease="
+	mountPrefix  = " mount="
 	sessionOf    = "lessor:" // application_name of a session that makes or renews an account, before its lease's short id
 	mostOfResult = 1000
 )
@@ -74,14 +75,14 @@ func (d *server) Create(ctx context.Context, a database.Account) error {
 	}
 	creation := v.script(a.Creation)
 	first := creation[:statement(creation)] // makes the role, which takes long; what comes after it may have to stand in line
-	rest := creation[len(first):] + `COMMENT ON ROLE "` + a.Username + `" IS '` + markPrefix + database.Mark(a.Lease) + `'`
+	rest := creation[len(first):] + `COMMENT ON ROLE "` + a.Username + `" IS '` + remark(&a) + `'`
 	return d.session(ctx, func(s *session) error {
 		s.spent = leavesTraces.MatchString(creation)
 		err := s.again(func(lock string) error {
 			return s.make(a.Lease, locks(a), first+lock+rest)
 		})
 		if code(err) == duplicateObject || code(err) == uniqueViolation {
-			if found, lookErr := s.look([]database.Account{a}); lookErr == nil && found[a.Username].mark == database.Mark(a.Lease) {
+			if found, lookErr := s.look([]database.Account{a}); lookErr == nil && found[a.Username].mark == a.Bears() {
 				return nil // made before
 			}
 		}
@@ -117,13 +118,32 @@ func (d *server) Renew(ctx context.Context, a database.Account) error {
 	})
 }
 
+// remark is what an account's comment says: whose it is.
+func remark(a *database.Account) string {
+	if a.Mount == "" {
+		return markPrefix + a.Bears()
+	}
+	return markPrefix + a.Bears() + mountPrefix + a.Mount
+}
+
+// marks reads a comment; both are empty if it is none of lessor's.
+func marks(comment string) (mark, mount string) {
+	rest, ok := strings.CutPrefix(comment, markPrefix)
+	if !ok {
+		return "", ""
+	}
+	mark, mount, _ = strings.Cut(rest, mountPrefix)
+	return mark, mount
+}
+
 // Marked lists the roles that bear a mark of lessor's.
 func (d *server) Marked(ctx context.Context) (all []database.Marked, err error) {
 	err = d.session(ctx, func(s *session) error {
 		rows, err := s.run(`SELECT r.rolname, c.description FROM pg_roles r JOIN pg_shdescription c ON c.objoid = r.oid AND c.classoid = 'pg_authid'::regclass ` +
 			`WHERE c.description LIKE '` + markPrefix + `%' ORDER BY 1`)
 		for _, row := range rows {
-			all = append(all, database.Marked{Username: row[0], Mark: strings.TrimPrefix(row[1], markPrefix)})
+			mark, mount := marks(row[1])
+			all = append(all, database.Marked{Username: row[0], Mark: mark, Mount: mount})
 		}
 		return d.fail(err)
 	})
@@ -180,7 +200,7 @@ func (s *session) remove(as []database.Account, errs []error) error {
 	for i, a := range as {
 		f, ok := found[a.Username]
 		switch {
-		case !ok || f.mark != "" && f.mark != database.Mark(a.Lease):
+		case !ok || f.mark != "" && f.mark != a.Bears():
 			// gone; or another lease's, and so this one's was never made
 		case f.mark == "":
 			errs[i] = api.Errorf(api.Upstream, "role %q does not bear lessor's mark any more: see whose it is, and drop it or restore its comment", a.Username)
@@ -242,9 +262,7 @@ COMMIT`)
 	found := make(map[string]state, len(rows))
 	for _, r := range rows {
 		f := state{oid: r[1], login: r[3] == "t", sessions: r[4] == "t", owns: r[5] == "t", elsewhere: r[6], root: r[7] == "on"}
-		if mark, ok := strings.CutPrefix(r[2], markPrefix); ok {
-			f.mark = mark
-		}
+		f.mark, _ = marks(r[2])
 		found[r[0]] = f
 	}
 	return found, nil
