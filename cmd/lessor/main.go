@@ -83,7 +83,7 @@ func admit(ctx context.Context, o cli.AdmitOptions) (string, error) {
 
 // migrate moves a store, whose servers do not run.
 func migrate(ctx context.Context, o cli.MigrateOptions) (cli.Migrated, error) {
-	progress := func(p store.Passing) {
+	progress := func(p store.Stage) {
 		o.Progress(cli.Passing{Doing: p.Doing, Done: p.Done.Rows, Total: p.Total.Rows, Bytes: p.Done.Bytes, BytesInTotal: p.Total.Bytes})
 	}
 	made, err := node.Program{Version: version.String()}.Migrate(ctx, o.Config, o.From, o.To, progress)

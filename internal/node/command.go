@@ -154,7 +154,7 @@ func (p Program) Admit(ctx context.Context, args []string) (tokenFile string, er
 }
 
 // Migrate is "lessor operator migrate": either files, a configuration with both ends of the move, or the flags of the two servers.
-func (p Program) Migrate(ctx context.Context, files, from, to []string, progress func(store.Passing)) (Migrated, error) {
+func (p Program) Migrate(ctx context.Context, files, from, to []string, progress func(store.Stage)) (Migrated, error) {
 	source, destination, err := config.Config{}, config.Config{}, error(nil)
 	if len(files) > 0 {
 		source, destination, err = config.Migration(files...)

@@ -21,7 +21,7 @@ type Migrated struct {
 
 // Migrate moves the store of from to where to has its own, with no server running on either. The keys that unseal it must be in place
 // for both. It may be called again after it was cut off. progress may be nil.
-func Migrate(ctx context.Context, from, to config.Config, o Options, progress func(store.Passing)) (moved Migrated, err error) {
+func Migrate(ctx context.Context, from, to config.Config, o Options, progress func(store.Stage)) (moved Migrated, err error) {
 	if err := movable(from, to); err != nil {
 		return Migrated{}, err
 	}

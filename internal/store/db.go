@@ -67,16 +67,16 @@ type DB struct {
 	anchored uint64 // sequence that the anchor remembers; the anchor keeper's, then Close's
 
 	// The committer's own.
-	plan      plan
-	admitted  []*pending
-	rejected  []rejected
-	quiet     int       // flushes in a row that met no other node's commit
-	flushed   time.Time // when the last flush ended
-	leaves    []audit.Hash
-	buf       []byte
-	value     []byte
-	dropped   time.Time // when old ids of batches were dropped last
-	arrival   arrival   // what the next commit makes of the store
+	plan     plan
+	admitted []*pending
+	rejected []rejected
+	quiet    int       // flushes in a row that met no other node's commit
+	flushed  time.Time // when the last flush ended
+	leaves   []audit.Hash
+	buf      []byte
+	value    []byte
+	dropped  time.Time // when old ids of batches were dropped last
+	arrival  arrival   // what the next commit makes of the store
 }
 
 // Open opens the store in b, sealed. An error means that b is damaged or fails, or holds an unfinished restore.

@@ -16,8 +16,8 @@ type Extent struct {
 	Bytes uint64 `json:"bytes"` // of names, and of what is stored under them
 }
 
-// Passing tells how far a move came.
-type Passing struct {
+// Stage tells how far a move came.
+type Stage struct {
 	Doing       string // "counting", "copying" or "verifying"
 	Done, Total Extent // Total is zero while counting. While verifying, Rows are commits and Bytes is zero
 }
@@ -45,7 +45,7 @@ type Move struct {
 
 	Options   Options       // of the store at its destination; Anchor is DestinationAnchor
 	Record    audit.Record  // of the first commit; its Time is set
-	Progress  func(Passing) // may be nil; called often, and after each part that is durable at the destination
+	Progress  func(Stage) // may be nil; called often, and after each part that is durable at the destination
 	PartBytes int           // written at once; 0: 4 MiB
 
 	cipher Cipher // of the store, once the source was looked at
@@ -60,7 +60,7 @@ var (
 // Neither backend is closed. No server may run on either; other nodes that have one open are waited for, some seconds.
 func (m *Move) Run(ctx context.Context) (Report, audit.Header, error) {
 	if m.Progress == nil {
-		m.Progress = func(Passing) {}
+		m.Progress = func(Stage) {}
 	}
 	if err := errors.Join(mustBeAlone(ctx, m.From), mustBeAlone(ctx, m.To)); err != nil {
 		return Report{}, audit.Header{}, err
@@ -271,7 +271,7 @@ func (m *Move) part(w Write, p *passage, total Extent) error {
 	if err := w.Commit(); err != nil {
 		return err
 	}
-	m.Progress(Passing{"copying", p.Copied, total})
+	m.Progress(Stage{"copying", p.Copied, total})
 	return nil
 }
 
@@ -284,7 +284,7 @@ func (m *Move) count(ctx context.Context, from Snapshot) (total Extent, err erro
 			}
 			total.Rows, total.Bytes = total.Rows+1, total.Bytes+uint64(len(e.Key.Name)+len(e.Bytes))
 			if total.Rows%1024 == 0 {
-				m.Progress(Passing{Doing: "counting", Done: total})
+				m.Progress(Stage{Doing: "counting", Done: total})
 			}
 		}
 	}
@@ -319,7 +319,7 @@ func (m *Move) mark(w Write, p *passage) error {
 // the next Run.
 func (m *Move) verify(ctx context.Context, p *passage) (Report, error) {
 	report, err := Inspect(ctx, m.To, m.cipher, func(done, total uint64) {
-		m.Progress(Passing{"verifying", Extent{Rows: done}, Extent{Rows: total}})
+		m.Progress(Stage{"verifying", Extent{Rows: done}, Extent{Rows: total}})
 	})
 	if err == nil {
 		err = m.sameHead(p)

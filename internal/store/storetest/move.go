@@ -41,7 +41,7 @@ func (m *moving) run(t *testing.T, parts int) (store.Report, audit.Header, error
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	m.From, m.To = m.from(), m.to()
-	m.Progress = func(p store.Passing) {
+	m.Progress = func(p store.Stage) {
 		if p.Doing != "copying" {
 			return
 		}
