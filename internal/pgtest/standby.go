@@ -199,8 +199,8 @@ func (s *Server) backend(name string) (int, error) {
 	return 0, nil
 }
 
-// Remove ends the server for good, as the end of the test does.
-func (s *Server) Remove() { s.stop() }
+// Discard ends the server for good, as the end of the test does.
+func (s *Server) Discard() { s.stop() }
 
 func (s *Server) postmaster() (int, error) {
 	b, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))

@@ -51,7 +51,7 @@ func TestStandbyTakesOver(t *testing.T) {
 	must(primary.Up())
 	must(run(primary, "CREATE ROLE second"))
 	must(primary.Crash())
-	primary.Remove()
+	primary.Discard()
 	must(standby.Promote())
 	next, err := standby.Standby(t, 0)
 	must(err)

@@ -189,7 +189,7 @@ func (c *cluster) failover() error {
 	if err := old.Crash(); err != nil {
 		return err
 	}
-	old.Remove()
+	old.Discard()
 	_ = next.Resume()
 	if !next.Alive() {
 		if err := next.Up(); err != nil {
