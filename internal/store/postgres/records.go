@@ -45,11 +45,6 @@ func inRecords(t store.Table) bool {
 // firstRecords and lastRecords are the audit tables' numbers, which have nothing else between them.
 const firstRecords, lastRecords = int16(store.Records), int16(store.ByWho)
 
-// recordSQL writes rows of the audit tables: tab, name, bytes as arrays, and the epoch.
-const recordSQL = `INSERT INTO lessor.records (tab, name, since, bytes)
-SELECT tab, name, $4, bytes FROM unnest($1::smallint[], $2::bytea[], $3::bytea[]) AS i (tab, name, bytes)
-ON CONFLICT (tab, name) DO UPDATE SET since = EXCLUDED.since, bytes = EXCLUDED.bytes`
-
 // Statements that delete from the audit tables. Only the first is for what the store does while it serves.
 const (
 	floorSQL = `INSERT INTO lessor.floors (tab, name, since) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
