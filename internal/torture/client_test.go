@@ -29,6 +29,7 @@ const (
 // run is one run of the test: what clients share.
 type run struct {
 	*cluster
+	long     bool // there is time to wait for what takes a minute
 	began    time.Time
 	history  *history
 	ledger   *ledger

@@ -67,6 +67,7 @@ func TestTorture(t *testing.T) {
 		names = strings.Split(s, ",")
 	}
 	r := newRun(t)
+	r.long = most == longestFault
 	summary, serves := r.torment(seed, duration, plan(seed, int(duration/time.Second)+1, most, names))
 	summary.Seed = seed
 	var wrong []string
@@ -394,7 +395,8 @@ func (r *run) staticWorks(c *client) (err error) {
 	return err
 }
 
-// expire waits until the accounts are gone whose leases have ended by themselves, or should be.
+// expire waits until the accounts are gone whose leases have ended by themselves, or should be; after a long run, those that nobody
+// confirmed, too.
 func (r *run) expire() {
 	for end := r.now() + unconfirmed + lateBy; r.now() < end; sleep(r.t.Context(), lookEvery) {
 		waiting := 0
@@ -402,6 +404,8 @@ func (r *run) expire() {
 			ends := a.end()
 			if g := r.ledger.of(a.Name); g != nil {
 				ends = g.end()
+			} else if !r.long {
+				continue
 			}
 			if !a.Gone && ends < end-lateBy {
 				waiting++
