@@ -39,7 +39,7 @@ func TestSystemAsVaultTellsIt(t *testing.T) {
 		{lessor.Read, "sys/loggers", ``, `{"core":"info"}`},
 		{lessor.Read, "sys/loggers/core", ``, `{"core":"info"}`},
 		{lessor.Read, "sys/loggers/nope", ``, `{}`},
-		{lessor.Read, "sys/ha-status", ``, `{"nodes":[{"active_node":true}]}`},
+		{lessor.Read, "sys/ha-status", ``, `{"nodes":[{"active_node":true,"hostname":"test","api_address":"","cluster_address":"","version":"","last_echo":null,"echo_duration_ms":0,"clock_skew_ms":0,"replication_primary_canary_age_ms":0}]}`},
 	} {
 		g.same(c.path, g.do(g.root, c.verb, c.path, c.data).Data, c.want)
 	}
