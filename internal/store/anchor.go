@@ -156,6 +156,15 @@ func (db *DB) makeSure() error {
 		}
 		return err
 	}
+	// Who confirmed may be a server that took over meanwhile, and never had the head.
+	snap, err := db.b.Snapshot()
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	if err := (&state{snap: snap}).holds(s.head.Seq, s.hash); err != nil {
+		return err
+	}
 	db.confirm(s)
 	return nil
 }

@@ -187,7 +187,7 @@ func (w *observer) look(ctx context.Context, conn *pgx.Conn, now func() time.Dur
 			a = &account{Name: s.name, First: began}
 			w.accounts[s.name] = a
 		}
-		a.Gone, a.Until, a.Mark = false, began+time.Duration(s.left*float64(time.Second)), s.comment
+		a.Gone, a.Until, a.Mark = false, began+time.Duration(s.left*float64(time.Second)), mark(s.comment)
 		if s.able {
 			a.Alive = began
 		}
@@ -213,6 +213,12 @@ func (w *observer) left() (names []string) {
 		}
 	}
 	return names
+}
+
+// mark is the part of an account's comment that names its lease.
+func mark(comment string) string {
+	m, _, _ := strings.Cut(comment, " mount=")
+	return m
 }
 
 // markOf is what an account's comment says of a lease.
