@@ -504,7 +504,7 @@ func (db *DB) settle(h *audit.Header, cause error) error {
 	case err != nil:
 		return db.uncertain(h, errors.Join(cause, err))
 	case version[0] != h.Seq:
-		return fmt.Errorf("%w: %w", errUnwritten, cause)
+		return fmt.Errorf("%w: %w: %w", errUnwritten, ErrUnreachable, cause)
 	}
 	return nil
 }

@@ -43,10 +43,10 @@ type Move struct {
 
 	SourceAnchor, DestinationAnchor Anchor // as Options.Anchor; may be the same
 
-	Options   Options       // of the store at its destination; Anchor is DestinationAnchor
-	Record    audit.Record  // of the first commit; its Time is set
-	Progress  func(Stage) // may be nil; called often, and after each part that is durable at the destination
-	PartBytes int           // written at once; 0: 4 MiB
+	Options   Options      // of the store at its destination; Anchor is DestinationAnchor
+	Record    audit.Record // of the first commit; its Time is set
+	Progress  func(Stage)  // may be nil; called often, and after each part that is durable at the destination
+	PartBytes int          // written at once; 0: 4 MiB
 
 	cipher Cipher // of the store, once the source was looked at
 }

@@ -137,7 +137,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
-	for _, step := range []func(context.Context) error{b.migrate, b.provide, b.tell, b.register, b.measure} {
+	for _, step := range []func(context.Context) error{b.prove, b.migrate, b.provide, b.tell, b.register, b.measure} {
 		if err := step(ctx); err != nil {
 			b.disconnect()
 			return nil, wrap(err)
@@ -242,7 +242,7 @@ func lost(err error) bool {
 // ours reports whether err is this package's rather than the server's or the network's.
 func ours(err error) bool {
 	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errRole) ||
-		errors.Is(err, errOver) || errors.Is(err, errShort) || errors.Is(err, store.ErrMoved)
+		errors.Is(err, errOver) || errors.Is(err, errShort) || errors.Is(err, errNoLock) || errors.Is(err, store.ErrMoved)
 }
 
 func wrap(err error) error {

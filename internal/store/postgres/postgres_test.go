@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
@@ -391,6 +393,16 @@ func TestRefusals(t *testing.T) {
 	t.Run("without fsync", func(t *testing.T) {
 		s := pgtest.Start(t)
 		refused(t, s.URL(pgtest.Superuser, s.Password(), s.Database(t)), "fsync = off")
+	})
+	t.Run("locks that do not lock", func(t *testing.T) {
+		name := server.Database(t)
+		_, err := server.Connect(t, name).Exec(t.Context(), `CREATE FUNCTION public.pg_advisory_xact_lock(bigint) RETURNS void LANGUAGE sql AS 'SELECT';
+			CREATE FUNCTION public.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+			ALTER DATABASE `+name+` SET search_path = public, pg_catalog`, pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(t, server.URL(pgtest.Superuser, server.Password(), name), "do not exclude")
 	})
 	t.Run("newer lessor", func(t *testing.T) {
 		if _, err := b.readers.Exec(t.Context(), `UPDATE lessor.state SET version = version + 1, least = version + 1`); err != nil {
