@@ -46,20 +46,24 @@ func (db *DB) look() error {
 	return db.catchUp(&s, news, nil)
 }
 
-// followOthers publishes what other nodes commit, when the backend hints at it.
+// followOthers publishes what other nodes commit, when the backend hints at it. A hint that could not be followed is tried again.
 func (db *DB) followOthers() {
-	moved := db.shared.Moved()
+	moved, again := db.shared.Moved(), make(<-chan time.Time)
 	for {
 		select {
 		case <-db.ctx.Done():
 			return
+		case <-db.halted:
+			return
+		case <-again:
 		case _, ok := <-moved:
 			if !ok {
 				return
 			}
-			if err := db.Fresh(db.ctx); err != nil && db.ctx.Err() == nil {
-				db.log.Warn("reading other nodes' commits failed", "error", err)
-			}
+		}
+		if err := db.Fresh(db.ctx); err != nil && db.ctx.Err() == nil {
+			db.log.Warn("reading other nodes' commits failed; it is tried again", "error", err)
+			again = time.After(time.Second)
 		}
 	}
 }

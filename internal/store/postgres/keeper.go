@@ -77,7 +77,7 @@ func answer(err error) bool {
 	return errors.As(err, &said)
 }
 
-// poll gives a hint if there is an epoch that this node has not shown.
+// poll gives a hint if there is an epoch that the store was not told of. Snapshots that it took for itself do not count.
 func (b *Backend) poll(ctx context.Context) error {
 	var found, least int32
 	var epoch int64
@@ -87,7 +87,7 @@ func (b *Backend) poll(ctx context.Context) error {
 	if err := compatible(found, least); err != nil {
 		return err
 	}
-	if epoch != b.pins.latest() {
+	if epoch != b.told.Load() {
 		select {
 		case b.moved <- struct{}{}:
 		default:

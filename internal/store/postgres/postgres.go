@@ -88,6 +88,7 @@ type Backend struct {
 	started time.Time // by the database's clock
 	about   atomic.Pointer[[]byte]
 	pins    pins
+	told    atomic.Int64 // the epoch that the store was told of last, by Look, Enter or its own commit
 	used    atomic.Int64
 	dead    atomic.Int64  // rows reclaimed since the past was vacuumed
 	days    sync.Map      // of uint32: days whose partition was seen to

@@ -502,3 +502,35 @@ func TestPeersDie(t *testing.T) {
 		t.Errorf("it came back as if it had just started: %v, not %v", p.Started, started)
 	}
 }
+
+// A node hears of what others commit, whatever else it reads of the backend meanwhile.
+func TestNodesHearThoughTheyLook(t *testing.T) {
+	url := database(t)
+	b := connect(t, url)
+	db, err := store.Open(b, store.Options{Node: "looks"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Unseal(storetest.NewCipher("nodes")); err != nil {
+		t.Fatal(err)
+	}
+	other := node(t, url, "other")
+	for range 20 {
+		r, err := add(t.Context(), other, "n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap, err := b.Snapshot() // as who confirms heads does
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err = db.Await(ctx, r.Seq)
+		cancel()
+		if err != nil {
+			t.Fatalf("commit %d was not heard of: %v", r.Seq, err)
+		}
+	}
+}

@@ -218,12 +218,6 @@ func (p *pins) heard(epoch int64) {
 	p.last = max(p.last, epoch)
 }
 
-func (p *pins) latest() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.last
-}
-
 // oldest is the epoch from which on this node may still read.
 func (p *pins) oldest() int64 {
 	p.mu.Lock()

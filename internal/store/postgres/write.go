@@ -188,6 +188,7 @@ func queueLook(batch *pgx.Batch, base place, after uint64, told func(now place, 
 
 // news are what was found at now by who shows base. The caller holds a pin that is not later than now.
 func (b *Backend) news(base, now place, headers []store.Stored) store.News {
+	b.told.Store(now.epoch)
 	if now == base {
 		return store.News{}
 	}
@@ -319,6 +320,7 @@ func (w *write) commit(ctx context.Context, call func(context.Context, [][]byte)
 		return errShort
 	}
 	w.b.pins.heard(w.made.epoch)
+	w.b.told.Store(w.made.epoch)
 	w.end()
 	return nil
 }
