@@ -27,6 +27,9 @@ var (
 	movedMark   = Key{0, "moved"}   // the store was moved elsewhere
 )
 
+// errElsewhere is the error of a store that was moved. A node that was cut off meanwhile hears of it as the Fault.
+var errElsewhere = errors.New("store: it was moved")
+
 // admit says why a store cannot be opened as it lies in snap; nil if it can.
 func (a arrival) admit(snap Snapshot) error {
 	if a != settled {
@@ -50,8 +53,8 @@ func (a arrival) admit(snap Snapshot) error {
 		if err != nil {
 			return err
 		}
-		return fmt.Errorf("store: it was moved to %s on %s: start its servers there. If what is there is lost, what is here "+
-			"can be taken over: lessor operator takeover", p.To, p.Began.Format(time.RFC3339))
+		return fmt.Errorf("%w to %s on %s: start its servers there. If what is there is lost, what is here "+
+			"can be taken over: lessor operator takeover", errElsewhere, p.To, p.Began.Format(time.RFC3339))
 	}
 	return nil
 }

@@ -553,7 +553,8 @@ func (s *state) header(seq uint64) (audit.Header, error) {
 const closeGrace = 10 * time.Second
 
 // Close commits what is queued, brings the anchor up to date and closes the backend. It waits for open Views for ten seconds;
-// if some stay open it returns an error and leaves the backend open, since closing it would pull the ground from under them.
+// if some stay open it returns an error and leaves the backend open, since closing it would pull the ground from under them; a Shared one it
+// closes all the same, so that other nodes do not wait for this one.
 func (db *DB) Close() error {
 	db.once.Do(func() {
 		db.queue.close()
@@ -573,6 +574,9 @@ func (db *DB) Close() error {
 			}
 		case <-time.After(closeGrace):
 			db.closed = errors.New("store: a View is still open; the backend was not closed")
+			if db.shared != nil { // it bears that, and others would go on to take this node for alive
+				db.closed = errors.Join(errors.New("store: a View is still open, and reads nothing more"), db.b.Close())
+			}
 		}
 	})
 	return db.closed

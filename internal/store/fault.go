@@ -6,5 +6,5 @@ import "errors"
 // store lies in was away, or an outcome was unknown. Damage stays, and so does a store that is behind what it was.
 func Passing(err error) bool {
 	var damage *Damage
-	return !errors.As(err, &damage) && !errors.Is(err, ErrBehind) && !errors.Is(err, errSum)
+	return !errors.As(err, &damage) && !errors.Is(err, errElsewhere) && !errors.Is(err, ErrBehind) && !errors.Is(err, errSum)
 }

@@ -78,6 +78,15 @@ func (db *DB) catchUp(s **state, news News, each func(*audit.Header)) error {
 	if err != nil {
 		return db.astray(*s, err)
 	}
+	if next.head.Seq == (*s).head.Seq { // something changed, and it was no commit
+		if err := settled.admit(next.snap); err != nil {
+			next.release()
+			if errors.Is(err, errElsewhere) {
+				db.fail(err)
+			}
+			return err
+		}
+	}
 	db.clock.follow(next.head.Time)
 	next.acquire()
 	db.replace(next)

@@ -534,3 +534,35 @@ func TestNodesHearThoughTheyLook(t *testing.T) {
 		}
 	}
 }
+
+// A node that was cut off while the store was moved elsewhere commits nothing to what was left behind.
+func TestNodeThatMissedAMove(t *testing.T) {
+	url := database(t)
+	db, err := store.Open(connect(t, url), store.Options{Node: "paused"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Unseal(storetest.NewCipher("nodes")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := add(t.Context(), db, "n"); err != nil {
+		t.Fatal(err)
+	}
+	mover := connect(t, url)
+	defer mover.Close()
+	w, err := mover.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Set(store.Key{Name: "moved"}, append(make([]byte, 7), append([]byte{1}, append(make([]byte, 32), `{"To":"the folder /elsewhere"}`...)...)...))
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := add(t.Context(), db, "n"); err == nil {
+		t.Error("it went on committing")
+	}
+	if f := db.Fault(); f == nil || store.Passing(f) || !strings.Contains(f.Error(), "moved to the folder /elsewhere") {
+		t.Errorf("the fault: %v", f)
+	}
+}
