@@ -228,6 +228,9 @@ type tail struct {
 func (t *telling) catchUp(ctx context.Context) error {
 	for head := t.o.Store.Head().Seq; t.seq < head; {
 		commits, err := t.o.Store.Commits(t.seq+1, chunk)
+		if err == nil {
+			err = t.o.Store.Confirm(ctx) // a device cannot be told that it was told what a failover lost
+		}
 		if err != nil {
 			return err
 		}

@@ -20,8 +20,9 @@ import (
 type Store interface {
 	View() (store.View, error)
 	Commit(ctx context.Context, t store.Txn) (store.Receipt, error)
-	Now() time.Time    // lease time
-	ClockAlarm() error // why lease time should not be acted upon; nil: it may
+	Confirm(ctx context.Context) error // what Views show now survives a failover
+	Now() time.Time                    // lease time
+	ClockAlarm() error                 // why lease time should not be acted upon; nil: it may
 }
 
 // Options of a Reaper. Store and Revert are needed; the rest has defaults.

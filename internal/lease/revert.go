@@ -328,6 +328,9 @@ func (k *worker) revert(ctx context.Context, part []queued) error {
 	if err != nil || len(leases) == 0 {
 		return err
 	}
+	if err := k.Store.Confirm(ctx); err != nil { // that they are being revoked, and the record of it, may be another node's commit
+		return err
+	}
 	failures := k.call(ctx, leases)
 	if ctx.Err() != nil {
 		return nil // stopping: whatever happened, it is tried again

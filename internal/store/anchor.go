@@ -128,7 +128,7 @@ func (db *DB) anchorKeeper() {
 		case <-db.ctx.Done():
 			return
 		case <-tick.C:
-			if err := db.makeSure(); err != nil {
+			if err := db.Confirm(db.ctx); err != nil && db.ctx.Err() == nil && db.Fault() == nil {
 				db.log.Warn("the head could not be confirmed, so the anchor stays behind it", "error", err)
 			}
 			if err := db.storeAnchor(); err != nil {
@@ -138,23 +138,22 @@ func (db *DB) anchorKeeper() {
 	}
 }
 
-// makeSure confirms the published head, if it is another node's: one of our own was confirmed when it was acknowledged.
-func (db *DB) makeSure() error {
+// Confirm returns once what Views show survives whatever commits survive, a failover too: a commit of another node's may be seen
+// before it does, after a crash of the backend. What is done outside the store, because of what was seen, comes after it. For what this node
+// committed last, and on a backend that is not Shared, it returns at once. Errors: ErrUnreachable; ErrClosed; the Fault.
+func (db *DB) Confirm(ctx context.Context) error {
 	s, err := db.latest()
 	if err != nil {
-		return nil // there is nothing to confirm
+		return err
 	}
 	defer s.release()
 	if m := db.confirmed.Load(); db.shared == nil || s.head.Seq == 0 || m != nil && m.Seq >= s.head.Seq {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(db.ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := db.shared.Confirm(ctx); err != nil {
-		if db.ctx.Err() != nil {
-			return nil
-		}
-		return err
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	// Who confirmed may be a server that took over meanwhile, and never had the head.
 	snap, err := db.b.Snapshot()

@@ -55,6 +55,9 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = hostPatience
 	}
+	if c.RuntimeParams["search_path"] == "" {
+		c.RuntimeParams["search_path"] = "pg_catalog" // nobody else's functions, whatever the role or the database is set to
+	}
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "lessor"
 	}

@@ -397,12 +397,12 @@ func TestRefusals(t *testing.T) {
 	t.Run("locks that do not lock", func(t *testing.T) {
 		name := server.Database(t)
 		_, err := server.Connect(t, name).Exec(t.Context(), `CREATE FUNCTION public.pg_advisory_xact_lock(bigint) RETURNS void LANGUAGE sql AS 'SELECT';
-			CREATE FUNCTION public.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT true';
-			ALTER DATABASE `+name+` SET search_path = public, pg_catalog`, pgx.QueryExecModeSimpleProtocol)
+			CREATE FUNCTION public.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT true'`,
+			pgx.QueryExecModeSimpleProtocol)
 		if err != nil {
 			t.Fatal(err)
 		}
-		refused(t, server.URL(pgtest.Superuser, server.Password(), name), "do not exclude")
+		refused(t, server.URL(pgtest.Superuser, server.Password(), name)+"&search_path=public,pg_catalog", "do not exclude")
 	})
 	t.Run("newer lessor", func(t *testing.T) {
 		if _, err := b.readers.Exec(t.Context(), `UPDATE lessor.state SET version = version + 1, least = version + 1`); err != nil {
@@ -500,6 +500,30 @@ func TestPeersDie(t *testing.T) {
 	}
 	if p := find(a.Self()); !p.Started.Equal(started) {
 		t.Errorf("it came back as if it had just started: %v, not %v", p.Started, started)
+	}
+}
+
+// Functions that somebody else made are not called in the place of PostgreSQL's own, though the database be set to find them first.
+func TestForeignFunctionsAreNotCalled(t *testing.T) {
+	server := pgtest.Start(t, pgtest.Fsync())
+	name := server.Database(t)
+	admin := server.Connect(t, name)
+	_, err := admin.Exec(t.Context(), `CREATE TABLE public.caught (n int);
+		CREATE FUNCTION public.cardinality(smallint[]) RETURNS integer LANGUAGE sql AS 'INSERT INTO public.caught VALUES (1); SELECT 0';
+		ALTER DATABASE `+name+` SET search_path = public, pg_catalog`, pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := node(t, server.URL(pgtest.Superuser, server.Password(), name), "node")
+	if _, err := add(t.Context(), db, "n"); err != nil {
+		t.Fatal(err)
+	}
+	if n := counted(t, db, "n"); n != 1 {
+		t.Errorf("the commit was acknowledged, and shows %d", n)
+	}
+	var caught int
+	if err := admin.QueryRow(t.Context(), `SELECT count(*) FROM public.caught`).Scan(&caught); err != nil || caught != 0 {
+		t.Errorf("it was called %d times; %v", caught, err)
 	}
 }
 
