@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -119,6 +120,9 @@ command is cut off, run it again with another join secret, or start the server i
 			c = c.WithToken(secret)
 			o.Ask = func(ctx context.Context, request map[string]any) (string, error) {
 				answer, err := c.Write(ctx, "sys/lessor/join", request)
+				if refused, ok := errors.AsType[*client.Error](err); ok && refused.Status == http.StatusForbidden {
+					return "", fmt.Errorf("%s: the join secret was used, revoked, has expired, or is for another node: make another with lessor operator join-secret", c.Address())
+				}
 				if err != nil {
 					return "", err
 				}
