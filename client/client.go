@@ -18,6 +18,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -215,6 +216,16 @@ func (t TLS) authorities() (*x509.CertPool, error) {
 
 // Address is the server's address as configured.
 func (c *Client) Address() string { return c.config.Address }
+
+// Authentic reports whether nobody else can pose as the server, or read along: its certificate is verified, or it is on this machine.
+func (c *Client) Authentic() bool {
+	if c.base.Scheme == "https" {
+		return !c.config.TLS.SkipVerify
+	}
+	host := c.base.Hostname()
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback() // a socket's is localhost
+}
 
 // Namespace is the namespace that requests name.
 func (c *Client) Namespace() string { return c.config.Namespace }

@@ -43,6 +43,7 @@ func run() int {
 
 		Migrate:  migrate,
 		Takeover: takeover,
+		Join:     join,
 	}, os.Args[1:])
 }
 
@@ -103,6 +104,15 @@ func takeover(ctx context.Context, o cli.TakeoverOptions) (cli.TakenOver, error)
 		made, err = p.Takeover(ctx, o.Store, o.Force, o.Progress)
 	}
 	return cli.TakenOver{Seq: made.Head.Seq, Incarnation: made.Head.Incarnation, Hash: made.Hash, TokenFile: made.TokenFile}, err
+}
+
+// join makes this machine a server of a cluster.
+func join(ctx context.Context, o cli.JoinOptions) (cli.Joined, error) {
+	made, err := node.Program{Version: version.String()}.Join(ctx, node.Joining{
+		Config: o.Config, KeyFile: o.KeyFile, Node: o.Node, Listen: o.Listen, CertFile: o.CertFile, CertKey: o.CertKey, APIAddr: o.APIAddr,
+		ConnectionURLFile: o.ConnectionURLFile, Ask: o.Ask,
+	})
+	return cli.Joined(made), err
 }
 
 // verify checks a store, whose server does not run.

@@ -40,6 +40,8 @@ type (
 	Passing         = operator.Passing
 	TakeoverOptions = operator.TakeoverOptions
 	TakenOver       = operator.TakenOver
+	JoinOptions     = operator.JoinOptions
+	Joined          = operator.Joined
 
 	Origin        = operator.Origin
 	PointsOptions = operator.PointsOptions

@@ -50,6 +50,10 @@ func all(t *testing.T) operator.Commands {
 			t.Error(unexpected)
 			return operator.TakenOver{}, unexpected
 		},
+		Join: func(context.Context, operator.JoinOptions) (operator.Joined, error) {
+			t.Error(unexpected)
+			return operator.Joined{}, unexpected
+		},
 		Points: func(context.Context, operator.PointsOptions) (operator.Points, error) {
 			t.Error(unexpected)
 			return operator.Points{}, unexpected

@@ -435,10 +435,11 @@ func (w *walk) answer(ctx context.Context, txn *store.Txn, rec *audit.Record) (*
 	return a, err
 }
 
-// spend takes one use off a token whose uses are counted. With the last one the token ends, and its leases with it.
+// spend takes one use off a token whose uses are counted. With the last one the token ends, and its leases with it. What wrapping tokens
+// and join secrets are good for ends them itself; to be refused does not.
 func (w *walk) spend(txn *store.Txn) error {
 	t := w.who.token
-	if t == nil || !t.Limited || t.Wrapping || w.route != nil && w.route.Open {
+	if t == nil || !t.Limited || t.Wrapping || t.Join || w.route != nil && w.route.Open {
 		return nil
 	}
 	after := *t

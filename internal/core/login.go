@@ -31,8 +31,8 @@ func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *
 	switch given := policiesOf(m.Policies, true); {
 	case slices.Contains(given, token.RootPolicy):
 		return nil, api.Errorf(api.Invalid, "auth methods cannot create root tokens")
-	case slices.Contains(given, book.WrappingPolicy):
-		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", book.WrappingPolicy)
+	case slices.ContainsFunc(given, book.IsBearer):
+		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", given[slices.IndexFunc(given, book.IsBearer)])
 	}
 	var alias identity.Alias
 	var identityPolicies []string

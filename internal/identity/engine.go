@@ -157,7 +157,7 @@ func checkPolicies(names []string) ([]string, error) {
 	for _, n := range names {
 		switch n = strings.ToLower(strings.TrimSpace(n)); n {
 		case "":
-		case "root", "response-wrapping":
+		case "root", "response-wrapping", "lessor-join":
 			return nil, api.Errorf(api.Invalid, "policies cannot contain %s", n)
 		default:
 			out = append(out, n)

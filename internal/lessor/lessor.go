@@ -51,6 +51,7 @@ type Op struct {
 	Instance  string         // X-Lessor-Instance: which process of the holder this is; may be empty
 	Renewable bool           // X-Lessor-Lease: renewable — the client will renew leases on static secrets
 	Accept    string         // media types that the client would like, in its own words; may be empty
+	Private   bool           // it came over TLS or from this machine: nobody on the way can have read or changed it
 	Time      time.Time      // lease time at which the operation arrived
 
 	// Headers are those of the request that audit records are to keep, by name in lower case; nil if none is.

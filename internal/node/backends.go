@@ -53,7 +53,7 @@ func (b backends) connect(l *life) {
 		Store: l.db, Reaper: c.Reaper(), Backends: b.all, RequireOwner: n.config.RequireOwner, Info: l.info, Keys: l.keys, Seal: l,
 		Reported: n.config.ReportedVersion, Upgrade: c.Upgrade, Node: l.about(),
 		Lockout:     n.config.Lockout,
-		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters, Backups: l.backups,
+		PrefixAudit: n.config.Audit.AllowPrefix, Exporters: l.exporters, Backups: l.backups, Welcome: l.welcome(),
 		Metrics: system.Metrics{
 			Text: func(_ context.Context, w io.Writer) error { return expose(registry, w) },
 			JSON: func(_ context.Context, w io.Writer) error { return summarize(registry, n.Now(), w) },

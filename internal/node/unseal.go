@@ -110,7 +110,7 @@ func (n *Node) advised(err error) error {
 	if err == nil || !n.shared() || !errors.Is(err, seal.ErrMissing) {
 		return err
 	}
-	return fmt.Errorf("%w\nThe database has a store already, made by another server. To add this one, put the key file of one that runs there into its place", err)
+	return fmt.Errorf("%w\nThe database has a store already, made by another server. To add this one, make a join secret there (lessor operator join-secret), and join with it here (lessor operator join)", err)
 }
 
 // located adds to an error where the store is, unless it says so already.

@@ -97,10 +97,10 @@ func (ls *leases) ofLease(row string) *Rule {
 	return ls.rules.given(mount, path, "")
 }
 
-// ofToken is the rule that a token counts under. Root tokens that never end and wrapping tokens count under none.
+// ofToken is the rule that a token counts under. Root tokens that never end, wrapping tokens and join secrets count under none.
 func (ls *leases) ofToken(row store.Row) (*Rule, error) {
 	t, err := token.Decode("", row.Value)
-	if err != nil || t.Wrapping || t.Expires.IsZero() {
+	if err != nil || t.Wrapping || t.Join || t.Expires.IsZero() {
 		return nil, err
 	}
 	return ls.rules.given(t.Mount, t.Path, t.Role), nil

@@ -38,6 +38,7 @@ func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string
 	if op.Client, err = h.client(r); err != nil {
 		return nil, false, err
 	}
+	op.Private = r.TLS != nil || local(r)
 	if err := readHeader(op, r.Header); err != nil {
 		return nil, false, err
 	}
@@ -143,6 +144,12 @@ func (h *Handler) keepHeaders(op *lessor.Op, header http.Header) {
 			op.Headers[name] = strings.ToValidUTF8(strings.Join(values, ", "), "\ufffd")
 		}
 	}
+}
+
+// local reports whether r came over a connection from this machine.
+func local(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && peer.Addr().Unmap().IsLoopback()
 }
 
 // client is the address that asks: the peer's or, if that is a trusted proxy, the last one in X-Forwarded-For that is not.

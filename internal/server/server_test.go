@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -413,6 +414,31 @@ func TestForwarded(t *testing.T) {
 		h.ServeHTTP(w, r)
 		if w.Code != c.status || c.want != "" && got != netip.MustParseAddr(c.want) {
 			t.Errorf("%s %q: %d %s, want %d %s", c.peer, c.lines, w.Code, got, c.status, c.want)
+		}
+	}
+}
+
+// What came over plain HTTP from elsewhere is not private, whatever it says of itself or a proxy says of it.
+func TestPrivate(t *testing.T) {
+	var got bool
+	h := answering(&lessor.Answer{}, nil, func(op *lessor.Op) { got = op.Private })
+	h.proxies = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	for _, c := range []struct {
+		peer string
+		tls  *tls.ConnectionState
+		want bool
+	}{
+		{"127.0.0.1:1", nil, true}, {"[::1]:1", nil, true}, {"[::ffff:127.0.0.1]:1", nil, true}, {"198.51.100.7:1", &tls.ConnectionState{}, true},
+		{"198.51.100.7:1", nil, false}, {"192.0.2.1:1", nil, false}, {"@", nil, false},
+	} {
+		r := httptest.NewRequest("GET", "/v1/a", nil)
+		r.RemoteAddr, r.TLS = c.peer, c.tls
+		r.Header.Set("X-Forwarded-For", "127.0.0.1")
+		r.Header.Set("X-Forwarded-Proto", "https")
+		got = !c.want
+		h.ServeHTTP(httptest.NewRecorder(), r)
+		if got != c.want {
+			t.Errorf("%s, TLS %t: private is %t", c.peer, c.tls != nil, got)
 		}
 	}
 }

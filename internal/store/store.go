@@ -36,7 +36,7 @@ const (
 	Identity                  // entities, aliases, groups and their indexes
 	Config                    // roles of auth methods, token roles, owners, password policies, switches
 	Tokens                    // tokens by keyed hash
-	TokenIdx                  // accessors, children
+	TokenIdx                  // accessors, children, join secrets
 	Leases                    // leases by mount and id
 	Due                       // leases and tokens by expiry
 	LeaseIdx                  // leases by token; holders of static secrets

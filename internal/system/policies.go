@@ -112,7 +112,7 @@ func (b *Backend) readPolicy(_ context.Context, r *engine.Request) (*engine.Repl
 func (b *Backend) writePolicy(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := policyName(r)
 	switch {
-	case name == token.RootPolicy || name == book.WrappingPolicy:
+	case name == token.RootPolicy || book.IsBearer(name):
 		return nil, api.Errorf(api.Invalid, "cannot update %q policy", name)
 	case name == "" || len(name) > 256 || strings.ContainsAny(name, "\x00\r\n\t, "):
 		return nil, api.Errorf(api.Invalid, "a policy's name has 1 to 256 bytes, without white space, commas or control characters")
@@ -147,7 +147,7 @@ func (b *Backend) deletePolicy(_ context.Context, r *engine.Request) (*engine.Re
 	if name == book.DefaultPolicy {
 		return nil, api.Errorf(api.Invalid, "cannot delete default policy")
 	}
-	if name == token.RootPolicy || name == book.WrappingPolicy {
+	if name == token.RootPolicy || book.IsBearer(name) {
 		return nil, api.Errorf(api.Invalid, "cannot delete %q policy", name)
 	}
 	reply := &engine.Reply{}

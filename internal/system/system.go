@@ -42,7 +42,8 @@ type Backend struct {
 	Info         func() map[string]any // answer of sys/lessor/info
 	Keys         *seal.Keyring
 	Seal         Seal
-	Outside      []engine.Route // below sys/, what the node answers before the gate: told in Front
+	Welcome      func(url bool) Welcome // for a machine that joins, with the database's URL or without; nil: none can
+	Outside      []engine.Route         // below sys/, what the node answers before the gate: told in Front
 }
 
 // Metrics write what the node counts and measures.
@@ -60,7 +61,7 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
-		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.ownRoutes(),
+		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(),
 		b.lockedUserRoutes(),
 	} {
 		routes = append(routes, part...)

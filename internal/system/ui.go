@@ -30,13 +30,15 @@ func (b *Backend) uiRoutes() []engine.Route {
 	}
 }
 
-// known reports whether the caller has a token. One that is no good, or that only unwraps, is refused although none is needed:
+// known reports whether the caller has a token. One that is no good, or that is good for one thing only, is refused although none is needed:
 // who has one wants to know what it reaches.
 func known(r *engine.Request) (bool, error) {
 	t := r.System.Caller()
 	switch {
 	case t != nil && t.Wrapping:
 		return false, api.Errorf(api.Denied, "permission denied: a wrapping token only unwraps")
+	case t != nil && t.Join:
+		return false, api.Errorf(api.Denied, "permission denied: a join secret only lets a server join")
 	case t == nil && !r.Op.Token.Empty():
 		return false, api.Errorf(api.Unauthenticated, "permission denied")
 	}

@@ -63,6 +63,7 @@ type Token struct {
 	Wrapping  bool              `cbor:"28,keyasint,omitempty"` // a response-wrapping token: good for one unwrap, nothing else
 	Cluster   uint64            `cbor:"29,keyasint,omitempty"` // batch: incarnation it was made in; a restore voids it
 	Position  uint64            `cbor:"30,keyasint,omitempty"` // View position at which it was decided; tombstones compare with it
+	Join      bool              `cbor:"31,keyasint,omitempty"` // a join secret: lets one machine join the cluster, nothing else
 }
 
 var encoding, decoding = func() (cbor.EncMode, cbor.DecMode) {
@@ -91,6 +92,10 @@ func accessorName(accessor string) string {
 
 func childPrefix(parent string) string {
 	return store.MountKey(lessor.RootNamespace, "", "c/", parent)
+}
+
+func joinName(accessor string) string {
+	return store.MountKey(lessor.RootNamespace, "", "j/", accessor)
 }
 
 // Encode is the row's value. Times are kept to the microsecond.
@@ -170,6 +175,20 @@ func Children(v store.View, parent string, yield func(hash string) bool) error {
 	return nil
 }
 
+// JoinSecrets yields the accessors of all join secrets, in order.
+func JoinSecrets(v store.View, yield func(accessor string) bool) error {
+	p := joinName("")
+	for row, err := range v.Scan(store.TokenIdx, p, store.PrefixEnd(p)) {
+		if err != nil {
+			return err
+		}
+		if !yield(row.Name[len(p):]) {
+			return nil
+		}
+	}
+	return nil
+}
+
 // Live reports whether the token may be used at now: not expired, uses left, every ancestor's row still there and not
 // expired. It does not look at tombstones.
 func (t *Token) Live(v store.View, now time.Time) (bool, error) {
@@ -218,6 +237,9 @@ func (t *Token) Store(txn *store.Txn) {
 		txn.Present(p.Table, p.Name)
 		txn.Put(store.TokenIdx, childPrefix(t.Ancestors[0])+t.Hash, nil)
 	}
+	if t.Join {
+		txn.Put(store.TokenIdx, joinName(t.Accessor), nil)
+	}
 	t.putDue(txn)
 }
 
@@ -238,6 +260,9 @@ func (t *Token) Drop(txn *store.Txn) {
 	txn.Delete(store.TokenIdx, accessorName(t.Accessor))
 	if len(t.Ancestors) > 0 {
 		txn.Delete(store.TokenIdx, childPrefix(t.Ancestors[0])+t.Hash)
+	}
+	if t.Join {
+		txn.Delete(store.TokenIdx, joinName(t.Accessor))
 	}
 }
 

@@ -284,8 +284,8 @@ func (a ask) grant() ([]string, error) {
 	}
 	final = clean(final)
 	switch {
-	case slices.Contains(final, book.WrappingPolicy):
-		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", book.WrappingPolicy)
+	case slices.ContainsFunc(final, book.IsBearer):
+		return nil, api.Errorf(api.Invalid, "cannot assign policy %q", final[slices.IndexFunc(final, book.IsBearer)])
 	case !slices.Contains(final, token.RootPolicy):
 		return final, nil
 	case a.role != nil:

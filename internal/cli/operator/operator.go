@@ -29,6 +29,7 @@ type Commands struct {
 
 	Migrate  func(context.Context, MigrateOptions) (Migrated, error)
 	Takeover func(context.Context, TakeoverOptions) (TakenOver, error)
+	Join     func(context.Context, JoinOptions) (Joined, error)
 }
 
 // RestoreOptions ask for an offline restore.
@@ -60,7 +61,7 @@ type AdmitOptions struct {
 func Operator(a *session.Session, commands Commands) *cobra.Command {
 	command := session.Group("operator", "Initialize, unseal, back up, restore, verify and look after a server", "",
 		operatorInit(a), operatorUnseal(a), operatorSeal(a), operatorSealStatus(a), operatorMigrateSeal(a), operatorRekey(a),
-		operatorRotate(a), operatorKeyStatus(a), operatorGenerateRoot(a), operatorStepDown(a), operatorMembers(a),
+		operatorRotate(a), operatorKeyStatus(a), operatorGenerateRoot(a), operatorStepDown(a), operatorMembers(a), operatorJoinSecret(a),
 		operatorBackup(a), operatorBackups(a, commands), operatorFence(a),
 		session.Refusal("diagnose", "lessor status tells the server's state, lessor operator verify checks its store"),
 		session.Refusal("raft", "the store is no raft cluster; to copy it: lessor operator backup; to see its servers: lessor operator members"),
@@ -79,6 +80,9 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 	}
 	if commands.Migrate != nil {
 		command.AddCommand(operatorMigrate(a, commands))
+	}
+	if commands.Join != nil {
+		command.AddCommand(operatorJoin(a, commands))
 	}
 	if commands.Takeover != nil {
 		command.AddCommand(operatorTakeover(a, commands))

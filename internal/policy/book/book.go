@@ -18,13 +18,24 @@ const DefaultPolicy = "default"
 // WrappingPolicy is the built-in policy of wrapping tokens: unwrap what they wrap, once, and nothing else.
 const WrappingPolicy = "response-wrapping"
 
-var wrapping = sync.OnceValue(func() *policy.Policy {
-	p, err := policy.Parse(WrappingPolicy, `path "sys/wrapping/unwrap" { capabilities = ["update"] }`)
-	if err != nil {
-		panic(err)
+// JoinPolicy is the built-in policy of join secrets: let one machine join the cluster, once, and nothing else.
+const JoinPolicy = "lessor-join"
+
+// bearers are the built-in policies of tokens that are good for one thing, once.
+var bearers = sync.OnceValue(func() map[string]*policy.Policy {
+	all := map[string]*policy.Policy{}
+	for name, path := range map[string]string{WrappingPolicy: "sys/wrapping/unwrap", JoinPolicy: "sys/lessor/join"} {
+		p, err := policy.Parse(name, `path "`+path+`" { capabilities = ["update"] }`)
+		if err != nil {
+			panic(err)
+		}
+		all[name] = p
 	}
-	return p
+	return all
 })
+
+// IsBearer says whether name is a built-in policy that only lessor itself gives to tokens: WrappingPolicy or JoinPolicy.
+func IsBearer(name string) bool { return bearers()[name] != nil }
 
 var prefix = store.MountKey(lessor.RootNamespace, "", "p/")
 
@@ -100,8 +111,8 @@ func (b *Book) policy(v store.View, at uint64, name string) (*policy.Policy, err
 	if name == policy.Root().Name {
 		return policy.Root(), nil
 	}
-	if name == WrappingPolicy {
-		return wrapping(), nil
+	if p := bearers()[name]; p != nil {
+		return p, nil
 	}
 	b.mu.RLock()
 	pol, current := b.read[name], b.at == at
