@@ -24,6 +24,12 @@ func testInterleaved(t *testing.T, open func() store.Backend) {
 	key := func() store.Key {
 		return store.Key{Table: tables[rng.IntN(len(tables))], Name: fmt.Sprintf("%02d", rng.IntN(12))}
 	}
+	old := make(map[*store.DB]store.View) // one of each node's from some turns ago
+	defer func() {
+		for _, v := range old {
+			v.Close()
+		}
+	}()
 	db, commits, conflicts := dbs[0], 0, 0
 	for turn := range turns {
 		if rng.IntN(6) == 0 {
@@ -35,6 +41,13 @@ func testInterleaved(t *testing.T, open func() store.Backend) {
 		v, err := db.View()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if before := old[db]; before != nil && rng.IntN(4) == 0 {
+			v, old[db] = before, v
+		} else if before == nil {
+			if old[db], err = db.View(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		var x store.Txn
 		holds := true
