@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,7 +19,7 @@ import (
 // its own, as lessor does.
 
 const (
-	limitVariable = "LESSOR_BENCH_LIMIT" // names the file; makes this program the limit
+	limitVariable = "LESSOR_BENCH_LIMIT" // says where it keeps its records; makes this program the limit
 	recordSize    = 300
 	answerPath    = "/answer" // sets what is answered from now on
 )
@@ -30,7 +29,7 @@ type appender struct {
 	mu      sync.Mutex
 	wake    sync.Cond
 	waiting []chan error
-	file    *os.File
+	keep    func(n int) error // makes n records durable
 }
 
 func (a *appender) append() error {
@@ -44,7 +43,6 @@ func (a *appender) append() error {
 
 func (a *appender) run() {
 	var batch []chan error
-	var buf []byte
 	for {
 		a.mu.Lock()
 		for len(a.waiting) == 0 {
@@ -52,29 +50,45 @@ func (a *appender) run() {
 		}
 		batch, a.waiting = a.waiting, batch[:0]
 		a.mu.Unlock()
-		if need := len(batch) * recordSize; len(buf) < need {
-			buf = make([]byte, need)
-			for i := range buf {
-				buf[i] = byte(i)
-			}
-		}
-		_, err := a.file.Write(buf[:len(batch)*recordSize])
-		if err == nil {
-			err = a.file.Sync()
-		}
+		err := a.keep(len(batch))
 		for _, done := range batch {
 			done <- err
 		}
 	}
 }
 
-// limit serves until standard input ends.
-func limit(path string) error {
+// toFile keeps records in a file: one write and one fsync.
+func toFile(path string) (keep func(n int) error, err error) {
 	file, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	var buf []byte
+	return func(n int) error {
+		if need := n * recordSize; len(buf) < need {
+			buf = make([]byte, need)
+			for i := range buf {
+				buf[i] = byte(i)
+			}
+		}
+		if _, err := file.Write(buf[:n*recordSize]); err != nil {
+			return err
+		}
+		return file.Sync()
+	}, nil
+}
+
+// limit serves until standard input ends. It keeps its records where target says: in a file, or in PostgreSQL (rows.go).
+func limit(target string) error {
+	open := toFile
+	if strings.HasPrefix(target, "postgresql://") {
+		open = toRows
+	}
+	keep, err := open(target)
 	if err != nil {
 		return err
 	}
-	a := &appender{file: file}
+	a := &appender{keep: keep}
 	a.wake.L = &a.mu
 	go a.run()
 	var answer atomic.Pointer[[]byte]
@@ -114,13 +128,13 @@ type limiter struct {
 	stop func()
 }
 
-func startLimit(dir string) (*limiter, error) {
+func startLimit(target string) (*limiter, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), limitVariable+"="+filepath.Join(dir, "limit"))
+	cmd.Env = append(os.Environ(), limitVariable+"="+target)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -17,13 +17,14 @@ import (
 // client is one keep-alive connection. It speaks as much HTTP/1.1 as lessor's and the limit's answers need, and allocates nothing
 // for a request, since it shares the machine with what it measures.
 type client struct {
-	conn net.Conn
-	in   []byte // what was read and not yet used
-	out  []byte // the request being built
-	n    int    // which of the clients it is
-	seq  int    // requests so far
-	done atomic.Uint64
-	_    [64]byte // keeps counters of different clients apart
+	conn  net.Conn
+	in    []byte // what was read and not yet used
+	out   []byte // the request being built
+	n     int    // which of the clients it is
+	seq   int    // requests so far
+	done  atomic.Uint64
+	times []time.Duration // how long requests took, if the slice was made: as many as it has room for
+	_     [64]byte        // keeps counters of different clients apart
 }
 
 // shot builds the client's next request in c.out.
@@ -160,12 +161,19 @@ func closed(all []*client, fire shot, warm, d time.Duration) (float64, error) {
 		wg.Go(func() {
 			for !stop.Load() {
 				fire(c)
+				var began time.Time
+				if c.times != nil {
+					began = time.Now()
+				}
 				if _, err := c.must(); err != nil {
 					errs[i] = err
 					stop.Store(true)
 					return
 				}
 				c.done.Add(1)
+				if len(c.times) < cap(c.times) {
+					c.times = append(c.times, time.Since(began))
+				}
 			}
 		})
 	}

@@ -31,6 +31,9 @@ func main() {
 	flag.BoolVar(&b.quick, "quick", false, "short slices and small numbers: a smoke test, whose figures say little")
 	flag.StringVar(&b.only, "only", "", "measure only figures whose name contains `text`; print, and write no file")
 	flag.StringVar(&b.out, "out", "BENCHMARKS.md", "`file` whose part between the markers is replaced by the table; empty: none")
+	flag.BoolVar(&b.cluster, "cluster", false, "measure one node embedded, one and three over PostgreSQL, under the same load")
+	flag.BoolVar(&b.scale, "scale", false, "measure how cost grows with leases, secrets, policies and audit records; takes about an hour and 60 GB")
+	flag.StringVar(&b.plots, "plots", "docs/scale", "`folder` that plots of -scale go to")
 	flag.DurationVar(&b.soaks, "soak", 0, "measure nothing, but let leases come and go for so `long`, and say whether anything grows")
 	flag.Parse()
 	if err := b.run(); err != nil {
@@ -42,7 +45,9 @@ func main() {
 // bench is one run.
 type bench struct {
 	binary, only, out string
+	plots             string
 	quick             bool
+	cluster, scale    bool
 	soaks             time.Duration
 
 	dir     string
@@ -96,7 +101,14 @@ func (b *bench) run() (err error) {
 	if b.soaks > 0 {
 		return b.soak(b.soaks)
 	}
-	for _, part := range []func() error{b.requests, b.credentials, b.million, b.drain} {
+	name, parts := "bench", []func() error{b.requests, b.credentials, b.million, b.drain}
+	switch {
+	case b.cluster:
+		name, parts = "cluster", []func() error{b.clusters}
+	case b.scale:
+		return b.scales()
+	}
+	for _, part := range parts {
 		if err := part(); err != nil {
 			return err
 		}
@@ -109,7 +121,7 @@ func (b *bench) run() (err error) {
 	if b.quick || b.only != "" || b.out == "" {
 		return nil
 	}
-	return b.write(b.out)
+	return b.write(b.out, name, b.table())
 }
 
 // later has f done at the end, last first.

@@ -20,6 +20,7 @@ type figure struct {
 	limits  []float64
 	target  float64 // of the ratio, at least; 0: none is set
 
+	note         string // beside the rate; may be empty
 	value, bound string // instead of rates
 	met          bool
 }
@@ -57,8 +58,12 @@ func (f *figure) cells() []string {
 	if f.target > 0 {
 		target, met = fmt.Sprintf("≥ %.2f", f.target), verdict(median(r) >= f.target)
 	}
+	rate := count(median(f.rates)) + "/s"
+	if f.note != "" {
+		rate += " (" + f.note + ")"
+	}
 	return []string{
-		f.name, clients, count(median(f.rates)) + "/s", count(median(f.limits)) + "/s",
+		f.name, clients, rate, count(median(f.limits)) + "/s",
 		fmt.Sprintf("%.2f (%.2f to %.2f)", median(r), slices.Min(r), slices.Max(r)), target, met,
 	}
 }
@@ -122,21 +127,17 @@ func machine() string {
 	return fmt.Sprintf("%d cores (%s), %.0f GB of memory, %s, %s", runtime.NumCPU(), model, kb/1e6, runtime.GOOS, runtime.Version())
 }
 
-const (
-	begin = "<!-- bench:begin -->"
-	end   = "<!-- bench:end -->"
-)
-
-// write puts the table between the markers of a file.
-func (b *bench) write(path string) error {
+// write puts a table between the markers that bear a name in a file.
+func (b *bench) write(path, name, table string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
+	begin, end := "<!-- "+name+":begin -->", "<!-- "+name+":end -->"
 	from, to := bytes.Index(text, []byte(begin)), bytes.Index(text, []byte(end))
 	if from < 0 || to < from {
 		return fmt.Errorf("%s has no markers %s and %s", path, begin, end)
 	}
-	text = slices.Concat(text[:from], []byte(begin+"\n"+b.table()), text[to:])
+	text = slices.Concat(text[:from], []byte(begin+"\n"+table), text[to:])
 	return os.WriteFile(path, text, 0o644)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -79,8 +80,13 @@ func (b *bench) newScene(name string) (*scene, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &scene{lessorServer: server}
-	b.later(func() { s.end(syscall.SIGTERM) })
+	b.later(func() { server.end(syscall.SIGTERM) })
+	return newSceneOn(server)
+}
+
+// newSceneOn makes what the requests are about at a server that runs.
+func newSceneOn(server *lessorServer) (s *scene, err error) {
+	s = &scene{lessorServer: server}
 	if s.tokens, err = s.furnish(mostClients); err != nil {
 		return nil, err
 	}
@@ -170,7 +176,7 @@ func (b *bench) requests() error {
 	if err != nil {
 		return err
 	}
-	l, err := startLimit(b.dir)
+	l, err := startLimit(filepath.Join(b.dir, "limit"))
 	if err != nil {
 		return err
 	}

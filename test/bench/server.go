@@ -25,23 +25,33 @@ type lessorServer struct {
 	exited      chan struct{} // closed when it has
 }
 
-// newServer makes a server with an empty store and starts it.
+// newServer makes a server with an empty embedded store and starts it.
 func newServer(binary, dir string) (*lessorServer, error) {
 	s := &lessorServer{binary: binary, dir: dir}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	configuration := fmt.Sprintf("storage \"pebble\" { path = %q }\nseal \"keyfile\" { path = %q }\n"+
-		"listener \"tcp\" {\n  address = \"127.0.0.1:0\"\n  tls_disable = true\n}\n", s.data(), s.key())
-	if err := os.WriteFile(filepath.Join(dir, "lessor.hcl"), []byte(configuration), 0o600); err != nil {
-		return nil, err
+	return s, s.first(fmt.Sprintf("storage \"pebble\" { path = %q }", s.data()))
+}
+
+// first configures the server with a storage stanza, starts it, and takes the root token of the store that it makes.
+func (s *lessorServer) first(storage string) error {
+	if err := s.configure(storage); err != nil {
+		return err
 	}
 	if err := s.start(); err != nil {
-		return nil, err
+		return err
 	}
-	token, err := os.ReadFile(filepath.Join(dir, "bootstrap-token"))
+	token, err := os.ReadFile(filepath.Join(s.dir, "bootstrap-token"))
 	s.root = strings.TrimSpace(string(token))
-	return s, err
+	return err
+}
+
+// configure makes the server's folder and writes its configuration there.
+func (s *lessorServer) configure(storage string) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	configuration := fmt.Sprintf("%s\nseal \"keyfile\" { path = %q }\n"+
+		"listener \"tcp\" {\n  address = \"127.0.0.1:0\"\n  tls_disable = true\n}\n", storage, s.key())
+	return os.WriteFile(filepath.Join(s.dir, "lessor.hcl"), []byte(configuration), 0o600)
 }
 
 func (s *lessorServer) data() string { return filepath.Join(s.dir, "data") }
