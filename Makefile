@@ -8,7 +8,7 @@ VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench soak sim torture fuzz dist release docs servers clients clean
+.PHONY: build quickstart test check race bench bench-cluster bench-scale soak sim torture fuzz dist release docs servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -39,6 +39,12 @@ torture: servers ## three nodes over PostgreSQL with a standby, under faults, fo
 
 bench: servers build ## writes a table of figures beside their limits, measured in the same run
 	$(GO) run ./test/bench -lessor bin/lessor
+
+bench-cluster: servers build ## the same load on one node embedded, on one and on three over PostgreSQL, beside their limits
+	$(GO) run ./test/bench -lessor bin/lessor -cluster
+
+bench-scale: servers build ## what leases, secrets, policies and audit records cost as they grow; an hour, 60 GB of disk; plots go to docs/scale
+	$(GO) run ./test/bench -lessor bin/lessor -scale
 
 soak: servers build ## an hour at half load with leases coming and going: does anything grow?
 	$(GO) run ./test/bench -lessor bin/lessor -soak 1h
