@@ -97,6 +97,7 @@ func (b *bench) along(g growth) (costs []cost, err error) {
 			return nil, err
 		}
 		b.say("%s %s in the store, after %.0f s", thousands(n), g.what, time.Since(began).Seconds())
+		b.settle(s)
 		c, err := b.costOf(s, n)
 		if err != nil {
 			return nil, err
@@ -106,6 +107,19 @@ func (b *bench) along(g growth) (costs []cost, err error) {
 	}
 	s.end(syscall.SIGTERM)
 	return costs, os.RemoveAll(s.dir)
+}
+
+// settle waits until the server does nothing by itself: after so much was written at once, its store is still being compacted.
+func (b *bench) settle(s *scene) {
+	began := time.Now()
+	for calm := 0; calm < 5 && time.Since(began) < 15*time.Minute; {
+		before := s.cpu()
+		time.Sleep(time.Second)
+		if calm++; s.cpu()-before > 50*time.Millisecond {
+			calm = 0
+		}
+	}
+	b.say("    at rest after %.0f s", time.Since(began).Seconds())
 }
 
 // costOf measures a server that runs.
