@@ -84,6 +84,10 @@ func (l *life) addFile(ctx context.Context, op *lessor.Op, name, path string, ob
 	if err != nil {
 		return err
 	}
+	if row.Exists() && seal.IsKeyFile(name) && l.n.shared() && name != l.n.keyLock() {
+		return api.Errorf(api.Invalid, "another node of this name has a key file, which the new one would take away: give this node a node_name of "+
+			"its own, or remove %s first", name)
+	}
 	kek, err := obtain(path + newSuffix)
 	if err != nil {
 		return &api.Error{Kind: api.Invalid, Text: err.Error(), Cause: err}

@@ -15,7 +15,7 @@ const freshPatience = 5 * time.Second
 
 // Fresh returns when Views show every commit that any node acknowledged before the call. On a backend that is not Shared that is
 // at once. It costs one round trip to the backend, which those share who call within the same one: a look begins after all who
-// wait for it have called. Errors: ErrUnreachable, after five seconds at most; ctx's; ErrClosed; the Fault.
+// wait for it have called. Errors: ErrUnreachable, after five seconds or, behind a look that hangs, ten; ctx's; ErrClosed; the Fault.
 func (db *DB) Fresh(ctx context.Context) error {
 	if db.shared == nil {
 		return nil
