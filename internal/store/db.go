@@ -367,6 +367,7 @@ var sums = [audit.Sums]string{"mounts, policies, identities or settings", "token
 
 // verifyTokens checks the sum over tokens as of a state not before seq.
 func (db *DB) verifyTokens(seq uint64, c Cipher) {
+	looked := false
 	for {
 		s, err := db.latest()
 		if err != nil {
@@ -377,9 +378,13 @@ func (db *DB) verifyTokens(seq uint64, c Cipher) {
 		switch {
 		case err == nil || db.ctx.Err() != nil:
 			return
-		case db.shared == nil || errors.Is(err, errSum):
+		case db.shared == nil || errors.Is(err, errSum) && looked:
 			db.fail(err)
 			return
+		case errors.Is(err, errSum):
+			if looked = db.Fresh(db.ctx) == nil; looked { // had a failover changed history under the scan, this would have told
+				continue
+			}
 		}
 		db.log.Warn("the tokens could not be verified; trying again", "error", err) // a server may be away for a while
 		select {
