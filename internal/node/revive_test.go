@@ -212,7 +212,7 @@ func TestFirstStartsAtOnce(t *testing.T) {
 		t.Fatalf("%d started; the others: %v", len(started), refused)
 	}
 	for _, err := range refused {
-		if !strings.Contains(err.Error(), "put the key file of one that runs") {
+		if !strings.Contains(err.Error(), "make a join secret there") {
 			t.Errorf("a node without a key: %v", err)
 		}
 	}
