@@ -202,7 +202,7 @@ func (b *bench) besideRows(c *cluster, k kind, n int) error {
 	for _, x := range to {
 		x.times = make([]time.Duration, 0, 1<<16)
 	}
-	err = b.alternate(&figure{name: c.name + ": " + k.name, clients: n, target: k.target},
+	err = b.alternate(&figure{name: c.name + ": " + k.name, clients: n, target: 0.5},
 		func(warm, d time.Duration) (float64, error) { return closed(to, fire, warm, d) },
 		func(warm, d time.Duration) (float64, error) { return closed(bare, fire, warm, d) })
 	if c.conn != nil {
