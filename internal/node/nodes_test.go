@@ -434,14 +434,7 @@ func TestInitialisedAtOnce(t *testing.T) {
 	url := db.URL(pgtest.Superuser, db.Password(), db.Database(t))
 	var nodes []*running
 	for range 2 {
-		p := under(t, byShares)
-		c := p.config()
-		c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
-		n, err := Start(t.Context(), c, p.o)
-		p.do(err)
-		r := &running{p, n, "", http.DefaultClient}
-		t.Cleanup(r.stop)
-		nodes = append(nodes, r)
+		nodes = append(nodes, sharing(t, url))
 	}
 	var answers [2]map[string]any
 	var status [2]int
@@ -472,16 +465,7 @@ func TestInitialisedAtOnce(t *testing.T) {
 func TestRitesAtTwoNodes(t *testing.T) {
 	db := pgtest.Start(t, pgtest.Fsync())
 	url := db.URL(pgtest.Superuser, db.Password(), db.Database(t))
-	start := func() *running {
-		p := under(t, byShares)
-		c := p.config()
-		c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
-		n, err := Start(t.Context(), c, p.o)
-		p.do(err)
-		r := &running{p, n, "", http.DefaultClient}
-		t.Cleanup(r.stop)
-		return r
-	}
+	start := func() *running { return sharing(t, url) }
 	one := start()
 	keys := one.initialise(2, 2)
 	two := start()

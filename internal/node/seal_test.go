@@ -907,20 +907,23 @@ func TestSharesDoNotOpenWhatIsWrong(t *testing.T) {
 	back.give(keys[1], keys[2])
 }
 
+// sharing starts a node that people unseal, over a database that it shares.
+func sharing(t *testing.T, url string) *running {
+	p := under(t, byShares)
+	c := p.config()
+	c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
+	n, err := Start(t.Context(), c, p.o)
+	p.do(err)
+	r := &running{p, n, "", http.DefaultClient}
+	t.Cleanup(r.stop)
+	return r
+}
+
 // Two nodes on one database: what one does to the seal, the other, which is sealed, comes to know.
 func TestSharesOfTwoNodes(t *testing.T) {
 	db := pgtest.Start(t, pgtest.Fsync())
 	url := db.URL(pgtest.Superuser, db.Password(), db.Database(t))
-	start := func() *running {
-		p := under(t, byShares)
-		c := p.config()
-		c.Storage = config.Storage{Type: config.PostgreSQL, ConnectionURL: lessor.NewSecret(url)}
-		n, err := Start(t.Context(), c, p.o)
-		p.do(err)
-		r := &running{p, n, "", http.DefaultClient}
-		t.Cleanup(r.stop)
-		return r
-	}
+	start := func() *running { return sharing(t, url) }
 	one, two := start(), start()
 	keys := one.initialise(3, 2)
 	for end := time.Now().Add(10 * time.Second); two.must(200, "GET", "sys/seal-status", "")["initialized"] != true; time.Sleep(50 * time.Millisecond) {

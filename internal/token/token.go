@@ -163,21 +163,16 @@ func Accessors(v store.View, last string, yield func(accessor, hash string) bool
 
 // Children yields the hashes of a token's children.
 func Children(v store.View, parent string, yield func(hash string) bool) error {
-	p := childPrefix(parent)
-	for row, err := range v.Scan(store.TokenIdx, p, store.PrefixEnd(p)) {
-		if err != nil {
-			return err
-		}
-		if !yield(row.Name[len(p):]) {
-			return nil
-		}
-	}
-	return nil
+	return indexed(v, childPrefix(parent), yield)
 }
 
 // JoinSecrets yields the accessors of all join secrets, in order.
 func JoinSecrets(v store.View, yield func(accessor string) bool) error {
-	p := joinName("")
+	return indexed(v, joinName(""), yield)
+}
+
+// indexed yields what comes after a prefix in the index, in order.
+func indexed(v store.View, p string, yield func(rest string) bool) error {
 	for row, err := range v.Scan(store.TokenIdx, p, store.PrefixEnd(p)) {
 		if err != nil {
 			return err

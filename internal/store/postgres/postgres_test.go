@@ -236,20 +236,9 @@ func TestViewsStayAndThePastGoes(t *testing.T) {
 	other := connect(t, url)
 	defer other.Close()
 	key := func(i int) store.Key { return store.Key{Table: store.Engine, Name: fmt.Sprintf("%03d", i)} }
-	change := func(b *Backend, f func(store.Write)) {
-		t.Helper()
-		w, err := b.Begin()
-		if err != nil {
-			t.Fatal(err)
-		}
-		f(w)
-		if err := w.Commit(); err != nil {
-			t.Fatal(err)
-		}
-	}
 	version := func(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 	const rows = 100
-	change(b, func(w store.Write) {
+	commit(t, b, func(w store.Write) {
 		for i := range rows {
 			w.Set(key(i), version(1))
 		}
@@ -259,13 +248,13 @@ func TestViewsStayAndThePastGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range uint64(3) {
-		change(other, func(w store.Write) {
+		commit(t, other, func(w store.Write) {
 			for i := range rows {
 				w.Set(key(i), version(2+n))
 			}
 		})
 	}
-	change(other, func(w store.Write) { w.DeleteRange(store.Range{Table: store.Engine, To: key(rows / 2).Name}) })
+	commit(t, other, func(w store.Write) { w.DeleteRange(store.Range{Table: store.Engine, To: key(rows / 2).Name}) })
 	past := func() (n int) {
 		if err := b.readers.QueryRow(t.Context(), `SELECT count(*) FROM lessor.past`).Scan(&n); err != nil {
 			t.Fatal(err)

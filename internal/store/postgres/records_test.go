@@ -17,7 +17,7 @@ func dayName(day uint32, n int) string {
 	return string(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(nil, day), uint64(n))) + "\x00\x00\x00\x00"
 }
 
-// write commits what f does.
+// commit commits what f does.
 func commit(t testing.TB, b *Backend, f func(store.Write)) {
 	t.Helper()
 	w, err := b.Begin()
