@@ -41,6 +41,9 @@ func (c *Claims) Run(ctx context.Context) {
 	}
 }
 
+// linger is how long follow waits for more: where much is committed, it looks at many commits at once.
+const linger = 5 * time.Millisecond
+
 // follow has Run look at once when claims change.
 func (c *Claims) follow(ctx context.Context) {
 	var seen uint64
@@ -58,6 +61,7 @@ func (c *Claims) follow(ctx context.Context) {
 		if c.o.Store.Await(ctx, at+1) != nil {
 			return
 		}
+		time.Sleep(linger)
 	}
 }
 

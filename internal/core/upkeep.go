@@ -63,6 +63,9 @@ func (c *Core) commit(ctx context.Context, txn *store.Txn) error {
 	return err
 }
 
+// linger is how long follow waits for more when it has told of everything: where much is committed, it tells of many commits at once.
+const linger = 5 * time.Millisecond
+
 // follow tells those who work in the background what is committed, by other nodes too, until ctx ends.
 func (c *Core) follow(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -76,6 +79,9 @@ func (c *Core) follow(ctx context.Context) {
 				if f, ok := b.(engine.Follower); ok {
 					f.Heard(&h)
 				}
+			}
+			if h.Seq == c.Store.Head().Seq {
+				time.Sleep(linger)
 			}
 		}
 		c.reaper.Nudge()

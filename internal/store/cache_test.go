@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -57,5 +58,68 @@ func TestRowCacheBound(t *testing.T) {
 		if n := len(c.shards[i].rows); n > cacheRows {
 			t.Errorf("shard %d holds %d rows", i, n)
 		}
+	}
+}
+
+// TestRowCacheVersions holds what the cache says of versions to what was committed.
+func TestRowCacheVersions(t *testing.T) {
+	k := Key{Tokens, "a"}
+	set, gone := audit.Touch{Table: uint8(Tokens), Name: "a"}, audit.Touch{Table: uint8(Tokens), Name: "a", Deleted: true}
+	many := func(seq uint64) *audit.Header {
+		h := cachedHeader(seq)
+		for i := range uint64(2 * cacheShards * cacheTouches) {
+			h.Touched = append(h.Touched, audit.Touch{Table: uint8(Secrets), Name: Uint64Key(i)})
+		}
+		return h
+	}
+	for _, c := range []struct {
+		name     string
+		do       func(c *rowCache)
+		position uint64
+		version  uint64
+		known    bool
+	}{
+		{"nothing is known of what nobody touched", func(c *rowCache) {}, 5, 0, false},
+		{"a row that was read", func(c *rowCache) { c.put(Row{Key: k, Version: 3}, 5) }, 5, 3, true},
+		{"a row that was written", func(c *rowCache) { c.drop(cachedHeader(6, set)) }, 6, 6, true},
+		{"as of before it was written", func(c *rowCache) { c.drop(cachedHeader(6, set)) }, 5, 0, false},
+		{"a row that was deleted", func(c *rowCache) { c.drop(cachedHeader(6, gone)) }, 6, 0, true},
+		{"an old commit is heard of late", func(c *rowCache) { c.drop(cachedHeader(7, set)); c.drop(cachedHeader(6, gone)) }, 7, 7, true},
+		{"a range may have held it", func(c *rowCache) {
+			c.drop(cachedHeader(6, set))
+			c.drop(cachedHeader(7, audit.Touch{Table: uint8(Tokens), Range: true}))
+		}, 7, 0, false},
+		{"too much was written since", func(c *rowCache) { c.drop(cachedHeader(6, set)); c.drop(many(7)) }, 7, 0, false},
+		{"an old commit is heard of after too much was written", func(c *rowCache) { c.drop(many(7)); c.drop(cachedHeader(6, set)) }, 7, 0, false},
+		{"it was read before too much was written", func(c *rowCache) { c.drop(many(7)); c.put(Row{Key: k, Version: 3}, 6) }, 7, 0, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cache := newRowCache()
+			c.do(cache)
+			if version, known := cache.version(k, c.position); known != c.known || known && version != c.version {
+				t.Errorf("version %d, known: %v", version, known)
+			}
+		})
+	}
+}
+
+// TestRecentHeaders has states remember headers, each from the one before.
+func TestRecentHeaders(t *testing.T) {
+	s := new(state)
+	for seq := uint64(1); seq <= 5*recentHeaders; seq++ {
+		next := &state{recent: slices.Clone(s.recent), head: audit.Header{Seq: seq}}
+		next.remember(next.head)
+		if n := len(next.recent); seq >= recentHeaders && n < recentHeaders || n > 2*recentHeaders {
+			t.Fatalf("after %d commits, %d are remembered", seq, n)
+		}
+		for from := next.recent[0].Seq; from <= seq; from++ {
+			for _, n := range []int{1, 3, watchChunk} {
+				hs, err := next.headers(from, n)
+				if err != nil || len(hs) != min(n, int(seq-from+1)) || hs[0].Seq != from || hs[len(hs)-1].Seq != from+uint64(len(hs))-1 {
+					t.Fatalf("%d headers from %d of %d: %v, %v", n, from, seq, hs, err)
+				}
+			}
+		}
+		s = next
 	}
 }

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -157,18 +159,17 @@ func (t *Txn) distinct() error {
 
 // committer turns what queues into commits, one after the other.
 func (db *DB) committer() {
-	var batch []*pending
 	for {
 		db.queue.gather()
-		clear(batch)
-		if batch = db.queue.take(batch[:0], db.o.BatchCount, db.o.BatchBytes); batch == nil {
+		clear(db.batch)
+		if db.batch = db.queue.take(db.batch[:0], db.o.BatchCount, db.o.BatchBytes); db.batch == nil {
 			return
 		}
 		if db.Fault() != nil {
-			refuse(batch, db.stopped())
+			refuse(db.batch, db.stopped())
 			continue
 		}
-		db.flush(batch)
+		db.flush()
 	}
 }
 
@@ -190,21 +191,21 @@ var errUnwritten = errors.New("store: nothing was written")
 
 // flush makes one commit of those in the batch whose checks hold, and answers all. On a shared backend it guesses that no other
 // node came between, as long as none does. What a guess cost its flush, or a connection that broke, is tried once more, under the lock.
-func (db *DB) flush(batch []*pending) {
+func (db *DB) flush() {
 	var err error
 	tried := false
 	if db.shared != nil && db.quiet >= calm && time.Since(db.flushed) < brisk {
-		err = db.try(batch, db.guess)
+		err = db.try(db.guess)
 		tried = errors.Is(err, errUnwritten)
 	} else {
-		err = db.try(batch, db.enter)
+		err = db.try(db.enter)
 		tried = true
 	}
 	if errors.Is(err, ErrMoved) || db.shared != nil && tried && errors.Is(err, errUnwritten) {
-		err = db.try(batch, db.enter)
+		err = db.try(db.enter)
 	}
 	if err != nil {
-		refuse(batch, err)
+		refuse(db.batch, err)
 	}
 }
 
@@ -216,15 +217,15 @@ const (
 )
 
 // try makes the commit upon the ground that find finds, and answers all in the batch; or it fails and answers nobody.
-func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error {
-	g, err := find(batch)
+func (db *DB) try(find func() (ground, error)) error {
+	g, err := find()
 	if err != nil {
 		return err
 	}
 	defer g.release()
 	defer g.w.Abort()
 	db.plan.build(g.state)
-	db.admit(batch)
+	db.admit(db.batch)
 	if len(db.admitted) == 0 {
 		if g.guess {
 			return ErrMoved // what the checks expect differs, so the guess is not worth trying
@@ -237,9 +238,10 @@ func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error
 		return fmt.Errorf("%w: %w", errUnwritten, err)
 	}
 	next := db.newState(nil, h, audit.Hash{}, g.cipher)
-	next.changed = g.changed
+	next.changed, next.recent = g.changed, slices.Clone(g.recent)
 	next.hash = db.write(g.w, g.cipher, &next.head, db.admitted)
 	next.note(&next.head)
+	next.remember(next.head)
 
 	began := time.Now()
 	if err = g.w.Commit(); err != nil && !errors.Is(err, ErrMoved) {
@@ -262,6 +264,9 @@ func (db *DB) try(batch []*pending, find func([]*pending) (ground, error)) error
 	db.confirm(next)
 	db.clock.follow(next.head.Time)
 	db.rows.drop(&next.head)
+	for _, row := range db.kept {
+		db.rows.put(row, next.head.Seq)
+	}
 	db.replace(next)
 	for _, p := range db.admitted {
 		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}
@@ -292,12 +297,13 @@ func (db *DB) reach(next *state, w Write) error {
 }
 
 // guess supposes that nobody wrote since the published state, and that the batch's checks hold.
-func (db *DB) guess(batch []*pending) (ground, error) {
+func (db *DB) guess() (ground, error) {
 	s, err := db.latest()
 	if err != nil {
 		return ground{}, err
 	}
-	db.plan.gather(&s.head, db.rows, batch)
+	db.plan.reset()
+	db.plan.gather(&s.head, db.rows, db.batch)
 	if !db.plan.guess() {
 		s.release()
 		return ground{}, ErrMoved
@@ -305,13 +311,15 @@ func (db *DB) guess(batch []*pending) (ground, error) {
 	return ground{s, db.shared.Guess(s.snap, db.plan.keys, db.plan.versions), true}, nil
 }
 
-// enter begins a Write and reads what the batch depends on. What others committed meanwhile is published first.
-func (db *DB) enter(batch []*pending) (g ground, err error) {
+// enter begins a Write and reads what the batch depends on. What others committed meanwhile is published first. What queued while it
+// waited for them joins the batch.
+func (db *DB) enter() (g ground, err error) {
 	if g.state, err = db.latest(); err != nil {
 		return g, err
 	}
 	p := &db.plan
-	p.gather(&g.head, db.rows, batch)
+	p.reset()
+	p.gather(&g.head, db.rows, db.batch)
 	if db.shared == nil {
 		g.w, err = db.b.Begin()
 		if err != nil {
@@ -329,15 +337,34 @@ func (db *DB) enter(batch []*pending) (g ground, err error) {
 		if db.quiet++; len(news.Headers) > 0 {
 			db.quiet = 0
 		}
-		err = db.catchUp(&g.state, news, p.follow)
+		if err = db.catchUp(&g.state, news, p.follow); err == nil {
+			p.learn()
+			err = db.join(&g)
+		}
 	}
 	if err != nil {
 		g.w.Abort()
 		g.release()
 		return g, fmt.Errorf("%w: %w", errUnwritten, err)
 	}
-	p.learn()
 	return g, nil
+}
+
+// join takes into the batch what queued meanwhile.
+func (db *DB) join(g *ground) error {
+	p, n := &db.plan, len(db.batch)
+	db.batch = db.queue.more(db.batch, db.o.BatchCount, db.o.BatchBytes)
+	if len(db.batch) == n {
+		return nil
+	}
+	p.gather(&g.head, db.rows, db.batch[n:])
+	if len(p.keys) > 0 {
+		if err := g.w.Versions(p.keys, p.versions); err != nil {
+			return err
+		}
+	}
+	p.learn()
+	return nil
 }
 
 // found asks a backend that is ours alone for the versions sought, and whether its head is the published one. If not, what was
@@ -351,6 +378,7 @@ func (db *DB) found(g *ground) error {
 	}
 	n := len(p.keys)
 	p.keys, p.versions = keys[:n], versions[:n]
+	p.learn()
 	if versions[n] == 0 && versions[n+1] == g.head.Seq { // both 0 in an empty store
 		return nil
 	}
@@ -422,14 +450,22 @@ func (db *DB) header(s *state, admitted []*pending) (audit.Header, error) {
 
 // write hands the commit to the backend, and returns the hash of its header, which it seals.
 func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) audit.Hash {
+	clear(db.kept)
+	db.kept = db.kept[:0]
 	for _, r := range db.plan.ranges {
 		w.DeleteRange(r)
 	}
 	db.dropBatches(w, h.Time)
 	buf := db.buf
-	set := func(k Key, value []byte) {
+	put := func(to func(Key, []byte), k Key, value []byte) (stored []byte) {
 		buf = appendStored(buf[:0], c, k, h.Seq, value)
-		w.Set(k, buf)
+		to(k, buf)
+		return buf
+	}
+	set := func(k Key, value []byte) { put(w.Set, k, value) }
+	add := w.Set
+	if a, ok := w.(Adder); ok {
+		add = a.Add
 	}
 	for i := range db.plan.cells {
 		switch cell := &db.plan.cells[i]; {
@@ -437,7 +473,13 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 		case cell.now == 0:
 			w.Delete(cell.Key)
 		default:
-			set(cell.Key, cell.value)
+			to := w.Set
+			if cell.known && cell.base == 0 {
+				to = add
+			}
+			if stored := put(to, cell.Key, cell.value); cell.Table != Meta && db.rows.demanded(cell.Key) {
+				db.keep(cell, stored)
+			}
 		}
 	}
 	day, index := dayKey(day(h.Time)), uint32(0)
@@ -464,6 +506,19 @@ func (db *DB) write(w Write, c Cipher, h *audit.Header, admitted []*pending) aud
 	set(headKey(h.Seq), encoded)
 	db.buf = buf
 	return sha256.Sum256(encoded)
+}
+
+// keep remembers a row as it was just stored, as a View will read it.
+func (db *DB) keep(c *cell, stored []byte) {
+	row := Row{Key: c.Key, Version: storedVersion(stored)}
+	class := &classes[c.Table]
+	if !class.secret {
+		row.Value = bytes.Clone(c.value)
+	}
+	if !class.clear && !class.index {
+		row.sealed = bytes.Clone(stored[versionLen:])
+	}
+	db.kept = append(db.kept, row)
 }
 
 // batchIDs are kept for batchTerm, and dropped every batchEvery.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,7 +68,9 @@ type DB struct {
 	anchored uint64 // sequence that the anchor remembers; the anchor keeper's, then Close's
 
 	// The committer's own.
+	batch    []*pending
 	plan     plan
+	kept     []Row // what the commit writes that Views were asked for
 	admitted []*pending
 	rejected []rejected
 	quiet    int       // flushes in a row that met no other node's commit
@@ -407,7 +410,7 @@ func (db *DB) start(f func()) {
 // advance makes the state of the news, which follows s. It owns the news' State, and calls each, if not nil, with every header that is new.
 func (db *DB) advance(s *state, news News, c Cipher, each func(*audit.Header)) (*state, error) {
 	next := db.newState(news.State, s.head, s.hash, c)
-	next.changed = s.changed
+	next.changed, next.recent = s.changed, slices.Clone(s.recent)
 	err := next.follow(news, each)
 	if err == nil && next.head.Seq == s.head.Seq && db.shared != nil {
 		err = next.holds(s.head.Seq, s.hash)
@@ -451,6 +454,7 @@ func (s *state) step(chain *audit.Chain, e Stored, each func(*audit.Header)) err
 		return &Damage{e.Key, err.Error()}
 	}
 	s.note(h)
+	s.remember(*h)
 	if s.rows != nil {
 		s.rows.drop(h)
 	}
@@ -472,6 +476,17 @@ func (s *state) note(h *audit.Header) {
 	if h.Count > 0 {
 		s.changed[Records], s.changed[ByPath], s.changed[ByWho] = h.Seq, h.Seq, h.Seq
 	}
+}
+
+// recentHeaders is how many of the last headers a state knows by heart, or twice as many.
+const recentHeaders = 64
+
+// remember takes down a header, which continues those before. The state has its list to itself.
+func (s *state) remember(h audit.Header) {
+	if len(s.recent) == 2*recentHeaders {
+		s.recent = append(s.recent[:0:0], s.recent[recentHeaders:]...)
+	}
+	s.recent = append(s.recent, &h)
 }
 
 // Head is the header of the last durable commit; the zero Header of an empty store. Callers must not change it.

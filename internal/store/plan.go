@@ -26,6 +26,7 @@ type cell struct {
 	now     uint64 // version within the batch; 0: no such row
 	value   []byte
 	touched bool
+	known   bool // base is
 	summed  bool // the batch may change it, under an authenticated sum
 	hinted  bool // a check says what base should be: guess
 	guess   uint64
@@ -52,9 +53,10 @@ func (p *plan) cell(k Key) *cell {
 }
 
 // gather makes a cell for each row whose version the batch depends on: of what it checks, and of what it changes under an authenticated
-// sum. What the cache knows as of head is known; the others' are to be sought.
+// sum. What the cache knows as of head is known; the others' are to be sought. It may be called again with what joins the batch.
 func (p *plan) gather(head *audit.Header, rows *rowCache, batch []*pending) {
-	p.reset()
+	known := len(p.cells)
+	p.keys, p.sought = p.keys[:0], p.sought[:0]
 	for _, b := range batch {
 		t := &b.txn
 		for i := range t.Checks {
@@ -71,10 +73,10 @@ func (p *plan) gather(head *audit.Header, rows *rowCache, batch []*pending) {
 			}
 		}
 	}
-	for i := range p.cells {
+	for i := known; i < len(p.cells); i++ {
 		c := &p.cells[i]
-		if row, ok := rows.get(c.Key, head.Seq); ok {
-			c.base, c.now = row.Version, row.Version
+		if version, ok := rows.version(c.Key, head.Seq); ok {
+			c.base, c.now, c.known = version, version, true
 			continue
 		}
 		p.keys, p.sought = append(p.keys, c.Key), append(p.sought, i)
@@ -108,7 +110,8 @@ func (p *plan) guess() bool {
 // learn takes the versions of what was sought.
 func (p *plan) learn() {
 	for v, i := range p.sought {
-		p.cells[i].base, p.cells[i].now = p.versions[v], p.versions[v]
+		c := &p.cells[i]
+		c.base, c.now, c.known = p.versions[v], p.versions[v], p.versions[v] != Any
 	}
 }
 
@@ -117,7 +120,7 @@ func (p *plan) follow(h *audit.Header) {
 	for i := range h.Touched {
 		t := &h.Touched[i]
 		if t.Range {
-			p.eachIn(Range{Table(t.Table), t.Name, t.To}, func(c *cell) { c.base, c.now = 0, 0 })
+			p.eachIn(Range{Table(t.Table), t.Name, t.To}, func(c *cell) { c.base, c.now, c.known = 0, 0, true })
 			continue
 		}
 		if at, ok := p.index[Key{Table(t.Table), t.Name}]; ok {
@@ -126,7 +129,7 @@ func (p *plan) follow(h *audit.Header) {
 			if t.Deleted {
 				c.base = 0
 			}
-			c.now = c.base
+			c.now, c.known = c.base, true
 		}
 	}
 }

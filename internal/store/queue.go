@@ -74,20 +74,36 @@ func (q *queue) take(batch []*pending, count, bytes int) []*pending {
 			}
 			q.wake.Wait()
 		}
-		n := 0
-		for _, p := range q.items {
-			if len(batch) == count || len(batch) > 0 && p.size > bytes {
-				break
-			}
-			n++
-			if p.state.CompareAndSwap(queued, taken) {
-				batch, bytes = append(batch, p), bytes-p.size
-			}
-		}
-		rest := copy(q.items, q.items[n:])
-		clear(q.items[rest:])
-		q.items = q.items[:rest]
+		batch = q.move(batch, count, bytes)
 	}
+	return batch
+}
+
+// more appends to batch what is queued now, within bounds for all of it.
+func (q *queue) more(batch []*pending, count, bytes int) []*pending {
+	for _, p := range batch {
+		bytes -= p.size
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.move(batch, count, bytes)
+}
+
+// move takes out of the queue, whose lock is held, what fits.
+func (q *queue) move(batch []*pending, count, bytes int) []*pending {
+	n := 0
+	for _, p := range q.items {
+		if len(batch) == count || len(batch) > 0 && p.size > bytes {
+			break
+		}
+		n++
+		if p.state.CompareAndSwap(queued, taken) {
+			batch, bytes = append(batch, p), bytes-p.size
+		}
+	}
+	rest := copy(q.items, q.items[n:])
+	clear(q.items[rest:])
+	q.items = q.items[:rest]
 	return batch
 }
 

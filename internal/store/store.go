@@ -354,6 +354,13 @@ type Write interface {
 	Abort()
 }
 
+// Adder is a Write that is faster at setting rows of which it is known that they were not there.
+type Adder interface {
+	Write
+	// Add sets what is stored for a row that is not there. If it is, the outcome is that of a Commit that failed.
+	Add(k Key, stored []byte)
+}
+
 // Exact is a Write that can tell the very state that it made. Backend.Snapshot cannot where other nodes write as well: it may
 // show their commits, too. Writes of a Shared backend are Exact; behind a
 // wrapper that hides it, DB takes the later commits in.

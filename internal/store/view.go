@@ -14,9 +14,10 @@ type state struct {
 	head    audit.Header
 	hash    audit.Hash // of head; zero for an empty store
 	changed [tables]uint64
-	cipher  Cipher        // nil while sealed
-	rows    *rowCache     // of the DB; nil for a state that stands alone
-	next    chan struct{} // closed once a later state is published
+	recent  []*audit.Header // the last ones, in order, up to head; nobody changes them
+	cipher  Cipher          // nil while sealed
+	rows    *rowCache       // of the DB; nil for a state that stands alone
+	next    chan struct{}   // closed once a later state is published
 	refs    atomic.Int64
 	open    *sync.WaitGroup
 }

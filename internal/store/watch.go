@@ -58,6 +58,12 @@ func (s *state) headers(seq uint64, n int) (hs []audit.Header, err error) {
 	if seq == s.head.Seq {
 		return []audit.Header{s.head}, nil
 	}
+	if k := len(s.recent); k > 0 && seq >= s.recent[0].Seq {
+		for _, h := range s.recent[seq-s.recent[0].Seq : k][:min(n, int(s.head.Seq-seq+1))] {
+			hs = append(hs, *h)
+		}
+		return hs, nil
+	}
 	for e, err := range s.snap.Scan(Range{Table: Head, From: Uint64Key(seq)}, false) {
 		if err != nil {
 			return hs, err

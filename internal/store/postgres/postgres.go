@@ -2,7 +2,7 @@
 //
 // # Commits
 //
-// There is one chain in a cluster, so there is one writer at a time. A commit is a call of the function commit_2 (functions.go), which takes an
+// There is one chain in a cluster, so there is one writer at a time. A commit is a call of the function commit_3 (functions.go), which takes an
 // advisory lock first; at READ COMMITTED each of its statements sees what was committed when that began, so whatever it reads is
 // from under the lock. A guess is that call by itself. Enter opens a transaction, takes the lock and looks around, in one round trip; the
 // call and the COMMIT are another. Changes are collected in the form in which the function takes them.

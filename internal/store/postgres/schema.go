@@ -22,7 +22,7 @@ import (
 // read, as with audit records (records.go).
 
 // version is that of the tables as this lessor makes and knows them.
-const version = 2
+const version = 3
 
 // The advisory locks, in the database. Nobody else should take them.
 const (
@@ -41,6 +41,7 @@ type migration struct {
 var migrations = [version]migration{
 	{least: 1, sql: tables1},
 	{least: 2, sql: tables2 + functions2},
+	{least: 2, sql: functions3},
 }
 
 // tables1 is the first version: one table of rows. Autovacuum comes early: what is overwritten again and again must not bloat.

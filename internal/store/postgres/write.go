@@ -23,7 +23,7 @@ type place struct {
 	mark  [16]byte
 }
 
-// write is a change on its way to commit_2. What Begin and Enter make has a connection from the start, and on that a transaction that
+// write is a change on its way to commit_3. What Begin and Enter make has a connection from the start, and on that a transaction that
 // holds the cluster's lock; a guess has a connection only in Commit.
 type write struct {
 	b    *Backend
@@ -32,16 +32,19 @@ type write struct {
 	made place // the state that it makes
 	load *load // nil once the write is over
 
-	aside pgx.Batch // what commit_2 does not do: deletions from the audit tables, which are rare
+	aside pgx.Batch // what commit_3 does not do: deletions from the audit tables, which are rare
 }
 
-var _ store.Exact = (*write)(nil)
+var (
+	_ store.Exact = (*write)(nil)
+	_ store.Adder = (*write)(nil)
+)
 
-// load is what a write carries, as commit_2 takes it.
+// load is what a write carries, as commit_3 takes it.
 type load struct {
 	asked         columns // with versions
 	from, to      columns // of intervals to delete
-	once, records columns // rows that are new: of the chain, of the audit trail
+	once, records columns // rows that are new: outside of the audit trail, and in it
 	set           columns
 	gone          columns
 }
@@ -166,24 +169,28 @@ func (w *write) enter(ctx context.Context, base place, after uint64, keys []stor
 // queueLook adds lookSQL to a batch.
 func queueLook(batch *pgx.Batch, base place, after uint64, told func(now place, headers []store.Stored)) {
 	batch.Queue(lookSQL, base.epoch, base.mark[:], []byte(store.Uint64Key(after))).Query(func(rows pgx.Rows) error {
-		var now place
-		var headers []store.Stored
-		var version, least int32
-		var mark, name, bytes []byte
-		_, err := pgx.ForEachRow(rows, []any{&version, &least, &now.epoch, &mark, &name, &bytes}, func() error {
-			if err := compatible(version, least); err != nil {
-				return err
-			}
-			if copy(now.mark[:], mark); name != nil {
-				headers = append(headers, store.Stored{Key: store.Key{Table: store.Head, Name: string(name)}, Bytes: bytes})
-			}
-			return nil
-		})
+		now, headers, err := looked(rows)
 		if err == nil {
 			told(now, headers)
 		}
 		return err
 	})
+}
+
+// looked reads the answer to lookSQL.
+func looked(rows pgx.Rows) (now place, headers []store.Stored, err error) {
+	var version, least int32
+	var mark, name, bytes []byte
+	_, err = pgx.ForEachRow(rows, []any{&version, &least, &now.epoch, &mark, &name, &bytes}, func() error {
+		if err := compatible(version, least); err != nil {
+			return err
+		}
+		if copy(now.mark[:], mark); name != nil {
+			headers = append(headers, store.Stored{Key: store.Key{Table: store.Head, Name: string(name)}, Bytes: bytes})
+		}
+		return nil
+	})
+	return now, headers, err
 }
 
 // news are what was found at now by who shows base. The caller holds a pin that is not later than now.
@@ -256,6 +263,12 @@ func (w *write) Set(k store.Key, stored []byte) {
 	put(&c.bytes, stored)
 }
 
+// Add implements store.Adder.
+func (w *write) Add(k store.Key, stored []byte) {
+	w.load.once.add(int16(k.Table), k.Name)
+	put(&w.load.once.bytes, stored)
+}
+
 func (w *write) Delete(k store.Key) {
 	if inRecords(k.Table) {
 		w.aside.Queue(unrecordSQL, []int16{int16(k.Table)}, [][]byte{[]byte(k.Name)})
@@ -296,7 +309,7 @@ func (w *write) connect(ctx context.Context) (err error) {
 // errShort is the error of a commit that is done on the primary, and perhaps not on the standbys.
 var errShort = errors.New("postgresql: the commit's wait for its synchronous standbys was cut short")
 
-// commit has commit_2 called and reads what it says.
+// commit has commit_3 called and reads what it says.
 func (w *write) commit(ctx context.Context, call func(context.Context, [][]byte) ([]byte, error)) error {
 	w.made.epoch = w.base.epoch + 1
 	if _, err := rand.Read(w.made.mark[:]); err != nil {
@@ -308,7 +321,7 @@ func (w *write) commit(ctx context.Context, call func(context.Context, [][]byte)
 		return err
 	}
 	if len(said) != 8 {
-		return fmt.Errorf("postgresql: commit_2 returned %d bytes", len(said))
+		return fmt.Errorf("postgresql: commit_3 returned %d bytes", len(said))
 	}
 	switch epoch := int64(binary.BigEndian.Uint64(said)); {
 	case epoch < 0:
@@ -359,7 +372,7 @@ func (w *write) callWithin(ctx context.Context, params [][]byte) ([]byte, error)
 	return results[0].Rows[0][0], nil
 }
 
-// params are those of commit_2.
+// params are those of commit_3.
 func (w *write) params() [][]byte {
 	l := w.load
 	return [][]byte{
@@ -405,11 +418,12 @@ func (b *Backend) Look(ctx context.Context, at store.Snapshot, after uint64) (ne
 		within, cancel := context.WithCancel(within)
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()
-		var batch pgx.Batch
-		var now place
-		var headers []store.Stored
-		queueLook(&batch, base, after, func(p place, found []store.Stored) { now, headers = p, found })
-		if err := b.readers.SendBatch(within, &batch).Close(); err != nil {
+		rows, err := b.readers.Query(within, lookSQL, base.epoch, base.mark[:], []byte(store.Uint64Key(after)))
+		if err != nil {
+			return err
+		}
+		now, headers, err := looked(rows)
+		if err != nil {
 			return err
 		}
 		news = b.news(base, now, headers)

@@ -20,7 +20,7 @@ func testInterleaved(t *testing.T, open func() store.Backend) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	dbs := []*store.DB{s.db(t, nil, store.Options{}), s.db(t, nil, store.Options{}), s.db(t, nil, store.Options{})}
 	tables := []store.Table{store.Config, store.Engine} // one under an authenticated sum, one not
-	model := make(map[store.Key]uint64)
+	model := make(map[store.Key]entry)
 	key := func() store.Key {
 		return store.Key{Table: tables[rng.IntN(len(tables))], Name: fmt.Sprintf("%02d", rng.IntN(12))}
 	}
@@ -59,18 +59,18 @@ func testInterleaved(t *testing.T, open func() store.Backend) {
 			}
 			if row.Exists() && rng.IntN(2) == 0 {
 				x.Present(k.Table, k.Name)
-				holds = holds && model[k] != 0
+				holds = holds && model[k].version != 0
 				continue
 			}
 			x.Require(row)
-			holds = holds && model[k] == row.Version
+			holds = holds && model[k].version == row.Version
 		}
 		v.Close()
 		after := maps.Clone(model)
 		if rng.IntN(5) == 0 {
 			r := store.Range{Table: store.Engine, From: fmt.Sprintf("%02d", rng.IntN(6)), To: fmt.Sprintf("%02d", 6+rng.IntN(6))}
 			x.Ranges = append(x.Ranges, r)
-			maps.DeleteFunc(after, func(k store.Key, _ uint64) bool { return r.Contains(k) })
+			maps.DeleteFunc(after, func(k store.Key, _ entry) bool { return r.Contains(k) })
 		}
 		changed := make(map[store.Key]bool)
 		var puts []store.Key
@@ -94,7 +94,7 @@ func testInterleaved(t *testing.T, open func() store.Backend) {
 		case err == nil && holds:
 			commits++
 			for _, k := range puts {
-				after[k] = r.Seq
+				after[k] = entry{r.Seq, byte(turn)}
 			}
 			model = after
 		case errors.As(err, &conflict) && !holds:
@@ -113,8 +113,18 @@ func testInterleaved(t *testing.T, open func() store.Backend) {
 	}
 }
 
+// entry is a row as a model has it.
+type entry struct {
+	version uint64
+	value   byte
+}
+
+func (e entry) is(row store.Row) bool {
+	return row.Version == e.version && (e.version == 0 || string(row.Value) == string([]byte{e.value}))
+}
+
 // fresh makes db fresh and holds what it shows against the model.
-func fresh(t *testing.T, db *store.DB, model map[store.Key]uint64) {
+func fresh(t *testing.T, db *store.DB, model map[store.Key]entry) {
 	t.Helper()
 	if err := db.Fresh(t.Context()); err != nil {
 		t.Fatal(err)
@@ -130,19 +140,109 @@ func fresh(t *testing.T, db *store.DB, model map[store.Key]uint64) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n++; row.Version != model[row.Key] {
-				t.Fatalf("%s is of version %d, not %d", row.Key, row.Version, model[row.Key])
+			if n++; !model[row.Key].is(row) {
+				t.Fatalf("%s is of version %d, %x, not %v", row.Key, row.Version, row.Value, model[row.Key])
 			}
 		}
 	}
-	for k, version := range model {
+	for k, e := range model {
 		row, err := v.Get(k)
-		if err != nil || row.Version != version {
-			t.Fatalf("%s is of version %d, not %d: %v", k, row.Version, version, err)
+		if err != nil || !e.is(row) {
+			t.Fatalf("%s is of version %d, %x, not %v: %v", k, row.Version, row.Value, e, err)
 		}
 	}
 	if n != len(model) {
 		t.Fatalf("%d rows, not %d", n, len(model))
+	}
+}
+
+// telling is a Shared that tells when its node is about to enter a Write.
+type telling struct {
+	store.Shared
+	entering chan struct{}
+}
+
+func (b telling) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	b.entering <- struct{}{}
+	return b.Shared.Enter(at, after, keys, versions)
+}
+
+// testJoins has a node wait for another's write: what queues there meanwhile is in the commit that waits, whatever it rests upon.
+func testJoins(t *testing.T, open func() store.Backend) {
+	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
+	told := telling{open().(store.Shared), make(chan struct{}, 9)}
+	a, b, other := s.db(t, told, store.Options{}), s.db(t, nil, store.Options{}), open()
+	defer other.Close()
+	commit(t, a, func(x *store.Txn) { x.Put(store.Tokens, "known", nil); x.Put(store.Tokens, "contested", nil) })
+	known, contested := get(t, a, store.Tokens, "known"), get(t, a, store.Tokens, "contested")
+	commit(t, b, func(x *store.Txn) {
+		x.Put(store.Tokens, "contested", []byte("b's"))
+		x.Put(store.Tokens, "unknown", nil)
+	})
+	for len(told.entering) > 0 {
+		<-told.entering
+	}
+	w, err := other.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	type outcome struct {
+		store.Receipt
+		err error
+	}
+	var all []chan outcome
+	for i, fill := range []func(x *store.Txn){
+		func(x *store.Txn) { x.Put(store.Tokens, "first", nil) },
+		func(x *store.Txn) { x.Require(known); x.Put(store.Tokens, "known", []byte("again")) },
+		func(x *store.Txn) { x.Present(store.Tokens, "unknown"); x.Put(store.Engine, "e", nil) },
+		func(x *store.Txn) { x.Absent(store.Tokens, "new"); x.Put(store.Tokens, "new", nil) },
+		func(x *store.Txn) { x.Delete(store.Tokens, "unknown") },
+		func(x *store.Txn) { x.Require(contested); x.Put(store.Tokens, "contested", []byte("a's")) },
+	} {
+		done := make(chan outcome, 1)
+		all = append(all, done)
+		go func() {
+			var x store.Txn
+			fill(&x)
+			r, err := a.Commit(t.Context(), x)
+			done <- outcome{r, err}
+		}()
+		if i == 0 {
+			<-told.entering
+		}
+		until(t, "it queues", func() bool { return a.Stats().Queued == i })
+	}
+	w.Abort()
+	first := (<-all[0])
+	if first.err != nil {
+		t.Fatal(first.err)
+	}
+	for i, done := range all[1:] {
+		o := <-done
+		if i == len(all)-2 {
+			if !errors.As(o.err, new(*store.Conflict)) {
+				t.Errorf("it rested on what the other node changed: %v", o.err)
+			}
+			continue
+		}
+		if o.err != nil || o.Seq != first.Seq {
+			t.Errorf("transaction %d: commit %d, not %d: %v", i+1, o.Seq, first.Seq, o.err)
+		}
+	}
+	verify(t, a)
+	if err := b.Fresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"known": "again", "contested": "b's", "new": "", "first": ""} {
+		for _, db := range []*store.DB{a, b} {
+			if row := get(t, db, store.Tokens, name); !row.Exists() || string(row.Value) != value {
+				t.Errorf("%s is %q", name, row.Value)
+			}
+		}
+	}
+	if get(t, a, store.Tokens, "unknown").Exists() {
+		t.Error("what was deleted is there")
 	}
 }
 

@@ -39,6 +39,7 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() store.Backend)) {
 		})
 		t.Run("settled", func(t *testing.T) { testSettled(t, fresh(t)) })
 		t.Run("interleaved", func(t *testing.T) { testInterleaved(t, fresh(t)) })
+		t.Run("joins", func(t *testing.T) { testJoins(t, fresh(t)) })
 		t.Run("fresh", func(t *testing.T) { testFresh(t, fresh(t)) })
 	})
 }
