@@ -10,8 +10,8 @@
 //	a shard that nobody who lives holds      is taken by the node that should have it
 //	a shard that the wrong node holds        is handed over by that node, once it has finished what it does there
 //
-// So a node that leaves in order passes its work on with its last commit; that of one that died is taken over once it
-// is unseen for store.PeerTerm, and looked at a second later at most.
+// So a node that leaves in order passes its work on in one commit, as soon as it knows that it will (Retire); that of one that died is taken
+// over once it is unseen for store.PeerTerm, and looked at a second later at most.
 //
 // A holder that was paused, or cut off, does not know that it lost its claim. What it then commits is refused: work
 // done under a claim commits on condition that the claim's row is the one under which the work began (Fence). What it
@@ -28,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -48,8 +49,9 @@ type Options struct {
 // Claims are one node's part in the background work. Methods are safe for concurrent use. A nil *Claims is that of a node which
 // has the store to itself: it holds everything, always and at no cost.
 type Claims struct {
-	o     Options
-	nudge chan struct{} // somebody released what is wanted elsewhere
+	o        Options
+	nudge    chan struct{} // somebody released what is wanted elsewhere
+	retiring atomic.Bool
 
 	mu      sync.Mutex
 	held    [Shards]*grip
@@ -293,6 +295,12 @@ func (t *table) living(alive map[string]bool) (ids []string, dead []store.Row) {
 	return ids, dead
 }
 
+// others are the ids of the nodes that take part and live, without one.
+func (t *table) others(id string, alive map[string]bool) []string {
+	ids, _ := t.living(alive)
+	return slices.DeleteFunc(ids, func(other string) bool { return other == id })
+}
+
 // pass adds to txn that shard i is now to's.
 func (t *table) pass(txn *store.Txn, i int, to string) error {
 	value, err := cbor.Marshal(claim{Holder: to, Term: t.claims[i].Term + 1})
@@ -338,17 +346,19 @@ func (t *table) step(self string, alive map[string]bool, busy func(shard int) bo
 // part is what self commits when it leaves: all that it held goes to those who stay.
 func (t *table) part(self string, alive map[string]bool) (txn store.Txn, err error) {
 	txn.Urgent = true
-	ids, _ := t.living(alive)
-	ids = slices.DeleteFunc(ids, func(id string) bool { return id == self })
+	ids := t.others(self, alive)
 	for i, should := range share(ids) {
 		if t.claims[i].Holder == self {
 			err = errors.Join(err, t.pass(&txn, i, should))
 		}
 	}
 	for _, row := range t.nodes {
-		if row.Key == nodeKey(self) {
+		switch id := strings.TrimPrefix(row.Name, nodeRows); {
+		case id == self:
 			txn.Require(row)
 			txn.Delete(row.Table, row.Name)
+		case slices.Contains(ids, id):
+			txn.Require(row) // of two that leave at once, neither gives its work to the other one
 		}
 	}
 	return txn, err

@@ -168,6 +168,95 @@ func TestShardsFollowTheNodes(t *testing.T) {
 	}
 }
 
+// A node that is told to retire passes everything on while it goes on serving, once what it does is finished, and takes nothing new.
+func TestRetire(t *testing.T) {
+	c := newCluster(t)
+	one, two := c.join(), c.join()
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	var held *Hold
+	work := ""
+	for i := 0; held == nil; i++ {
+		work = fmt.Sprint(i)
+		held, _ = one.Take(work)
+	}
+	began := time.Now()
+	one.Retire()
+	select {
+	case <-held.Wanted():
+	case <-time.After(2 * time.Second):
+		t.Fatal("who works is not told to finish")
+	}
+	if two.Held() == Shards {
+		t.Error("work was handed over that was being done")
+	}
+	ctx, cancel := held.Context(t.Context())
+	defer cancel()
+	txn := store.Txn{}
+	txn.Put(store.Engine, "x", []byte("finished"))
+	Fence(ctx, &txn)
+	if _, err := one.db.Commit(ctx, txn); err != nil {
+		t.Errorf("what was under way could not be finished: %v", err)
+	}
+	held.Release()
+	await(t, "the other one has everything", 5*time.Second, balanced(two))
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("handing over took %s", took)
+	}
+	await(t, "who retired has nothing", time.Second, func() bool { return one.Held() == 0 })
+	if _, ok := one.Take(work); ok {
+		t.Error("who retired takes work")
+	}
+	if h, ok := two.Take(work); !ok {
+		t.Error("the successor does not take it")
+	} else {
+		h.Release()
+	}
+}
+
+// Who does not finish what it does holds up the handover for some seconds only, and then finds its work ended.
+func TestRetireEndsWorkThatHangs(t *testing.T) {
+	c := newCluster(t)
+	one, two := c.join(), c.join()
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	var held *Hold
+	for i := 0; held == nil; i++ {
+		held, _ = one.Take(fmt.Sprint(i))
+	}
+	defer held.Release()
+	ctx, cancel := held.Context(t.Context())
+	defer cancel()
+	one.Retire()
+	await(t, "the other one has everything", parting, balanced(two))
+	if ctx.Err() == nil {
+		t.Error("work goes on that another node does")
+	}
+}
+
+// Of nodes that retire at once, and one that is alone, somebody always does the work until it ends or others come.
+func TestLastToRetireGoesOn(t *testing.T) {
+	c := newCluster(t)
+	one, two := c.join(), c.join()
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	one.Retire()
+	two.Retire()
+	await(t, "one of them has everything", 5*time.Second, func() bool { return balanced(one)() || balanced(two)() })
+	last := one
+	if two.Held() > 0 {
+		last = two
+	}
+	last.Retire()
+	await(t, "it goes on", 5*time.Second, func() bool {
+		h, ok := last.Take("expiry")
+		if ok {
+			h.Release()
+		}
+		return ok
+	})
+	three := c.join()
+	await(t, "who comes has everything", 5*time.Second, balanced(three))
+	await(t, "who retired has nothing", time.Second, func() bool { return last.Held() == 0 })
+}
+
 // A shard in use is not handed over before it is released.
 func TestSurplusIsFinishedFirst(t *testing.T) {
 	c := newCluster(t)

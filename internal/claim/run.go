@@ -12,7 +12,8 @@ import (
 // parting is how long a node that leaves waits for those who still hold on to work, and tries to hand it over.
 const parting = 5 * time.Second
 
-// Run takes part in the work until ctx ends. Then it hands over what this node holds, which no one should hold on to any more.
+// Run takes part in the work until ctx ends, or until it was told to Retire and others have taken over. Either way it hands over what this node holds;
+// when ctx has ended, no one should hold on to it any more.
 func (c *Claims) Run(ctx context.Context) {
 	if c == nil {
 		<-ctx.Done()
@@ -25,8 +26,12 @@ func (c *Claims) Run(ctx context.Context) {
 	tick := time.NewTicker(c.o.Look)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		if err := c.look(ctx); err != nil && ctx.Err() == nil {
+		others, err := c.look(ctx)
+		if err != nil && ctx.Err() == nil {
 			c.o.Log.Warn("which background work is this node's could not be settled; it is tried again", "error", err)
+		}
+		if others && c.retiring.Load() && c.leave(ctx) == nil {
+			return
 		}
 		select {
 		case <-ctx.Done():
@@ -34,11 +39,19 @@ func (c *Claims) Run(ctx context.Context) {
 		case <-c.nudge:
 		}
 	}
-	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), parting)
-	defer cancel()
-	if err := c.leave(leaving); err != nil {
+	if err := c.leave(ctx); err != nil {
 		c.o.Log.Warn("background work was not handed over: other nodes take it once they miss this one", "error", err)
 	}
+}
+
+// Retire has Run hand over this node's work to those who stay, and end. What is under way has some seconds to finish, see Hold.Wanted; nothing
+// new is taken. A node that is alone goes on until somebody comes, or Run's context ends. Retire does not wait for that.
+func (c *Claims) Retire() {
+	if c == nil {
+		return
+	}
+	c.retiring.Store(true)
+	c.wake()
 }
 
 // linger is how long follow waits for more: where much is committed, it looks at many commits at once.
@@ -65,31 +78,32 @@ func (c *Claims) follow(ctx context.Context) {
 	}
 }
 
-// look brings this node's claims up to the rows, and the rows up to what they should be.
-func (c *Claims) look(ctx context.Context) error {
+// look brings this node's claims up to the rows, and the rows up to what they should be. It reports whether others take part, too.
+func (c *Claims) look(ctx context.Context) (others bool, err error) {
 	alive, err := c.alive(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	t, err := c.read()
 	if err != nil {
-		return err
+		return false, err
 	}
+	others = len(t.others(c.o.Store.Self(), alive)) > 0
 	txn, surplus, err := t.step(c.o.Store.Self(), alive, c.busy())
 	if err != nil {
-		return err
+		return others, err
 	}
 	if c.want(surplus) {
 		c.wake() // what nobody used may go at once
 	}
 	if len(txn.Puts)+len(txn.Deletes) == 0 {
-		return nil
+		return others, nil
 	}
 	if _, err = c.o.Store.Commit(ctx, txn); errors.As(err, new(*store.Conflict)) {
 		err = nil // others moved meanwhile
 	}
 	c.wake()
-	return err
+	return others, err
 }
 
 // read takes over what the rows say of this node. Work that it forsook it takes up again once it was told that it lives.
@@ -165,9 +179,13 @@ func (c *Claims) doubt(ctx context.Context) {
 func (c *Claims) forsake(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now.Sub(c.heard) < store.PeerTerm {
-		return
+	if now.Sub(c.heard) >= store.PeerTerm {
+		c.drop()
 	}
+}
+
+// drop ends all work, and holds nothing any more. The caller holds the lock.
+func (c *Claims) drop() {
 	moved := false
 	for i, g := range c.held {
 		if g != nil {
@@ -212,12 +230,25 @@ func (c *Claims) want(surplus []int) bool {
 	return news
 }
 
-// leave hands over everything, and this node's part in the work with it.
+// errAlone is why a node that retires keeps its work for now.
+var errAlone = errors.New("claim: there is no other node to take over")
+
+// leave hands over everything, and this node's part in the work with it; to nobody, if nobody else takes part, only once ctx has ended. A node
+// that could not leave before goes on.
 func (c *Claims) leave(ctx context.Context) error {
+	ended := ctx.Err() != nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), parting)
+	defer cancel()
 	c.finish(ctx)
 	for {
-		err := c.handOver(ctx)
-		if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrClosed) || c.o.Store.Fault() != nil {
+		err := c.handOver(ctx, ended)
+		if err == nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.drop()
+			return nil
+		}
+		if ctx.Err() != nil || errors.Is(err, errAlone) || errors.Is(err, store.ErrClosed) || c.o.Store.Fault() != nil {
 			return err
 		}
 		select {
@@ -258,8 +289,8 @@ func (c *Claims) used() bool {
 	return slices.ContainsFunc(c.held[:], func(g *grip) bool { return g != nil && g.users > 0 })
 }
 
-// handOver commits that others have what this node held, and that it takes part no more.
-func (c *Claims) handOver(ctx context.Context) error {
+// handOver commits that others have what this node held, or nobody, if it may be nobody, and that it takes part no more.
+func (c *Claims) handOver(ctx context.Context, nobody bool) error {
 	v, err := c.o.Store.View()
 	if err != nil {
 		return err
@@ -272,6 +303,9 @@ func (c *Claims) handOver(ctx context.Context) error {
 	alive, err := c.alive(ctx)
 	if err != nil {
 		return err
+	}
+	if !nobody && len(t.others(c.o.Store.Self(), alive)) == 0 {
+		return errAlone
 	}
 	txn, err := t.part(c.o.Store.Self(), alive)
 	if err != nil || len(txn.Puts)+len(txn.Deletes) == 0 {

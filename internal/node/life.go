@@ -106,6 +106,9 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 		}
 	}
 	n.state.Store(&state{db: n.db, life: l, locks: n.lastLocks(), since: l.db.Now()})
+	if n.draining.Load() {
+		l.claims.Retire() // the node was told to stop meanwhile
+	}
 	n.announce()
 	return nil
 }

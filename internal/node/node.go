@@ -235,8 +235,8 @@ func (n *Node) serve(context.Context) error {
 }
 
 // Stop ends the node in order. From now on health says 503, and each answer asks the client to connect elsewhere; for as long as the
-// configuration's DrainDelay, or until ctx ends, everybody is served all the same, so that load balancers find out. Then nobody is
-// accepted, and requests under way have DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date
+// configuration's DrainDelay, or until ctx ends, everybody is served all the same, so that load balancers find out, while background work is handed over to
+// the other nodes. Then nobody is accepted, and requests under way have DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date
 // and the store is closed.
 func (n *Node) Stop(ctx context.Context) error {
 	n.once.Do(func() {
@@ -265,16 +265,18 @@ func (n *Node) Stop(ctx context.Context) error {
 	return n.stopped
 }
 
-// retire tells everybody that the node is about to stop, and gives load balancers the time to hear of it.
+// retire tells everybody that the node is about to stop, hands its background work over, and gives load balancers the time to hear of it.
 func (n *Node) retire(ctx context.Context) {
 	n.draining.Store(true)
 	n.announce()
 	for _, l := range n.listeners {
 		l.handler.Retire()
 	}
-	if n.state.Load().life == nil {
+	l := n.state.Load().life
+	if l == nil {
 		return // nobody sends anything here
 	}
+	l.claims.Retire()
 	select {
 	case <-ctx.Done():
 	case <-time.After(n.config.DrainDelay):

@@ -252,6 +252,67 @@ func TestEachDueLeaseOnce(t *testing.T) {
 	}
 }
 
+// A node that is told to stop hands its work over at once, and serves on for its drain delay: what becomes due meanwhile is done.
+func TestWorkIsHandedOverBeforeTheDrain(t *testing.T) {
+	c := startNodes(t, 2)
+	c.targets(4)
+	one, two := c.nodes[0], c.nodes[1]
+	for i := range 4 {
+		one.must(204, "POST", fmt.Sprint("db/roles/app", i), fmt.Sprintf(
+			`{"db_name":"pg%d","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],"default_ttl":"2s"}`, i))
+	}
+	c.fresh()
+	c.settled()
+	conn := c.server.Connect(t, "postgres")
+	one.Node.config.DrainDelay = time.Minute
+	drain, cut := context.WithCancel(t.Context())
+	defer cut()
+	stopped := make(chan error, 1)
+	began := time.Now()
+	go func() { stopped <- one.Stop(drain) }()
+	c.until("the other node does everything", func() bool { return two.state.Load().life.claims.Held() == 64 })
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("handing over took %s", took)
+	}
+	var accounts []string
+	for i := range 4 { // by the node that drains
+		_, name := one.credential(fmt.Sprint("app", i))
+		accounts = append(accounts, name)
+	}
+	made := time.Now()
+	c.until("all accounts are gone", func() bool {
+		for _, name := range accounts {
+			if account(t, conn, name) {
+				return false
+			}
+		}
+		return true
+	})
+	if late := time.Since(made) - 2*time.Second; late > 3*time.Second {
+		t.Errorf("the last account went %s after its end", late)
+	}
+	lease, name := one.credential("app0") // a revocation that the node is asked for is done by the other one, and it knows when
+	one.must(204, "PUT", "sys/leases/revoke", `{"lease_id":"`+lease+`","sync":true}`)
+	if account(t, conn, name) {
+		t.Error("the answer came before the account was gone")
+	}
+	for _, m := range two.must(200, "GET", "sys/lessor/members", "")["data"].(map[string]any)["members"].([]any) {
+		m := m.(map[string]any)
+		if want := map[bool]string{true: "active", false: "draining"}[m["self"].(bool)]; m["state"] != want {
+			t.Errorf("the state of %v is not %s", m, want)
+		}
+	}
+	select {
+	case err := <-stopped:
+		t.Fatalf("the node stopped before its time: %v", err)
+	default:
+	}
+	cut()
+	if err := <-stopped; err != nil {
+		t.Errorf("stopping: %v", err)
+	}
+}
+
 // What may be used so often is used so often, whichever nodes it is shown to.
 func TestUsesAreCountedByAll(t *testing.T) {
 	c := startNodes(t, 2)
