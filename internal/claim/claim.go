@@ -283,6 +283,21 @@ func load(v store.View) (*table, error) {
 	return t, nil
 }
 
+// Holders says how many of the Shards each node holds, by its store.Peer's ID, dead nodes that nobody has succeeded yet included.
+func Holders(v store.View) (map[string]int, error) {
+	t, err := load(v)
+	if err != nil {
+		return nil, err
+	}
+	held := map[string]int{}
+	for _, c := range t.claims {
+		if c.Holder != "" {
+			held[c.Holder]++
+		}
+	}
+	return held, nil
+}
+
 // living are the ids of the nodes that take part and live; dead are the rows of those that do not live any more.
 func (t *table) living(alive map[string]bool) (ids []string, dead []store.Row) {
 	for _, row := range t.nodes {

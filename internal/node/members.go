@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/system"
 )
@@ -42,10 +43,14 @@ func (l *life) members(ctx context.Context) ([]system.Member, error) {
 	if err != nil {
 		return nil, err
 	}
+	held, err := l.held()
+	if err != nil {
+		return nil, err
+	}
 	self := l.db.Self()
 	all := make([]system.Member, len(peers))
 	for i, p := range peers {
-		m := system.Member{ID: p.ID, State: "starting", Started: p.Started, Seen: p.Seen, Alive: p.Alive, Self: p.ID == self}
+		m := system.Member{ID: p.ID, State: "starting", Started: p.Started, Seen: p.Seen, Alive: p.Alive, Self: p.ID == self, Claims: held[p.ID]}
 		var about said
 		if json.Unmarshal(p.About, &about) == nil {
 			m.Name, m.Address, m.ClusterAddress, m.Version, m.Reported, m.State = about.Name, about.Address, about.Cluster, about.Version, about.Claims, about.State
@@ -53,4 +58,17 @@ func (l *life) members(ctx context.Context) ([]system.Member, error) {
 		all[i] = m
 	}
 	return all, nil
+}
+
+// held is how much of the work that nodes share each of them does.
+func (l *life) held() (map[string]int, error) {
+	if l.claims == nil {
+		return map[string]int{l.db.Self(): claim.Shards}, nil
+	}
+	v, err := l.db.View()
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	return claim.Holders(v)
 }

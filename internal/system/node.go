@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -39,6 +40,7 @@ type Member struct {
 	Started, Seen  time.Time
 	Alive          bool // seen within the last five seconds
 	Self           bool // it is the one that answers
+	Claims         int  // how many of the claim.Shards of the background work are its own
 }
 
 // nodeRoutes are about this node rather than about what it keeps.
@@ -108,10 +110,10 @@ func (b *Backend) members(context.Context, *engine.Request) (*engine.Reply, erro
 		for _, m := range members {
 			out = append(out, map[string]any{
 				"id": m.ID, "name": m.Name, "address": m.Address, "version": m.Version, "state": m.State, "started": stamp(m.Started), "seen": stamp(m.Seen),
-				"alive": m.Alive, "self": m.Self,
+				"alive": m.Alive, "self": m.Self, "claims": m.Claims,
 			})
 		}
-		return map[string]any{"members": out}, nil
+		return map[string]any{"members": out, "shards": claim.Shards}, nil
 	}}, nil
 }
 

@@ -365,8 +365,9 @@ func operatorStepDown(a *session.Session) *cobra.Command {
 
 func operatorMembers(a *session.Session) *cobra.Command {
 	return a.Remote("members", "List the servers of the cluster", `
-All of those that are active serve everything. One that was not heard of for five seconds is lost, and forgotten after a minute.
-The one that answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string) error {
+All of those that are active serve everything. What only one may do, such as ending leases that are over, is divided among them: Claims says how much of
+it is whose. A server that was not heard of for five seconds is lost, what it did is taken over, and it is forgotten after a minute. The one that
+answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string) error {
 		c, err := a.Unwrapped()
 		if err != nil {
 			return err
@@ -389,7 +390,9 @@ The one that answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command
 				Seen    time.Time `json:"seen"`
 				Alive   bool      `json:"alive"`
 				Self    bool      `json:"self"`
+				Claims  *int      `json:"claims"` // nil: a server of before does not tell
 			} `json:"members"`
+			Shards int `json:"shards"`
 		}
 		if err := answer.Decode(&found); err != nil {
 			return err
@@ -398,19 +401,22 @@ The one that answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command
 		return a.Print(answer.Data["members"], func() error {
 			var rows []session.Row
 			for _, m := range found.Members {
-				name, state := m.Name, m.State
+				name, state, claims := m.Name, m.State, ""
 				if m.Self {
 					name += " *"
 				}
 				if !m.Alive {
 					state = "lost"
 				}
+				if m.Claims != nil {
+					claims = fmt.Sprintf("%d of %d", *m.Claims, found.Shards)
+				}
 				rows = append(rows, session.Row{
-					session.PrintableLine(session.Dash(name)), session.PrintableLine(session.Dash(m.Address)), state, session.PrintableLine(session.Dash(m.Version)),
+					session.PrintableLine(session.Dash(name)), session.PrintableLine(session.Dash(m.Address)), state, session.Dash(claims), session.PrintableLine(session.Dash(m.Version)),
 					session.Moment(m.Started), session.Moment(m.Seen), session.PrintableLine(m.ID),
 				})
 			}
-			return a.Table(session.Row{"Node", "Address", "State", "Version", "Started", "Last Seen", "ID"}, rows)
+			return a.Table(session.Row{"Node", "Address", "State", "Claims", "Version", "Started", "Last Seen", "ID"}, rows)
 		})
 	})
 }
