@@ -167,7 +167,7 @@ func drill(ctx context.Context, o cli.DrillOptions) (cli.Drilled, error) {
 		Scratch: o.Scratch, Recovery: o.Recovery, Progress: o.Progress,
 	})
 	return cli.Drilled{
-		Verification: verification(found.Verified), Point: found.Point, Time: found.Time, Age: found.Age.Seconds(), Restore: found.Restore.Seconds(),
+		Verification: verification(found.Verified), Point: found.Point, Seq: found.Seq, Hash: found.Hash, Time: found.Time, Age: found.Age.Seconds(), Restore: found.Restore.Seconds(),
 		Verify: found.Verify.Seconds(), Segments: found.Segments, Bytes: found.Bytes, Rows: found.Rows,
 	}, err
 }

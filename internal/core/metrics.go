@@ -7,6 +7,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/system"
 )
 
 // counters count what passed the gate.
@@ -64,6 +65,11 @@ var metrics = []metric{
 	describe("targets_unsearched", "Targets that could not be searched yet for credentials that the store does not know, after it was put back to an earlier state.",
 		prometheus.GaugeValue, (*Core).failing),
 	describe("background_shards", "Parts, of 64, of the background work that this node does; all nodes together do all.", prometheus.GaugeValue, func(c *Core) float64 { return float64(c.Claims.Held()) }),
+	describe("drill_age_seconds", "How long ago the last restore drill was reported that restored a backup which is whole; -1: none was.", prometheus.GaugeValue,
+		(*Core).drillAge),
+	describe("drill_duration_seconds", "How long that drill took to restore and verify; -1: there was none.", prometheus.GaugeValue, (*Core).drillTook),
+	describe("drill_success", "1 if the last restore drill that was reported restored a backup which is whole, 0 if it failed; -1: none was reported.",
+		prometheus.GaugeValue, (*Core).drillGood),
 	describe("fenced", "1 while this is a restored copy that touches no target.", prometheus.GaugeValue, func(c *Core) float64 {
 		if c.Fenced() {
 			return 1
@@ -98,4 +104,41 @@ func (c *Core) outlived() float64 {
 		return 0
 	}
 	return float64(len(found))
+}
+
+// drills are the last restore drill that was reported, and the last good one; nil, too, if that cannot be read.
+func (c *Core) drills() (last, good *system.Drill) {
+	v, err := c.Store.View()
+	if err != nil {
+		return nil, nil
+	}
+	defer v.Close()
+	if last, good, err = system.LastDrills(v); err != nil {
+		return nil, nil
+	}
+	return last, good
+}
+
+func (c *Core) drillAge() float64 {
+	if _, good := c.drills(); good != nil {
+		return c.Store.Now().Sub(good.Time).Seconds()
+	}
+	return -1
+}
+
+func (c *Core) drillTook() float64 {
+	if _, good := c.drills(); good != nil {
+		return good.Took().Seconds()
+	}
+	return -1
+}
+
+func (c *Core) drillGood() float64 {
+	switch last, _ := c.drills(); {
+	case last == nil:
+		return -1
+	case last.Good():
+		return 1
+	}
+	return 0
 }

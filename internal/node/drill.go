@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -99,8 +100,10 @@ func Points(ctx context.Context, c config.Config, o Origin) (points []archive.Se
 // Drilled is what a drill found.
 type Drilled struct {
 	Verified
-	Point    string    // name of the point that was restored; empty: a file
-	Time     time.Time // of its last commit
+	Point    string // name of the point that was restored; empty: a file
+	Seq      uint64 // of its last commit
+	Hash     string // of that commit's header, hex: by it a server knows the commit for its own
+	Time     time.Time
 	Age      time.Duration
 	Segments int
 	Bytes    int64
@@ -172,8 +175,9 @@ func Drill(ctx context.Context, c config.Config, o Options, from Origin, how Dri
 		return found, errors.Join(err, b.Close())
 	}
 	found.Verified, err = n.verify(ctx, b, func(done, total uint64) { how.Progress(fmt.Sprintf("verified %d of %d commits", done, total)) })
-	if last, lost := n.db.Committed(head.Seq - 1); lost == nil { // the one before the restore's own
-		found.Time, found.Age = last, n.o.Clock.Now().Sub(last)
+	if last, hash, lost := n.db.Header(head.Seq - 1); lost == nil { // the one before the restore's own
+		found.Seq, found.Hash = last.Seq, hex.EncodeToString(hash[:])
+		found.Time, found.Age = last.Time, n.o.Clock.Now().Sub(last.Time)
 	}
 	found.Verify = time.Since(began)
 	return found, errors.Join(err, n.close())

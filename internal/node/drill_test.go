@@ -2,7 +2,9 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -87,6 +89,33 @@ func TestBackups(t *testing.T) {
 		return err
 	})
 	p.do(err)
+}
+
+// TestDrillOfASharedStore: a backup of what lies in PostgreSQL is drilled without a database, and any node takes the report and shows it.
+func TestDrillOfASharedStore(t *testing.T) {
+	c := startNodes(t, 2)
+	one, two := c.nodes[0], c.nodes[1]
+	one.fill()
+	file := filepath.Join(c.dir, "backup.lessor")
+	request, err := http.NewRequest("GET", one.Address()+"/v1/sys/lessor/backup", nil)
+	c.do(err)
+	request.Header.Set("X-Vault-Token", one.token)
+	answer, err := one.client.Do(request)
+	c.do(err)
+	text, err := io.ReadAll(answer.Body)
+	c.do(errors.Join(err, answer.Body.Close()))
+	c.do(os.WriteFile(file, text, 0o600))
+
+	found, err := Drill(t.Context(), one.Node.config, c.o, Origin{File: file}, DrillOptions{Scratch: t.TempDir(), Progress: func(string) {}})
+	if err != nil || found.Broken != nil {
+		t.Fatalf("drill: %+v, %v", found, err)
+	}
+	two.must(200, "PUT", "sys/lessor/drills", fmt.Sprintf(`{"sequence":%d,"hash":%q,"restore_time":%g}`, found.Seq, found.Hash, found.Restore.Seconds()))
+	told := one.must(200, "GET", "sys/lessor/drills", "")["data"].(map[string]any)
+	if last := told["last"].(map[string]any); last["ok"] != true || last["sequence"] != float64(found.Seq) || told["last_good_age_seconds"].(float64) > 60 {
+		t.Errorf("the other node tells %v", told)
+	}
+	two.must(400, "PUT", "sys/lessor/drills", fmt.Sprintf(`{"sequence":%d,"hash":%q}`, found.Seq-1, found.Hash))
 }
 
 // TestBackupRefused: a destination that is none ends the start.

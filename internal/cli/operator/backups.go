@@ -1,10 +1,8 @@
 package operator
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -133,105 +131,4 @@ Each is a state of the store, named by the time of its last commit. Exit code 2:
 		})
 	store, origin = storeFlags(command), originFlags(command, false)
 	return command
-}
-
-// DrillOptions ask for a drill.
-type DrillOptions struct {
-	Origin
-	Store    []string // flags that name the configuration and the key, as ServerOptions.Args
-	Scratch  string   // folder to restore below; empty: the system's temporary one
-	Recovery bool     // unseal by the recovery file only
-	Progress func(doing string)
-}
-
-// Drilled is what a drill found.
-type Drilled struct {
-	session.Verification
-	Point    string    `json:"point,omitempty"`
-	Time     time.Time `json:"time"`            // of the last commit
-	Age      float64   `json:"age_seconds"`     // since then
-	Restore  float64   `json:"restore_seconds"` // that restoring took
-	Verify   float64   `json:"verify_seconds"`  // that verifying took
-	Segments int       `json:"segments"`
-	Bytes    int64     `json:"bytes"`
-	Rows     uint64    `json:"rows"`
-}
-
-func operatorDrill(a *session.Session, commands Commands) *cobra.Command {
-	var store func() []string
-	var origin func([]string) (Origin, error)
-	var scratch, metrics string
-	var recovery bool
-	command := a.Local("drill [FILE]", "Try whether a backup can be restored: into a scratch folder, verified, and thrown away", `
-The backup is named as for lessor operator restore. It is restored and unsealed with the seal's key, or with -recovery with the recovery file
-alone, and verified wholly. Nothing of it is served, no target is touched, and the server may run meanwhile. Exit code 2: what was restored
-is broken.`,
-		0, 1, func(cmd *cobra.Command, args []string) error {
-			from, err := origin(args)
-			if err != nil {
-				return session.Usage(cmd, "%s", err.Error())
-			}
-			a.Progress.Begin("restoring")
-			o := DrillOptions{Origin: from, Store: store(), Scratch: scratch, Recovery: recovery, Progress: a.Progress.Say}
-			found, err := commands.Drill(cmd.Context(), o)
-			if metrics != "" {
-				told := session.WriteFile(metrics, 0o644, func(w io.Writer) error { return found.expose(w, err == nil && found.OK, time.Now()) })
-				err = errors.Join(err, told)
-			}
-			if err != nil {
-				return err
-			}
-			return found.print(a)
-		})
-	f := command.Flags()
-	f.StringVar(&scratch, "scratch", "", "restore below this `folder` (default: that of temporary files)")
-	f.StringVar(&metrics, "metrics-file", "", "write the outcome to this `file`, for the textfile collector of Prometheus's node_exporter")
-	f.BoolVar(&recovery, "recovery", false, "unseal with the recovery file alone, to see whether that works")
-	store, origin = storeFlags(command), originFlags(command, true)
-	return command
-}
-
-func (d *Drilled) print(a *session.Session) error {
-	err := a.Print(d, func() error {
-		if !d.OK {
-			return nil
-		}
-		return a.Say("Restored %s in %d segments up to commit %d of %s (%s ago) in %s; verified %d rows and %d audit records in %s.",
-			byteSize(d.Bytes), d.Segments, d.Last-1, d.Time.Format(time.RFC3339), seconds(d.Age), seconds(d.Restore), d.Rows, d.Records, seconds(d.Verify))
-	})
-	if f, formatErr := a.Format(); err == nil && formatErr == nil && (f == session.FormTable || !d.OK) {
-		if f == session.FormTable {
-			return a.PrintVerification(d.Verification)
-		}
-		return session.ExitCode(session.ExitRemote)
-	}
-	return err
-}
-
-func seconds(s float64) string {
-	return time.Duration(s * float64(time.Second)).Round(10 * time.Millisecond).String()
-}
-
-// expose writes the outcome of a drill that ended at now in Prometheus's text format.
-func (d *Drilled) expose(w io.Writer, ok bool, now time.Time) error {
-	var b bytes.Buffer
-	gauge := func(name, help string, value float64) {
-		fmt.Fprintf(&b, "# HELP lessor_drill_%s %s\n# TYPE lessor_drill_%s gauge\nlessor_drill_%s %g\n", name, help, name, name, value)
-	}
-	success := 0.0
-	if ok {
-		success = 1
-	}
-	gauge("success", "1 if the last drill restored a backup that is whole.", success)
-	gauge("timestamp_seconds", "When the last drill ended.", float64(now.UnixMilli())/1000)
-	if ok {
-		gauge("backup_age_seconds", "How old the backup was that the last drill restored.", d.Age)
-		gauge("restore_seconds", "How long restoring took.", d.Restore)
-		gauge("verify_seconds", "How long verifying took.", d.Verify)
-		gauge("bytes", "How large the backup was.", float64(d.Bytes))
-		gauge("rows", "How many rows were verified.", float64(d.Rows))
-		gauge("records", "How many audit records were verified.", float64(d.Records))
-	}
-	_, err := w.Write(b.Bytes())
-	return err
 }

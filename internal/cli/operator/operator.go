@@ -62,7 +62,7 @@ func Operator(a *session.Session, commands Commands) *cobra.Command {
 	command := session.Group("operator", "Initialize, unseal, back up, restore, verify and look after a server", "",
 		operatorInit(a), operatorUnseal(a), operatorSeal(a), operatorSealStatus(a), operatorMigrateSeal(a), operatorRekey(a),
 		operatorRotate(a), operatorKeyStatus(a), operatorGenerateRoot(a), operatorStepDown(a), operatorMembers(a), operatorJoinSecret(a),
-		operatorBackup(a), operatorBackups(a, commands), operatorFence(a),
+		operatorBackup(a), operatorBackups(a, commands), operatorDrills(a), operatorFence(a),
 		session.Refusal("diagnose", "lessor status tells the server's state, lessor operator verify checks its store"),
 		session.Refusal("raft", "the store is no raft cluster; to copy it: lessor operator backup; to see its servers: lessor operator members"),
 		session.Refusal("usage", "nothing is counted for licences; who uses what is told by lessor holders and lessor audit timeline"))
