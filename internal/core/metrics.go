@@ -1,12 +1,16 @@
 package core
 
 import (
+	"cmp"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
@@ -78,11 +82,16 @@ var metrics = []metric{
 	}),
 }
 
+// probed describes a gauge with a label for each target, which is there as long as it is 1.
+var probed = prometheus.NewDesc("lessor_target_failing", "1 for a target whose credentials or passwords this node has to change, and which it only probes, since it fails.",
+	[]string{"mount", "target"}, nil)
+
 // Describe and Collect make a Core a prometheus.Collector.
 func (c *Core) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		ch <- m.desc
 	}
+	ch <- probed
 }
 
 // Collect tells the values.
@@ -90,6 +99,51 @@ func (c *Core) Collect(ch chan<- prometheus.Metric) {
 	for _, m := range metrics {
 		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.get(c))
 	}
+	for _, t := range c.Failing() {
+		ch <- prometheus.MustNewConstMetric(probed, prometheus.GaugeValue, 1, t.Mount, t.Name)
+	}
+}
+
+// Target is a target of a mount.
+type Target struct {
+	Mount string // path
+	Name  string
+}
+
+// Failing are the targets that this node works at and only probes for now, since they fail; none if the mounts cannot be read. Of several nodes, each knows
+// of its own.
+func (c *Core) Failing() []Target {
+	failing := map[rotation.Target]bool{}
+	for _, t := range c.reaper.Metrics().Targets {
+		if t.Open {
+			failing[rotation.Target{Mount: t.Mount, Name: t.Target}] = true
+		}
+	}
+	for _, t := range c.rotator.Failing() {
+		failing[t] = true
+	}
+	if len(failing) == 0 {
+		return nil
+	}
+	v, err := c.Store.View()
+	if err != nil {
+		return nil
+	}
+	defer v.Close()
+	table, err := c.table(v)
+	if err != nil {
+		return nil
+	}
+	var all []Target
+	for t := range failing {
+		if m := table.ByUUID(t.Mount); m != nil {
+			all = append(all, Target{m.Path, t.Name})
+		}
+	}
+	slices.SortFunc(all, func(a, b Target) int {
+		return cmp.Or(strings.Compare(a.Mount, b.Mount), strings.Compare(a.Name, b.Name))
+	})
+	return slices.Compact(all) // a mount that is being removed may have left its path to another one
 }
 
 // outlived counts the credentials that outlived their lease, up to a thousand.

@@ -96,6 +96,7 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	l.running.Go(func() { c.Run(background) })
 	l.running.Go(func() { l.exporters.Run(background) })
 	l.running.Go(func() { l.rotateKeys(background) })
+	l.running.Go(func() { l.note(background) })
 	if l.backups != nil {
 		l.running.Go(func() { l.backups.Run(background) })
 	}

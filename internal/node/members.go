@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -15,12 +16,15 @@ type said struct {
 	Address string `json:"address"`           // URL for clients
 	Cluster string `json:"cluster,omitempty"` // cluster_addr, for Vault's sake
 	Version string `json:"version"`
-	Claims  string `json:"reported"` // version of Vault that it claims to be
-	State   string `json:"state"`    // active, sealed or draining
+	Claims  string `json:"reported"`          // version of Vault that it claims to be
+	State   string `json:"state"`             // active, sealed or draining
+	Failing int    `json:"failing,omitempty"` // targets that it works at and only probes
 }
 
 // announce tells the others how the node is by now.
 func (n *Node) announce() {
+	n.announcing.Lock()
+	defer n.announcing.Unlock()
 	s := n.state.Load()
 	about := said{
 		Name: n.config.NodeName, Address: n.reachable(), Cluster: n.config.ClusterAddr, Version: n.o.Version, Claims: n.config.ReportedVersion, State: "active",
@@ -30,6 +34,9 @@ func (n *Node) announce() {
 		about.State = "draining"
 	case s.life == nil:
 		about.State = "sealed"
+	}
+	if s.life != nil {
+		about.Failing = len(s.life.core.Failing())
 	}
 	text, err := json.Marshal(about)
 	if err == nil && len(text) <= store.PeerBytes {
@@ -54,6 +61,7 @@ func (l *life) members(ctx context.Context) ([]system.Member, error) {
 		var about said
 		if json.Unmarshal(p.About, &about) == nil {
 			m.Name, m.Address, m.ClusterAddress, m.Version, m.Reported, m.State = about.Name, about.Address, about.Cluster, about.Version, about.Claims, about.State
+			m.Failing = about.Failing
 		}
 		all[i] = m
 	}
@@ -71,4 +79,24 @@ func (l *life) held() (map[string]int, error) {
 	}
 	defer v.Close()
 	return claim.Holders(v)
+}
+
+// noteEvery is how often a node looks whether it has something new to say about itself.
+const noteEvery = time.Second
+
+// note announces when targets begin to fail at this node, or are back, until ctx ends.
+func (l *life) note(ctx context.Context) {
+	tick := time.NewTicker(noteEvery)
+	defer tick.Stop()
+	for told := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := len(l.core.Failing()); now != told {
+			told = now
+			l.n.announce()
+		}
+	}
 }

@@ -95,6 +95,8 @@ type Node struct {
 	unheard   []audit.Record // what happened while sealed, for the trail
 	warned    bool           // of keys that could be swapped out
 
+	announcing sync.Mutex // so that what is said last is the latest
+
 	running sync.WaitGroup // what goes on whether sealed or not
 	once    sync.Once
 	stopped error

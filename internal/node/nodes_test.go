@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/config"
@@ -315,6 +316,52 @@ func TestWorkIsHandedOverBeforeTheDrain(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Errorf("stopping: %v", err)
 	}
+}
+
+// A target that fails is told by the node that works there: by name in its metrics, and to the others.
+func TestTargetsThatFailAreTold(t *testing.T) {
+	c := startNodes(t, 2)
+	relay := pgtest.NewRelay(t, c.server)
+	c.targets(1)
+	one := c.nodes[0]
+	one.must(204, "POST", "db/config/away", fmt.Sprintf(
+		`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","scram_iterations":1}`,
+		relay.URL(c.server.URL("{{username}}", "{{password}}", "postgres")), pgtest.Superuser, c.server.Password()))
+	one.must(204, "POST", "db/roles/away", `{"db_name":"away","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"]}`)
+	c.fresh()
+	c.settled()
+	lease, _ := one.credential("away")
+	relay.Cut()
+	one.must(202, "PUT", "sys/leases/revoke", `{"lease_id":"`+lease+`","sync":false}`)
+	failing := func(at int) bool { return len(c.nodes[at].state.Load().life.core.Failing()) > 0 }
+	c.until("it fails", func() bool { return failing(0) || failing(1) })
+	worker := 0
+	if failing(1) {
+		worker = 1
+	}
+	told := func(at int) (n float64) { // by the one that is asked, of the one that works there
+		for _, m := range c.nodes[at].must(200, "GET", "sys/lessor/members", "")["data"].(map[string]any)["members"].([]any) {
+			m := m.(map[string]any)
+			if (m["self"] == true) == (at == worker) {
+				n = m["failing_targets"].(float64)
+			} else if m["failing_targets"] != float64(0) {
+				t.Errorf("a node that does not work there says that it fails: %v", m)
+			}
+		}
+		return n
+	}
+	for at, n := range c.nodes {
+		c.until("all are told", func() bool { return told(at) == 1 })
+		var text strings.Builder
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(n.state.Load().life.core)
+		c.do(expose(registry, &text))
+		if strings.Contains(text.String(), `lessor_target_failing{mount="db/",target="away"} 1`) != (at == worker) {
+			t.Errorf("the metrics of node %d, where %d works at the target:\n%s", at, worker, text.String())
+		}
+	}
+	relay.Mend()
+	c.until("it is back", func() bool { return told(0) == 0 && told(1) == 0 && !failing(worker) })
 }
 
 // What may be used so often is used so often, whichever nodes it is shown to.

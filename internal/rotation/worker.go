@@ -125,6 +125,26 @@ type Metrics struct {
 // Metrics returns the counters.
 func (w *Worker) Metrics() Metrics { return Metrics{Done: w.done.Load(), Failed: w.failed.Load()} }
 
+// Target is a target of a mount.
+type Target struct {
+	Mount string // UUID
+	Name  string
+}
+
+// Failing are the targets that this Worker only probes, since they failed several times in a row.
+func (w *Worker) Failing() []Target {
+	now := w.Store.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []Target
+	for t, r := range w.targets {
+		if r.failures >= trips && (r.busy || now.Before(r.until.Add(longest))) { // else nothing is due there any more
+			all = append(all, Target{t.UUID, t.name})
+		}
+	}
+	return all
+}
+
 // Run works until ctx ends, and returns when nothing of it is left running.
 func (w *Worker) Run(ctx context.Context) {
 	defer w.all.Wait()
@@ -220,6 +240,7 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 	}
 	hold, ok := w.Claims.Take(claim.Target(t.UUID, t.name))
 	if !ok {
+		delete(w.targets, t)
 		return
 	}
 	r.busy = true

@@ -40,6 +40,7 @@ type Member struct {
 	Started, Seen  time.Time
 	Alive          bool // seen within the last five seconds
 	Self           bool // it is the one that answers
+	Failing        int  // targets that it works at and only probes, since they fail
 	Claims         int  // how many of the claim.Shards of the background work are its own
 }
 
@@ -110,7 +111,7 @@ func (b *Backend) members(context.Context, *engine.Request) (*engine.Reply, erro
 		for _, m := range members {
 			out = append(out, map[string]any{
 				"id": m.ID, "name": m.Name, "address": m.Address, "version": m.Version, "state": m.State, "started": stamp(m.Started), "seen": stamp(m.Seen),
-				"alive": m.Alive, "self": m.Self, "claims": m.Claims,
+				"alive": m.Alive, "self": m.Self, "claims": m.Claims, "failing_targets": m.Failing,
 			})
 		}
 		return map[string]any{"members": out, "shards": claim.Shards}, nil

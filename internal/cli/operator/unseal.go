@@ -366,8 +366,8 @@ func operatorStepDown(a *session.Session) *cobra.Command {
 func operatorMembers(a *session.Session) *cobra.Command {
 	return a.Remote("members", "List the servers of the cluster", `
 All of those that are active serve everything. What only one may do, such as ending leases that are over, is divided among them: Claims says how much of
-it is whose. A server that was not heard of for five seconds is lost, what it did is taken over, and it is forgotten after a minute. The one that
-answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string) error {
+it is whose, Failing at how many databases its part of that fails, so that it only probes them. A server that was not heard of for five seconds is lost, what
+it did is taken over, and it is forgotten after a minute. The one that answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string) error {
 		c, err := a.Unwrapped()
 		if err != nil {
 			return err
@@ -391,6 +391,7 @@ answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string)
 				Alive   bool      `json:"alive"`
 				Self    bool      `json:"self"`
 				Claims  *int      `json:"claims"` // nil: a server of before does not tell
+				Failing int       `json:"failing_targets"`
 			} `json:"members"`
 			Shards int `json:"shards"`
 		}
@@ -411,12 +412,16 @@ answers is marked with an asterisk.`, 0, 0, func(cmd *cobra.Command, _ []string)
 				if m.Claims != nil {
 					claims = fmt.Sprintf("%d of %d", *m.Claims, found.Shards)
 				}
+				failing := "-"
+				if m.Failing > 0 {
+					failing = fmt.Sprint(m.Failing)
+				}
 				rows = append(rows, session.Row{
-					session.PrintableLine(session.Dash(name)), session.PrintableLine(session.Dash(m.Address)), state, session.Dash(claims), session.PrintableLine(session.Dash(m.Version)),
+					session.PrintableLine(session.Dash(name)), session.PrintableLine(session.Dash(m.Address)), state, session.Dash(claims), failing, session.PrintableLine(session.Dash(m.Version)),
 					session.Moment(m.Started), session.Moment(m.Seen), session.PrintableLine(m.ID),
 				})
 			}
-			return a.Table(session.Row{"Node", "Address", "State", "Claims", "Version", "Started", "Last Seen", "ID"}, rows)
+			return a.Table(session.Row{"Node", "Address", "State", "Claims", "Failing", "Version", "Started", "Last Seen", "ID"}, rows)
 		})
 	})
 }
