@@ -352,6 +352,7 @@ func (l *life) Rest() {
 		return // somebody else seals it
 	}
 	l.n.log.Warn("sealing: told to")
+	l.claims.Retire()
 	l.n.resting.Go(func() {
 		defer close(rested)
 		l.settle()

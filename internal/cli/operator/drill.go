@@ -44,7 +44,7 @@ func operatorDrill(a *session.Session, commands Commands) *cobra.Command {
 	var origin func([]string) (Origin, error)
 	var scratch, metrics string
 	var recovery, report bool
-	command := a.Remote("drill [FILE]", "Try whether a backup can be restored: into a scratch folder, verified, and thrown away", `
+	command := a.Hybrid("drill [FILE]", "Try whether a backup can be restored: into a scratch folder, verified, and thrown away", `
 The backup is named as for lessor operator restore. It is restored and unsealed with the seal's key, or with -recovery with the recovery file
 alone, and verified wholly. Nothing of it is served, no target is touched, and the server may run meanwhile. Exit code 2: what was restored
 is broken.
@@ -64,16 +64,16 @@ of its own store. Nothing else of this command asks a server. The token needs up
 			}
 			a.Progress.Begin("restoring")
 			o := DrillOptions{Origin: from, Store: store(), Scratch: scratch, Recovery: recovery, Progress: a.Progress.Say}
-			found, err := commands.Drill(cmd.Context(), o)
+			found, failed := commands.Drill(cmd.Context(), o)
 			if metrics != "" {
-				told := session.WriteFile(metrics, 0o644, func(w io.Writer) error { return found.expose(w, err == nil && found.OK, time.Now()) })
+				err = session.WriteFile(metrics, 0o644, func(w io.Writer) error { return found.expose(w, failed == nil && found.OK, time.Now()) })
+			}
+			if report && cmd.Context().Err() == nil { // a drill that was broken off tells nothing
+				a.Progress.Say("reporting")
+				_, told := c.Write(cmd.Context(), drills, found.report(failed, recovery))
 				err = errors.Join(err, told)
 			}
-			if report && cmd.Context().Err() == nil {
-				_, told := c.Write(cmd.Context(), drills, found.report(err, recovery))
-				err = errors.Join(err, told)
-			}
-			if err != nil {
+			if err = errors.Join(failed, err); err != nil {
 				return err
 			}
 			return found.print(a)

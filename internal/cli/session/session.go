@@ -144,7 +144,22 @@ func completeFormat(command *cobra.Command) {
 // Local makes a command that works without a server: of the global flags it has -format. A form that does not exist is
 // told before anything is done.
 func (a *Session) Local(use, short, long string, least, most int, body run) *cobra.Command {
-	command := &cobra.Command{
+	command := a.offline(use, short, long, least, most, body)
+	a.Flags.registerFormat(command.Flags())
+	completeFormat(command)
+	return command
+}
+
+// Hybrid makes a command like Local that calls the server as well, if a flag of its own says so: it has all global flags.
+func (a *Session) Hybrid(use, short, long string, least, most int, body run) *cobra.Command {
+	command := a.offline(use, short, long, least, most, body)
+	a.Flags.Register(command.Flags())
+	completeFormat(command)
+	return command
+}
+
+func (a *Session) offline(use, short, long string, least, most int, body run) *cobra.Command {
+	return &cobra.Command{
 		Use: use, Short: short, Long: Describe(short, long), Args: Arguments(least, most),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f, err := a.Format(); err != nil {
@@ -155,9 +170,6 @@ func (a *Session) Local(use, short, long string, least, most int, body run) *cob
 			return body(cmd, args)
 		},
 	}
-	a.Flags.registerFormat(command.Flags())
-	completeFormat(command)
-	return command
 }
 
 // Group makes a command that only holds others.
