@@ -318,6 +318,28 @@ func TestWorkIsHandedOverBeforeTheDrain(t *testing.T) {
 	}
 }
 
+// What nodes of other versions say of themselves is understood: what they do not say is nothing, what this one does not know is passed over.
+func TestMembersOfOtherVersions(t *testing.T) {
+	c := startNodes(t, 2)
+	c.settled()
+	one, two := c.nodes[0], c.nodes[1]
+	for said, failing := range map[string]float64{
+		`{"name":"other","address":"http://192.0.2.1:8200","version":"0.1.0","reported":"1.20.0","state":"active"}`:                         0,
+		`{"name":"other","address":"http://192.0.2.1:8200","version":"0.3.0","reported":"1.20.0","state":"active","failing":2,"news":[{}]}`: 2,
+	} {
+		two.db.Announce([]byte(said))
+		c.until("it is told", func() bool {
+			for _, m := range one.must(200, "GET", "sys/lessor/members", "")["data"].(map[string]any)["members"].([]any) {
+				m := m.(map[string]any)
+				if m["name"] == "other" && m["claims"] == float64(32) && m["failing_targets"] == failing && m["state"] == "active" {
+					return true
+				}
+			}
+			return false
+		})
+	}
+}
+
 // A target that fails is told by the node that works there: by name in its metrics, and to the others.
 func TestTargetsThatFailAreTold(t *testing.T) {
 	c := startNodes(t, 2)

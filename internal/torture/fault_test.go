@@ -71,6 +71,7 @@ type kind struct {
 
 var kinds = map[string]kind{
 	"kill node":         {hits: "node", node: true, begin: killNode},
+	"retire node":       {hits: "node", node: true, begin: retireNode},
 	"pause node":        {hits: "node", node: true, begin: pauseNode},
 	"wrong clock":       {hits: "clock", node: true, clock: true, begin: wrongClock},
 	"kill primary":      {hits: "primary", halts: true, begin: killServer("primary")},
@@ -202,6 +203,11 @@ func sleep(ctx context.Context, d time.Duration) {
 func killNode(c *cluster, f fault) (func() error, error) {
 	p := c.nodes[f.Node]
 	return p.release, p.kill()
+}
+
+func retireNode(c *cluster, f fault) (func() error, error) {
+	p := c.nodes[f.Node]
+	return p.release, p.retire()
 }
 
 func pauseNode(c *cluster, f fault) (func() error, error) {

@@ -203,6 +203,20 @@ func (p *process) kill() error {
 	return p.signalLocked(syscall.SIGKILL)
 }
 
+// retire has the process end in order, while it serves for its drain delay; it stays away until release.
+func (p *process) retire() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = true
+	if p.in == nil {
+		return nil
+	}
+	if err := p.in.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // release lets the process be started again.
 func (p *process) release() error {
 	p.mu.Lock()
