@@ -87,15 +87,14 @@ func (b *bench) overPostgres(p *postgres, name string, n int) (c *cluster, err e
 	if _, err := c.conn.Exec(context.Background(), limitTable); err != nil {
 		return nil, err
 	}
-	storage := fmt.Sprintf("storage \"postgresql\" { connection_url = %q }", c.database)
 	for i := range n {
-		s := &lessorServer{binary: b.binary, dir: filepath.Join(b.dir, fmt.Sprintf("%d-node-%d", n, i))}
+		s := &lessorServer{binary: b.binary, database: c.database, dir: filepath.Join(b.dir, fmt.Sprintf("%d-node-%d", n, i))}
 		b.later(func() { s.end(syscall.SIGKILL) })
 		if i == 0 {
-			err = s.first(storage)
+			err = s.first()
 		} else {
 			s.root = c.nodes[0].root
-			err = errors.Join(s.configure(storage), copyFile(c.nodes[0].key(), s.key()))
+			err = errors.Join(s.configure(), copyFile(c.nodes[0].key(), s.key()))
 			if err == nil {
 				err = s.start()
 			}

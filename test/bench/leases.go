@@ -15,15 +15,25 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/pebble"
+	database "github.com/lessor-dev/lessor/internal/store/postgres"
 )
+
+// backend opens what the server keeps its store in.
+func (s *lessorServer) backend() (store.Backend, error) {
+	if s.database != "" {
+		return database.Open(context.Background(), lessor.NewSecret(s.database), database.Options{})
+	}
+	return pebble.Open(s.data(), pebble.Options{})
+}
 
 // offline opens the store of a server that is not running.
 func (s *lessorServer) offline(use func(db *store.DB) error) error {
-	backend, err := pebble.Open(s.data(), pebble.Options{})
+	backend, err := s.backend()
 	if err != nil {
 		return err
 	}

@@ -37,11 +37,11 @@ var panels = []panel{
 }
 
 // plot writes how cost grows as an SVG.
-func (b *bench) plot(g growth, costs []cost) error {
+func (b *bench) plot(file, what, axis string, costs []cost) error {
 	if err := os.MkdirAll(b.plots, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(b.plots, g.file+".svg"), []byte(draw("What "+g.what+" cost", g.what, costs)), 0o644)
+	return os.WriteFile(filepath.Join(b.plots, file+".svg"), []byte(draw("What "+what+" cost", axis, costs)), 0o644)
 }
 
 func draw(title, axis string, costs []cost) string {

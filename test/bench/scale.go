@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -19,6 +21,7 @@ type growth struct {
 	what  string // in the plural
 	file  string
 	sizes []int
+	large []int // over PostgreSQL: sizes
 	// grow takes a server that is not running from a number of them to another.
 	grow func(s *scene, from, to int) error
 	// live is grow for a server that has to run.
@@ -36,10 +39,14 @@ type cost struct {
 
 func (b *bench) growths() []growth {
 	return []growth{
-		{what: "leases", file: "leases", sizes: pick(b.quick, []int{1_000, 10_000}, []int{10_000, 100_000, 1_000_000, 5_000_000}), grow: growLeases},
-		{what: "secrets", file: "secrets", sizes: pick(b.quick, []int{1_000, 3_000}, []int{10_000, 100_000, 1_000_000}), live: growSecrets},
-		{what: "policies", file: "policies", sizes: pick(b.quick, []int{10, 100}, []int{10, 1_000, 10_000}), live: growPolicies},
-		{what: "audit records", file: "audit", sizes: pick(b.quick, []int{10_000, 50_000}, []int{1_000_000, 10_000_000, 50_000_000}), grow: growAudit},
+		{what: "leases", file: "leases", sizes: pick(b.quick, []int{1_000, 10_000}, []int{10_000, 100_000, 1_000_000, 5_000_000}),
+			large: pick(b.quick, []int{1_000, 10_000}, []int{10_000, 100_000, 1_000_000}), grow: growLeases},
+		{what: "secrets", file: "secrets", sizes: pick(b.quick, []int{1_000, 3_000}, []int{10_000, 100_000, 1_000_000}),
+			large: pick(b.quick, []int{1_000, 3_000}, []int{10_000, 100_000}), live: growSecrets},
+		{what: "policies", file: "policies", sizes: pick(b.quick, []int{10, 100}, []int{10, 1_000, 10_000}),
+			large: pick(b.quick, []int{10, 100}, []int{10, 1_000, 10_000}), live: growPolicies},
+		{what: "audit records", file: "audit", sizes: pick(b.quick, []int{10_000, 50_000}, []int{1_000_000, 10_000_000, 50_000_000}),
+			large: pick(b.quick, []int{10_000, 50_000}, []int{100_000, 1_000_000, 3_000_000}), grow: growAudit},
 	}
 }
 
@@ -48,22 +55,36 @@ func (b *bench) scales() error {
 	var table strings.Builder
 	fmt.Fprintf(&table, "Measured on %s on %s.\n\n", b.began.UTC().Format("2 January 2006"), machine())
 	table.WriteString("| of what | how many | read, p50 | read, p99 | resident | disk | start |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+	p, err := b.startPostgres()
+	if err != nil {
+		return err
+	}
 	for _, g := range b.growths() {
-		if !b.wants(g.what) {
-			continue
-		}
-		costs, err := b.along(g)
-		if err != nil {
-			return fmt.Errorf("%s: %w", g.what, err)
-		}
-		for _, c := range costs {
-			fmt.Fprintf(&table, "| %s | %s | %.2f ms | %.2f ms | %d MB | %s | %.2f s |\n", g.what, thousands(c.n), ms(c.p50), ms(c.p99), c.resident/1e6, size(c.disk), c.start.Seconds())
-		}
-		if b.quick {
-			continue
-		}
-		if err := b.plot(g, costs); err != nil {
-			return err
+		for _, over := range []*postgres{nil, p} {
+			what := g.what
+			if over != nil {
+				what += ", over PostgreSQL"
+			}
+			if !b.wants(what) {
+				continue
+			}
+			costs, err := b.along(g, over)
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			for _, c := range costs {
+				fmt.Fprintf(&table, "| %s | %s | %.2f ms | %.2f ms | %d MB | %s | %.2f s |\n", what, thousands(c.n), ms(c.p50), ms(c.p99), c.resident/1e6, size(c.disk), c.start.Seconds())
+			}
+			if b.quick {
+				continue
+			}
+			file := g.file
+			if over != nil {
+				file += "-postgresql"
+			}
+			if err := b.plot(file, what, g.what, costs); err != nil {
+				return err
+			}
 		}
 	}
 	fmt.Println()
@@ -74,14 +95,26 @@ func (b *bench) scales() error {
 	return b.write(b.out, "scale", table.String())
 }
 
-// along takes one server from few to many, and measures it at each size.
-func (b *bench) along(g growth) (costs []cost, err error) {
-	s, err := b.newScene(g.file)
+// along takes one server from few to many, and measures it at each size: one with an embedded store, or one over p.
+func (b *bench) along(g growth, p *postgres) (costs []cost, err error) {
+	server, sizes := &lessorServer{binary: b.binary, dir: filepath.Join(b.dir, g.file)}, g.sizes
+	if p != nil {
+		sizes = g.large
+		server.dir += "-postgresql"
+		if server.database, err = p.newDatabase(g.file); err != nil {
+			return nil, err
+		}
+	}
+	b.later(func() { server.end(syscall.SIGTERM) })
+	if err := server.first(); err != nil {
+		return nil, err
+	}
+	s, err := newSceneOn(server)
 	if err != nil {
 		return nil, err
 	}
 	had := 0
-	for _, n := range g.sizes {
+	for _, n := range sizes {
 		began := time.Now()
 		if g.live != nil {
 			err = g.live(s, had, n)
@@ -150,8 +183,22 @@ func (b *bench) costOf(s *scene, n int) (c cost, err error) {
 	if c.resident, err = s.resident(); err != nil {
 		return c, err
 	}
-	c.disk, err = folderSize(s.data())
+	c.disk, err = s.disk()
 	return c, err
+}
+
+// disk is what the store takes of it.
+func (s *scene) disk() (n int64, err error) {
+	if s.database == "" {
+		return folderSize(s.data())
+	}
+	ctx := context.Background()
+	c, err := pgx.Connect(ctx, s.database)
+	if err != nil {
+		return 0, err
+	}
+	err = c.QueryRow(ctx, `SELECT pg_database_size(current_database())`).Scan(&n)
+	return n, errors.Join(err, c.Close(ctx))
 }
 
 func folderSize(dir string) (n int64, err error) {

@@ -19,6 +19,7 @@ import (
 // lessorServer is a lessor server in a folder of its own.
 type lessorServer struct {
 	binary, dir string
+	database    string // URL; empty: the embedded store
 	root        string // token
 	addr        string // host:port
 	cmd         *exec.Cmd
@@ -28,12 +29,12 @@ type lessorServer struct {
 // newServer makes a server with an empty embedded store and starts it.
 func newServer(binary, dir string) (*lessorServer, error) {
 	s := &lessorServer{binary: binary, dir: dir}
-	return s, s.first(fmt.Sprintf("storage \"pebble\" { path = %q }", s.data()))
+	return s, s.first()
 }
 
-// first configures the server with a storage stanza, starts it, and takes the root token of the store that it makes.
-func (s *lessorServer) first(storage string) error {
-	if err := s.configure(storage); err != nil {
+// first configures the server, starts it, and takes the root token of the store that it makes.
+func (s *lessorServer) first() error {
+	if err := s.configure(); err != nil {
 		return err
 	}
 	if err := s.start(); err != nil {
@@ -45,9 +46,13 @@ func (s *lessorServer) first(storage string) error {
 }
 
 // configure makes the server's folder and writes its configuration there.
-func (s *lessorServer) configure(storage string) error {
+func (s *lessorServer) configure() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
+	}
+	storage := fmt.Sprintf("storage \"pebble\" { path = %q }", s.data())
+	if s.database != "" {
+		storage = fmt.Sprintf("storage \"postgresql\" { connection_url = %q }", s.database)
 	}
 	configuration := fmt.Sprintf("%s\nseal \"keyfile\" { path = %q }\n"+
 		"listener \"tcp\" {\n  address = \"127.0.0.1:0\"\n  tls_disable = true\n}\n", storage, s.key())
