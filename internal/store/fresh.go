@@ -15,7 +15,7 @@ const freshPatience = 5 * time.Second
 
 // Fresh returns when Views show every commit that any node acknowledged before the call. On a backend that is not Shared that is
 // at once. It costs one round trip to the backend, which those share who call within the same one: a look begins after all who
-// wait for it have called. Errors: ErrUnreachable, after five seconds or, behind a look that hangs, ten; ctx's; ErrClosed; the Fault.
+// wait for it have called. Errors: ErrUnreachable, after five seconds, behind a look that hangs as well; ctx's; ErrClosed; the Fault.
 func (db *DB) Fresh(ctx context.Context) error {
 	if db.shared == nil {
 		return nil
@@ -182,11 +182,15 @@ func (b *barrier) wait(ctx context.Context, look func() error) error {
 		go b.run(look)
 	}
 	b.mu.Unlock()
+	patience := time.NewTimer(freshPatience)
+	defer patience.Stop()
 	select {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-patience.C:
+		return fmt.Errorf("%w: it did not say in %s what is new", ErrUnreachable, freshPatience)
 	}
 }
 
