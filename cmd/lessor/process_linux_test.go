@@ -219,7 +219,7 @@ func TestAServerKeepsItsMemoryToItself(t *testing.T) {
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	p.says("STOPPING=1")
+	p.says("STOPPING=1\nEXTEND_TIMEOUT_USEC=60000000")
 	if err := p.Wait(); err != nil {
 		t.Errorf("the server ended with %v", err)
 	}

@@ -80,7 +80,7 @@ func (p Program) run(ctx context.Context, args []string, stdout, stderr io.Write
 	}
 	n.notify("READY=1")
 	fault := n.wait(ctx, hangup)
-	n.notify("STOPPING=1")
+	n.notify(fmt.Sprintf("STOPPING=1\nEXTEND_TIMEOUT_USEC=%d", n.patience().Microseconds()))
 	return errors.Join(fault, n.Stop(context.WithoutCancel(ctx)))
 }
 

@@ -236,6 +236,9 @@ func (n *Node) serve(context.Context) error {
 	return nil
 }
 
+// patience is how long Stop may take, whatever time a service manager would give it by itself.
+func (n *Node) patience() time.Duration { return n.config.DrainDelay + 2*DrainTime }
+
 // Stop ends the node in order. From now on health says 503, and each answer asks the client to connect elsewhere; for as long as the
 // configuration's DrainDelay, or until ctx ends, everybody is served all the same, so that load balancers find out, while background work is handed over to
 // the other nodes. Then nobody is accepted, and requests under way have DrainTime, or until ctx ends; then background work stops, the anchor is brought up to date
