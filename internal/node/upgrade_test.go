@@ -151,7 +151,7 @@ listener "tcp" {
   tls_disable = true
 }
 node_name   = %q
-drain_delay = "800ms" // four health checks
+drain_delay = "600ms" // three health checks
 `, f.pg.URL("lessor", f.secret, "lessor"), f.keyAt(name), name), 0o600))
 	d := &daemon{program: p, name: name, cmd: exec.Command(p.path, "server", "-config="+config), ended: make(chan struct{})}
 	d.cmd.Env = []string{"HOME=" + f.dir, "PATH=" + os.Getenv("PATH")}
@@ -205,21 +205,26 @@ func (f *fleet) route() {
 	f.set(all...)
 }
 
-// stop ends a server as its service manager does, and returns when it has drained and is gone.
-func (f *fleet) stop(name string) {
+// stop ends servers as their service managers do, and returns when they have drained and are gone.
+func (f *fleet) stop(names ...string) {
 	f.Helper()
-	d := f.servers[name]
-	d.told.Store(true)
-	f.do(d.cmd.Process.Signal(syscall.SIGTERM))
-	select {
-	case <-d.ended:
-	case <-time.After(40 * time.Second):
-		f.Fatalf("%s (%s) does not end:\n%s", name, d.version, f.log)
+	for _, name := range names {
+		d := f.servers[name]
+		d.told.Store(true)
+		f.do(d.cmd.Process.Signal(syscall.SIGTERM))
 	}
-	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
-		f.Errorf("%s (%s) ended with %d", name, d.version, code)
+	for _, name := range names {
+		d := f.servers[name]
+		select {
+		case <-d.ended:
+		case <-time.After(40 * time.Second):
+			f.Fatalf("%s (%s) does not end:\n%s", name, d.version, f.log)
+		}
+		if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+			f.Errorf("%s (%s) ended with %d", name, d.version, code)
+		}
+		delete(f.servers, name)
 	}
-	delete(f.servers, name)
 }
 
 // replace restarts a server with another program.
@@ -278,14 +283,13 @@ func (f *fleet) known(programs ...program) {
 	}
 	for _, d := range f.servers {
 		for _, p := range programs {
-			var got map[string]string
-			f.eventually(fmt.Sprintf("%s (%s) knows the others", d.name, d.version), func() bool {
+			f.eventually(fmt.Sprintf("%s (%s) tells %s that there are %v", d.name, d.version, p.version, want), func() bool {
 				var members []struct {
 					Name, Version, State string
 					Alive                bool
 				}
 				f.do(json.Unmarshal(f.run(p, d.address, "operator", "members", "-format=json"), &members))
-				got = map[string]string{}
+				got := map[string]string{}
 				for _, m := range members {
 					if m.Alive {
 						got[m.Name] = m.Version + " " + m.State
@@ -395,12 +399,14 @@ type load struct {
 	rounds  map[string]*atomic.Int64 // done, by client
 
 	roleID, secretID, limited string
+
+	passwords map[string]bool // that the account which lessor rotates had; of its client, until end
 }
 
 // furnish prepares what the clients use.
 func (f *fleet) furnish() *load {
 	f.Helper()
-	l := &load{fleet: f, over: make(chan struct{}), rounds: map[string]*atomic.Int64{}}
+	l := &load{fleet: f, over: make(chan struct{}), rounds: map[string]*atomic.Int64{}, passwords: map[string]bool{}}
 	l.end = sync.OnceFunc(func() { close(l.over); l.clients.Wait() })
 	f.Cleanup(l.end) // before the servers are killed
 	c := f.caller(f.servers["one"].address)
@@ -428,6 +434,9 @@ func (f *fleet) furnish() *load {
 		must(204, "db/roles/"+name, fmt.Sprintf(
 			`{"db_name":"pg","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],"default_ttl":%q}`, ttl))
 	}
+	_, err = f.conn.Exec(f.Context(), "CREATE ROLE fixed LOGIN")
+	f.do(err)
+	must(204, "db/static-roles/fixed", `{"db_name":"pg","username":"fixed","rotation_period":"5s"}`)
 	return l
 }
 
@@ -527,6 +536,28 @@ func (l *load) begin() {
 		_, err = other.ask(200, "PUT", "sys/leases/lookup", fmt.Sprintf(`{"lease_id":%q}`, r.LeaseID))
 		return err
 	})
+	l.client("rotated passwords", l.fixed)
+}
+
+// patience is how long a password may be another than the one on record: while it is changed, whoever of the servers does that.
+const patience = 10 * time.Second
+
+// fixed reads the password of the account that lessor rotates, and logs in with it.
+func (l *load) fixed(c, other *caller, _ int) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		r, err := c.ask(200, "GET", "db/static-creds/fixed", "")
+		if err != nil {
+			return err
+		}
+		if err = l.enters(r); err == nil {
+			l.passwords[r.Data.Password] = true
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the password on record is not in force: %w", err)
+		}
+		c, other = other, c
+	}
 }
 
 // paths are those of the secrets that clients write.
@@ -635,10 +666,11 @@ func TestUpgrade(t *testing.T) {
 	if v, n := f.tables(); v != later || n != least {
 		t.Errorf("the tables went from version %d (%d at least) to %d (%d) afterwards", later, least, v, n)
 	}
-	total := int64(0)
 	for what, n := range l.rounds {
 		t.Logf("%s: %d rounds", what, n.Load())
-		total += n.Load()
+	}
+	if len(l.passwords) < 2 {
+		t.Error("no password was rotated")
 	}
 	for _, path := range l.paths() {
 		acknowledged[path] = int(l.rounds[path].Load())
@@ -657,9 +689,7 @@ func TestUpgrade(t *testing.T) {
 	for _, p := range []program{old, now} {
 		f.run(p, f.servers["one"].address, "audit", "verify")
 	}
-	for _, name := range []string{"one", "two", "three"} {
-		f.stop(name)
-	}
+	f.stop("one", "two", "three")
 	f.run(now, "", "operator", "verify", "-config="+filepath.Join(f.dir, "one.hcl"))
 	if log := f.log.String(); strings.Contains(log, "level=ERROR") {
 		t.Errorf("the log:\n%s", log)
