@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -119,11 +120,26 @@ ALTER TABLE lessor.rows SET (fillfactor = 85);
 // newer it leaves as they are, if they are compatible.
 func (b *Backend) migrate(ctx context.Context) error {
 	for {
-		ctx, cancel := context.WithTimeout(ctx, connectPatience+lockPatience)
-		done, err := b.step(ctx)
-		cancel()
+		done, err := b.patiently(ctx, b.step)
 		if done || err != nil {
 			return err
+		}
+	}
+}
+
+// patiently does a step, in a moment in which nobody reads what it changes: whoever waits to change a table holds up those who come to read it,
+// and all commits with them. So it waits for a tenth of a second at a time, while a dump, say, goes on.
+func (b *Backend) patiently(ctx context.Context, step func(context.Context) (bool, error)) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectPatience+lockPatience)
+	defer cancel()
+	for {
+		if done, err = step(ctx); !busy(err) {
+			return done, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, fmt.Errorf("postgresql: the tables could not be brought to the next version, as somebody reads them all the time: try again when that is over: %w", err)
+		case <-time.After(partitionWait * 5):
 		}
 	}
 }
@@ -144,6 +160,9 @@ func (b *Backend) step(ctx context.Context) (done bool, err error) {
 		if found >= version {
 			done = true
 			return compatible(found, least)
+		}
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, partitionWait.Milliseconds())); err != nil {
+			return err
 		}
 		next := migrations[found]
 		if _, err := tx.Exec(ctx, next.sql, pgx.QueryExecModeSimpleProtocol); err != nil {

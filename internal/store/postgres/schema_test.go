@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -165,6 +166,55 @@ func TestMigratesFromVersion1(t *testing.T) {
 	check("once they moved", commits+1)
 	if n := count(t, b, `SELECT count(*) FROM lessor.records_rest`); n != 0 {
 		t.Errorf("%d rows have no day's partition", n)
+	}
+}
+
+// A migration waits for who reads the tables, and holds up nobody meanwhile.
+func TestMigrationWaitsForReaders(t *testing.T) {
+	url := database(t)
+	version1(t, url, 3)
+	dump, err := connectTo(t, url).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dump.Exec(t.Context(), `LOCK TABLE lessor.state IN ACCESS SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		b, err := Open(t.Context(), lessor.NewSecret(url), Options{})
+		if err == nil {
+			err = b.Close()
+		}
+		opened <- err
+	}()
+	reader, held := connectTo(t, url), 0
+	for began := time.Now(); time.Since(began) < 2*time.Second; {
+		asked := time.Now()
+		if _, err := reader.Exec(t.Context(), `SELECT FROM lessor.state`); err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(asked)
+		if took > time.Second {
+			t.Errorf("a read took %s", took)
+		}
+		if took > partitionWait/2 {
+			held++
+		}
+	}
+	if held == 0 {
+		t.Error("the migration did not come to the table that is read")
+	}
+	select {
+	case err := <-opened:
+		t.Fatalf("opened while somebody reads the tables: %v", err)
+	default:
+	}
+	if err := dump.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
 	}
 }
 
