@@ -622,6 +622,8 @@ func outcome(err error) error {
 		return &api.Error{Kind: api.Unavailable, Text: "the disk is almost full: only revocations are accepted until an operator makes room", Cause: err}
 	case errors.Is(err, store.ErrUncertain):
 		return &api.Error{Kind: api.Uncertain, Text: "whether this was done is unknown: read it back before trying again", Cause: err}
+	case errors.Is(err, store.ErrOutdated):
+		return &api.Error{Kind: api.Unavailable, Text: "this server is older than what its store takes: nothing was done; ask another server, until this one is upgraded", Cause: err}
 	case errors.Is(err, store.ErrUnreachable):
 		return &api.Error{Kind: api.Unavailable, Text: "lessor's own database cannot be reached: nothing was done; try again", Cause: err}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

@@ -124,6 +124,29 @@ func TestTheDatabaseComesBack(t *testing.T) {
 	}
 }
 
+// A node whose tables became too new for it says so to load balancers, and its process goes on, until it is restarted with a newer lessor.
+func TestTablesThatAreTooNew(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Fsync())
+	p := newPlace(t)
+	name := server.Database(t)
+	r, err := p.on(server.URL(pgtest.Superuser, server.Password(), name), "one")
+	p.do(err)
+	r.fill()
+	_, err = server.Connect(t, name).Exec(t.Context(), "UPDATE lessor.state SET version = version + 1, least = version + 1")
+	p.do(err)
+	p.eventually("the health check fails", func() bool { return r.health() == 503 })
+	if status, answer := r.ask("GET", "secret/data/app", ""); status != 503 || !strings.Contains(fmt.Sprint(answer), "this server is older than what its store takes") {
+		t.Errorf("a read: %d %v", status, answer)
+	}
+	if r.Fault() != nil {
+		t.Errorf("the process would end: %v", r.Fault())
+	}
+	if !strings.Contains(p.log.String(), "made by a newer lessor") {
+		t.Errorf("the log does not say why:\n%s", p.log)
+	}
+}
+
 // startAtOnce starts nodes of these names on one database, all at once.
 func (p *place) startAtOnce(url string, names ...string) (started []*running, refused []error) {
 	p.Helper()

@@ -262,6 +262,8 @@ var (
 	ErrFull = errors.New("store: disk almost full, only revocations are accepted")
 	// ErrUnreachable: what the store lies in does not answer; nothing was written, and trying again may help.
 	ErrUnreachable = errors.New("store: cannot be reached")
+	// ErrOutdated: a newer lessor changed what the store lies in, and this one cannot work on it any more. It comes with other errors.
+	ErrOutdated = errors.New("store: it takes a newer lessor")
 	// ErrClosed: the store is closed, or stopped after a failed flush.
 	ErrClosed = errors.New("store: closed")
 )

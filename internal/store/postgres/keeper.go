@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -118,24 +119,30 @@ func (b *Backend) Self() string { return b.id }
 // Announce implements store.Shared: the next beat says it, within a second.
 func (b *Backend) Announce(about []byte) { b.about.Store(&about) }
 
-// beatSQL brings back a row that was forgotten meanwhile.
-const beatSQL = `INSERT INTO lessor.nodes (id, pin, about, started, seen) VALUES ($1, $2, $3, $4, clock_timestamp())
+// beatSQL brings back a row that was forgotten meanwhile. It does nothing on tables that take later versions than $5.
+const beatSQL = `INSERT INTO lessor.nodes (id, pin, about, started, seen)
+SELECT $1::text, $2::bigint, $3::bytea, $4::timestamptz, clock_timestamp() FROM lessor.state WHERE least <= $5
 ON CONFLICT (id) DO UPDATE SET pin = EXCLUDED.pin, about = EXCLUDED.about, seen = EXCLUDED.seen`
 
-// beat gives a sign of life, and says what the oldest epoch is that this node shows.
+// beat gives a sign of life, and says what the oldest epoch is that this node shows. A node that can work on the tables no more, since a newer
+// lessor changed them, gives none: so others take over what it held.
 func (b *Backend) beat(ctx context.Context) error {
 	var about []byte
 	if said := b.about.Load(); said != nil {
 		about = *said
 	}
 	return b.quick(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, beatSQL, b.id, b.pins.oldest(), about, b.started)
+		done, err := tx.Exec(ctx, beatSQL, b.id, b.pins.oldest(), about, b.started, version)
+		if err == nil && done.RowsAffected() == 0 {
+			return errVersion
+		}
 		return err
 	})
 }
 
-const peersSQL = `SELECT id, about, started, seen, seen > clock_timestamp() - $1::interval FROM lessor.nodes
-WHERE seen > clock_timestamp() - interval '1 minute' ORDER BY started, id`
+// peersSQL has one row at least.
+const peersSQL = `SELECT s.version, s.least, id, about, started, seen, seen > clock_timestamp() - $1::interval
+FROM lessor.state s LEFT JOIN lessor.nodes ON seen > clock_timestamp() - interval '1 minute' ORDER BY started, id`
 
 // Peers implements store.Shared, by the database's clock.
 func (b *Backend) Peers(ctx context.Context) ([]store.Peer, error) {
@@ -145,10 +152,17 @@ func (b *Backend) Peers(ctx context.Context) ([]store.Peer, error) {
 	if err != nil {
 		return nil, wrap(err)
 	}
-	peers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p store.Peer, err error) {
-		err = row.Scan(&p.ID, &p.About, &p.Started, &p.Seen, &p.Alive)
-		p.Started, p.Seen = p.Started.UTC(), p.Seen.UTC()
-		return p, err
+	var peers []store.Peer
+	var found, least int32
+	var id *string
+	var about []byte
+	var started, seen *time.Time
+	var alive *bool
+	_, err = pgx.ForEachRow(rows, []any{&found, &least, &id, &about, &started, &seen, &alive}, func() error {
+		if id != nil {
+			peers = append(peers, store.Peer{ID: *id, About: bytes.Clone(about), Started: started.UTC(), Seen: seen.UTC(), Alive: *alive})
+		}
+		return compatible(found, least)
 	})
 	return peers, wrap(err)
 }

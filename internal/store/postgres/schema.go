@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // The tables have a version, and the row that says so (lessor.state) says also the least version that a lessor must know to work
@@ -17,7 +19,8 @@ import (
 // A step that only adds (a table, a column with a default, a function under a new name) keeps least, so that nodes of the version before
 // go on beside the new ones while an installation is upgraded node by node. SQL functions bear the version that they came with
 // in their names, and the ones of the version before stay. A step that nodes of the version before cannot live with raises least: they
-// stop by themselves, as every write looks at that row under the lock, and are restarted with the new lessor.
+// refuse everything, as every look at the latest state, and every write under the lock, looks at that row, and give no more signs of life, until
+// they are restarted with the new lessor.
 //
 // A step must take moments, for nobody commits meanwhile. What takes longer is done afterwards, in pieces, while both places are
 // read, as with audit records (records.go).
@@ -222,8 +225,8 @@ var errVersion = errors.New("postgresql: the tables are not of this version of l
 func compatible(found, least int32) error {
 	switch {
 	case least > version:
-		return fmt.Errorf("%w: they are version %d, made by a newer lessor, which takes nodes that know version %d or later; this one knows version %d: use the newer lessor",
-			errVersion, found, least, version)
+		return fmt.Errorf("%w: they are version %d, made by a newer lessor, which takes nodes that know version %d or later; this one knows version %d: use the newer lessor (%w)",
+			errVersion, found, least, version, store.ErrOutdated)
 	case found < version:
 		return fmt.Errorf("%w: they are version %d, and this one needs version %d: restart this node, so that it brings them up to date", errVersion, found, version)
 	}

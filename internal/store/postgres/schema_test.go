@@ -258,6 +258,33 @@ func TestNewerTablesThatAreCompatible(t *testing.T) {
 	}
 }
 
+// A node whose tables became too new for it is gone for the others, so that they take over its work, and knows it.
+func TestTablesThatAreTooNew(t *testing.T) {
+	url := database(t)
+	b := connect(t, url)
+	t.Cleanup(func() { b.Close() })
+	if peers, err := b.Peers(t.Context()); err != nil || len(peers) != 1 || !peers[0].Alive {
+		t.Fatalf("%v %v", peers, err)
+	}
+	sql(t, url, `UPDATE lessor.state SET version = version + 1, least = version + 1`)
+	for range 2 {
+		if err := b.beat(t.Context()); !errors.Is(err, errVersion) {
+			t.Errorf("a sign of life: %v", err)
+		}
+		sql(t, url, `UPDATE lessor.nodes SET seen = seen - interval '10 seconds'`)
+	}
+	if n := count(t, b, `SELECT count(*) FROM lessor.nodes WHERE seen > clock_timestamp() - $1::interval`, store.PeerTerm); n != 0 {
+		t.Error("the node is alive to the others")
+	}
+	if _, err := b.Peers(t.Context()); !errors.Is(err, errVersion) || !errors.Is(err, store.ErrOutdated) {
+		t.Errorf("who else is there: %v", err)
+	}
+	sql(t, url, `DELETE FROM lessor.nodes`)
+	if _, err := b.Peers(t.Context()); !errors.Is(err, errVersion) {
+		t.Errorf("who else is there, once it is forgotten: %v", err)
+	}
+}
+
 // The role that lessor uses owns nothing but its schema.
 func TestRoleWithoutPrivileges(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Fsync())
