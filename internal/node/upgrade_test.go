@@ -377,7 +377,7 @@ func TestUpgrade(t *testing.T) {
 
 	f.replace("two", now)
 	f.replace("three", now)
-	f.known(old, now)
+	f.known(now)
 	l.goesOn()
 	l.end()
 
