@@ -9,7 +9,7 @@ import (
 
 // rowCache remembers rows that were read lately, opened and verified, and that there was none: what requests read again and again
 // (tokens, roles, entities, secrets in demand) is then neither sought nor opened again. Of rows that were written lately it
-// remembers the version.
+// remembers the version. It knows nothing but what was published.
 //
 // A row is in it from when a View read it until a commit touches it. That commit takes it out before any View shows the
 // commit, and nobody whose View is older puts it in again: so what is found here is what a View of that position or a

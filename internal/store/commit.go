@@ -201,7 +201,11 @@ func (db *DB) flush() {
 		err = db.try(db.enter)
 		tried = true
 	}
-	if errors.Is(err, ErrMoved) || db.shared != nil && tried && errors.Is(err, errUnwritten) {
+	again := db.shared != nil && tried && errors.Is(err, errUnwritten)
+	if again {
+		db.rows.dropAll(db.Head().Seq) // should it be what is thought to be known that fails, then it is asked for
+	}
+	if again || errors.Is(err, ErrMoved) {
 		err = db.try(db.enter)
 	}
 	if err != nil {
@@ -263,11 +267,10 @@ func (db *DB) try(find func() (ground, error)) error {
 	db.arrival, db.flushed = settled, time.Now()
 	db.confirm(next)
 	db.clock.follow(next.head.Time)
-	db.rows.drop(&next.head)
-	for _, row := range db.kept {
-		db.rows.put(row, next.head.Seq)
-	}
 	db.replace(next)
+	for _, row := range db.kept {
+		db.rows.put(row, h.Seq)
+	}
 	for _, p := range db.admitted {
 		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}
 	}

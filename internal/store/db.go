@@ -210,19 +210,37 @@ func (db *DB) newState(snap Snapshot, head audit.Header, hash audit.Hash, c Ciph
 	return s
 }
 
-// replace makes s the published state unless there is a later one already.
+// replace makes s the published state unless there is a later one already, or one after another commit of the same number: then a failover lost one
+// of the two.
 func (db *DB) replace(s *state) {
 	db.publish.Lock()
 	old := db.published.Load()
-	if old == nil || s.head.Seq < old.head.Seq {
+	if old == nil || s.head.Seq < old.head.Seq || s.head.Seq == old.head.Seq && s.hash != old.hash {
 		db.publish.Unlock()
+		if old != nil && s.head.Seq == old.head.Seq {
+			db.fail(fmt.Errorf("%w: commit %d, of which there are two", ErrLost, s.head.Seq))
+		}
 		s.release()
 		return
 	}
+	db.forget(old, s)
 	db.published.Store(s)
 	db.publish.Unlock()
 	close(old.next)
 	old.release()
+}
+
+// forget takes out of the cache what the commits touched by which s, about to be published, is later than old. What is published only: news
+// that could not be followed to their end, or came too late, may be of a history that a failover took back.
+func (db *DB) forget(old, s *state) {
+	n := s.head.Seq - old.head.Seq
+	if n > uint64(len(s.recent)) {
+		db.rows.dropAll(s.head.Seq)
+		return
+	}
+	for _, h := range s.recent[uint64(len(s.recent))-n:] {
+		db.rows.drop(h)
+	}
 }
 
 // View returns the latest durable state. It fails with ErrClosed, which wraps the Fault, once the store is closed or has one.
@@ -455,9 +473,6 @@ func (s *state) step(chain *audit.Chain, e Stored, each func(*audit.Header)) err
 	}
 	s.note(h)
 	s.remember(*h)
-	if s.rows != nil {
-		s.rows.drop(h)
-	}
 	if each != nil {
 		each(h)
 	}
@@ -478,11 +493,19 @@ func (s *state) note(h *audit.Header) {
 	}
 }
 
-// recentHeaders is how many of the last headers a state knows by heart, or twice as many.
-const recentHeaders = 64
+// recentHeaders is how many of the last headers a state knows by heart, or twice as many; none from before one that touched more than
+// recentTouches rows.
+const (
+	recentHeaders = 64
+	recentTouches = 1000
+)
 
 // remember takes down a header, which continues those before. The state has its list to itself.
 func (s *state) remember(h audit.Header) {
+	if len(h.Touched) > recentTouches {
+		s.recent = nil
+		return
+	}
 	if len(s.recent) == 2*recentHeaders {
 		s.recent = append(s.recent[:0:0], s.recent[recentHeaders:]...)
 	}

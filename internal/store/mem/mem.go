@@ -72,6 +72,7 @@ type Backend struct {
 var (
 	_ store.Shared = (*Backend)(nil)
 	_ store.Exact  = (*write)(nil)
+	_ store.Adder  = (*write)(nil)
 )
 
 var errClosed = errors.New("mem: closed")
@@ -200,6 +201,7 @@ type write struct {
 	root   *node
 	locked bool // writing is held; a guess takes it in Commit
 	wrong  bool // a guess is not as the base is
+	twice  bool // something was added that is there
 	done   bool
 }
 
@@ -212,6 +214,12 @@ func (w *write) Versions(keys []store.Key, versions []uint64) error {
 
 func (w *write) Set(k store.Key, stored []byte) {
 	w.root = w.root.set(name(k), append(make([]byte, 0, len(stored)), stored...))
+}
+
+// Add implements store.Adder.
+func (w *write) Add(k store.Key, stored []byte) {
+	w.twice = w.twice || w.root.get(name(k)) != nil
+	w.Set(k, stored)
 }
 
 func (w *write) Delete(k store.Key) { w.root = w.root.delete(name(k)) }
@@ -237,6 +245,9 @@ func (w *write) Commit() error {
 	defer d.mu.Unlock()
 	if w.wrong || d.state != w.base {
 		return store.ErrMoved
+	}
+	if w.twice {
+		return errors.New("mem: what was added is there")
 	}
 	d.state = w.made()
 	for b := range d.nodes {
