@@ -34,7 +34,9 @@ const (
 const (
 	keeperConns = 4 // of the chores: three may be slow, with reclaiming, measuring and partitions, while the node gives its signs of life
 	writerConns = 1
-	leastConns  = keeperConns + writerConns + 3 // of them reading
+	listenConns = 1
+	otherConns  = keeperConns + writerConns + listenConns
+	leastConns  = otherConns + 2 // of them reading
 	usualConns  = 20
 	mostConns   = 1000
 )
@@ -47,7 +49,7 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 			"postgresql://lessor@db.example.com:5432/lessor?sslmode=verify-full, with the special characters of a password as %XX")
 	}
 	if !strings.Contains(url.Reveal(), "pool_max_conns") {
-		config.MaxConns = int32(o.Connections - keeperConns - writerConns)
+		config.MaxConns = int32(o.Connections - otherConns)
 	}
 	config.PingTimeout = 5 * time.Second
 	c := config.ConnConfig

@@ -15,7 +15,7 @@ import (
 
 // What a Backend does in the background, and how often.
 const (
-	pollEvery    = 100 * time.Millisecond // look for other nodes' commits
+	pollEvery    = 100 * time.Millisecond // look for other nodes' commits, at which hints get there first
 	tellEvery    = time.Second            // read the database's clock
 	beatEvery    = time.Second            // give a sign of life, and say what this node shows
 	sweepEvery   = time.Second            // reclaim what no node shows
@@ -37,7 +37,7 @@ type chore struct {
 
 func (b *Backend) chores() []chore {
 	return []chore{
-		{"poll", pollEvery, pollPatience, b.poll},
+		{"poll", b.pollEvery, pollPatience, b.poll},
 		{"tell", tellEvery, beatPatience, b.tell},
 		{"beat", beatEvery, beatPatience, b.beat},
 		{"sweep", sweepEvery, keepPatience, b.sweep},
@@ -89,10 +89,7 @@ func (b *Backend) poll(ctx context.Context) error {
 		return err
 	}
 	if epoch != b.told.Load() {
-		select {
-		case b.moved <- struct{}{}:
-		default:
-		}
+		b.nudge()
 	}
 	return nil
 }
@@ -119,25 +116,32 @@ func (b *Backend) Self() string { return b.id }
 // Announce implements store.Shared: the next beat says it, within a second.
 func (b *Backend) Announce(about []byte) { b.about.Store(&about) }
 
-// beatSQL brings back a row that was forgotten meanwhile. It does nothing on tables that take later versions than $5.
+// beatSQL brings back a row that was forgotten meanwhile, and tells whether there are others who live. It does nothing, and tells nothing, on
+// tables that take later versions than $5.
 const beatSQL = `INSERT INTO lessor.nodes (id, pin, about, started, seen)
 SELECT $1::text, $2::bigint, $3::bytea, $4::timestamptz, clock_timestamp() FROM lessor.state WHERE least <= $5
-ON CONFLICT (id) DO UPDATE SET pin = EXCLUDED.pin, about = EXCLUDED.about, seen = EXCLUDED.seen`
+ON CONFLICT (id) DO UPDATE SET pin = EXCLUDED.pin, about = EXCLUDED.about, seen = EXCLUDED.seen
+RETURNING EXISTS (SELECT FROM lessor.nodes AS n WHERE n.id <> $1 AND n.seen > clock_timestamp() - $6::interval)`
 
-// beat gives a sign of life, and says what the oldest epoch is that this node shows. A node that can work on the tables no more, since a newer
-// lessor changed them, gives none: so others take over what it held.
+// beat gives a sign of life, says what the oldest epoch is that this node shows, and looks whether it is alone. A node that can work on the tables
+// no more, since a newer lessor changed them, gives none: so others take over what it held.
 func (b *Backend) beat(ctx context.Context) error {
 	var about []byte
 	if said := b.about.Load(); said != nil {
 		about = *said
 	}
-	return b.quick(ctx, func(tx pgx.Tx) error {
-		done, err := tx.Exec(ctx, beatSQL, b.id, b.pins.oldest(), about, b.started, version)
-		if err == nil && done.RowsAffected() == 0 {
+	var others bool
+	err := b.quick(ctx, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, beatSQL, b.id, b.pins.oldest(), about, b.started, version, store.PeerTerm).Scan(&others)
+		if errors.Is(err, pgx.ErrNoRows) {
 			return errVersion
 		}
 		return err
 	})
+	if err == nil {
+		b.others.Store(others)
+	}
+	return err
 }
 
 // peersSQL has one row at least.

@@ -40,13 +40,14 @@
 //
 // # Connections
 //
-// Of Options.Connections one writes, three are the keeper's, the others read. TLS, several hosts and all else come by the connection URL. Of
+// Of Options.Connections one writes, four are the keeper's, one listens (hint.go), the others read. TLS, several hosts and all else come by the connection URL. Of
 // several hosts the one that takes writes is used. lessor sets session parameters, so a pooler in between must pool sessions. What was
 // acknowledged survives a failover only if the standby is synchronous. Each new connection looks whether its server keeps what it
 // acknowledges. A database that says nothing is given up within seconds (connect.go), and calls under way with it.
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,9 @@ import (
 // Options of a Backend. The zero value of each is usable.
 type Options struct {
 	Log         *slog.Logger // nil: discarded
-	Connections int          // at most, 5 to 1000; 0: 20. The URL's pool_max_conns, if any, is of those that read
+	Connections int          // at most, 8 to 1000, less is 8; 0: 20. The URL's pool_max_conns, if any, is of those that read
+
+	pollEvery time.Duration // 0: pollEvery
 }
 
 // How long things may take before they are errors.
@@ -95,6 +98,8 @@ type Backend struct {
 	day     atomic.Uint64 // 1+the last of them
 	tidy    atomic.Bool   // no audit records are left where version 1 had them
 	moved   chan struct{}
+	commits chan struct{} // hints to give
+	others  atomic.Bool   // other nodes live, as of the last beat
 	clock   *clock
 	link    *link
 	spare   atomic.Pointer[load]
@@ -102,6 +107,8 @@ type Backend struct {
 	ctx     context.Context // ends with the Backend
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+
+	pollEvery time.Duration
 }
 
 var _ store.Shared = (*Backend)(nil)
@@ -120,7 +127,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{log: o.Log, moved: make(chan struct{}, 1), clock: newClock()}
+	b := &Backend{log: o.Log, moved: make(chan struct{}, 1), commits: make(chan struct{}, 1), clock: newClock(), pollEvery: cmp.Or(o.pollEvery, pollEvery)}
 	if b.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
@@ -149,6 +156,8 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 	for _, c := range b.chores() {
 		b.running.Go(func() { b.keep(c) })
 	}
+	b.running.Go(b.hint)
+	b.running.Go(b.listen)
 	return b, nil
 }
 
@@ -184,7 +193,7 @@ func (b *Backend) Snapshot() (store.Snapshot, error) {
 // Usage is the size of the database, as of some seconds ago at most. What is free is not known.
 func (b *Backend) Usage() (used, free int64) { return b.used.Load(), -1 }
 
-// Moved receives a hint within a tenth of a second of another node's commit.
+// Moved receives a hint of another node's commit: within a tenth of a second, and as a rule within milliseconds.
 func (b *Backend) Moved() <-chan struct{} { return b.moved }
 
 // Close ends the connections.

@@ -334,6 +334,7 @@ func (w *write) commit(ctx context.Context, call func(context.Context, [][]byte)
 	}
 	w.b.pins.heard(w.made.epoch)
 	w.b.told.Store(w.made.epoch)
+	w.b.committed()
 	w.end()
 	return nil
 }
