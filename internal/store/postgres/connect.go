@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,8 +64,8 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "lessor"
 	}
-	if c.ValidateConnect == nil {
-		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	if err := writable(c); err != nil {
+		return nil, err
 	}
 	if host := unverified(c); host != "" {
 		o.Log.Warn("postgresql: who lies between lessor and the database may pass for it, as its certificate is not verified: use sslmode=verify-full", "host", host)
@@ -80,6 +81,27 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 	}
 	c.DialFunc = dialer.DialContext
 	return config, nil
+}
+
+// errStandby is the error of a URL that asks for a server which takes no writes.
+var errStandby = errors.New("postgresql: the connection URL, or PGTARGETSESSIONATTRS, asks for a standby, which takes no writes: leave out " +
+	"target_session_attrs, and of several hosts the one that takes writes is used")
+
+// writable has c lead to servers that take writes. "primary" stays what it is: it is as good, unless that server is set to read only.
+func writable(c *pgx.ConnConfig) error {
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+		return nil
+	}
+	asked := reflect.ValueOf(c.ValidateConnect).Pointer() // of what was asked for, this is all that pgconn tells
+	for _, standby := range []pgconn.ValidateConnectFunc{
+		pgconn.ValidateConnectTargetSessionAttrsStandby, pgconn.ValidateConnectTargetSessionAttrsPreferStandby, pgconn.ValidateConnectTargetSessionAttrsReadOnly,
+	} {
+		if asked == reflect.ValueOf(standby).Pointer() {
+			return errStandby
+		}
+	}
+	return nil
 }
 
 // unverified is a host on another machine that would be talked to without TLS, or whoever it turned out to be; "" if there is none.

@@ -211,3 +211,33 @@ func TestUnverifiedDatabases(t *testing.T) {
 		}
 	}
 }
+
+// A URL that asks for a standby is refused, before anything is connected to; whatever leads to a server that takes writes is not.
+func TestStandbysAreNotAskedFor(t *testing.T) {
+	refused := func(url string) bool {
+		t.Helper()
+		_, err := parse(lessor.NewSecret(url), Options{Connections: 20, Log: slog.New(slog.DiscardHandler)})
+		if err != nil && !errors.Is(err, errStandby) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	for attrs, want := range map[string]bool{
+		"any": false, "read-write": false, "primary": false,
+		"standby": true, "prefer-standby": true, "read-only": true,
+	} {
+		if got := refused("postgresql://127.0.0.1,[::1]/x?target_session_attrs=" + attrs); got != want {
+			t.Errorf("target_session_attrs=%s: refused %t, want %t", attrs, got, want)
+		}
+		if got := refused("host=127.0.0.1 dbname=x target_session_attrs=" + attrs); got != want {
+			t.Errorf("target_session_attrs=%s, not in a URL: refused %t, want %t", attrs, got, want)
+		}
+	}
+	if refused("postgresql://127.0.0.1/x") {
+		t.Error("a URL that asks for nothing was refused")
+	}
+	t.Setenv("PGTARGETSESSIONATTRS", "standby")
+	if !refused("postgresql://127.0.0.1/x") {
+		t.Error("an environment that asks for a standby was not refused")
+	}
+}

@@ -252,7 +252,7 @@ func lost(err error) bool {
 // ours reports whether err is this package's rather than the server's or the network's.
 func ours(err error) bool {
 	return errors.Is(err, errUnsafe) || errors.Is(err, errReclaimed) || errors.Is(err, errVersion) || errors.Is(err, errRole) ||
-		errors.Is(err, errOver) || errors.Is(err, errShort) || errors.Is(err, errNoLock) || errors.Is(err, store.ErrMoved)
+		errors.Is(err, errOver) || errors.Is(err, errShort) || errors.Is(err, errNoLock) || errors.Is(err, errStandby) || errors.Is(err, store.ErrMoved)
 }
 
 func wrap(err error) error {
