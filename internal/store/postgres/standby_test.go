@@ -2,87 +2,198 @@ package postgres
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
-	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
-// A commit waits for a synchronous standby that is not there, and somebody cuts the wait short: the server then shows the commit, which no
-// standby has. It is not acknowledged, by this node or through another, before the standby has it.
-func TestWaitsCutShortAcknowledgeNothing(t *testing.T) {
-	s := pgtest.Own(t, pgtest.Fsync())
-	name := s.Database(t)
-	db := node(t, s.URL(pgtest.Superuser, s.Password(), name), "node")
-	admin := s.Connect(t, name)
-	exec := func(sql string) {
-		t.Helper()
-		if _, err := admin.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := admin.Exec(t.Context(), `SET synchronous_commit = local`); err != nil {
+// guesser counts the guesses of its node.
+type guesser struct {
+	*Backend
+	guesses atomic.Int64
+}
+
+func (g *guesser) Guess(at store.Snapshot, keys []store.Key, versions []uint64) store.Write {
+	g.guesses.Add(1)
+	return g.Backend.Guess(at, keys, versions)
+}
+
+// followed is a server with a synchronous standby.
+type followed struct {
+	*pgtest.Server
+	t       *testing.T
+	standby *pgtest.Server
+	admin   *pgx.Conn // in database postgres, which waits for no standby
+}
+
+func follow(t *testing.T) *followed {
+	t.Helper()
+	f := &followed{Server: pgtest.Own(t, pgtest.Fsync()), t: t}
+	f.admin = f.Connect(t, "postgres")
+	f.exec(`SET synchronous_commit = local`)
+	var err error
+	if f.standby, err = f.Standby(t, 0); err != nil {
 		t.Fatal(err)
 	}
-	standbys := func(names string) {
-		t.Helper()
-		exec(`ALTER SYSTEM SET synchronous_standby_names = '` + names + `'`)
-		exec(`SELECT pg_reload_conf()`)
+	if err := f.Synchronous(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	// waiting is the session that waits for standbys, 0 if there is none.
-	waiting := func() (pid int) {
-		t.Helper()
-		err := admin.QueryRow(t.Context(), `SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE datname = $1 AND wait_event = 'SyncRep'`, name).Scan(&pid)
-		if err != nil {
-			t.Fatal(err)
+	await(t, "the standby is synchronous", func() bool {
+		return f.number(`SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == 1
+	})
+	return f
+}
+
+func (f *followed) url() string { return f.URL(pgtest.Superuser, f.Password(), "postgres") }
+
+func (f *followed) exec(sql string) {
+	f.t.Helper()
+	if _, err := f.admin.Exec(f.t.Context(), sql); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *followed) number(sql string, args ...any) (n int) {
+	f.t.Helper()
+	if err := f.admin.QueryRow(f.t.Context(), sql, args...).Scan(&n); err != nil {
+		f.t.Fatal(err)
+	}
+	return n
+}
+
+// waiting is the session that waits for the standby, 0 if there is none.
+func (f *followed) waiting() int {
+	f.t.Helper()
+	return f.number(`SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE datname = 'postgres' AND wait_event = 'SyncRep'`)
+}
+
+// cut waits until a session waits for the standby, and cuts that wait short.
+func (f *followed) cut() {
+	f.t.Helper()
+	await(f.t, "the commit waits", func() bool { return f.waiting() != 0 })
+	if f.number(`SELECT pg_cancel_backend($1)::int`, f.waiting()) != 1 {
+		f.t.Fatal("the wait was not cut")
+	}
+}
+
+// away has the standby stand still while do runs.
+func (f *followed) away(do func()) {
+	f.t.Helper()
+	if err := f.standby.Pause(); err != nil {
+		f.t.Fatal(err)
+	}
+	defer func() {
+		if err := f.standby.Resume(); err != nil {
+			f.t.Error(err)
 		}
-		return pid
+	}()
+	do()
+}
+
+// A commit waits for a synchronous standby that stands still, and somebody cuts the wait short: the server then shows the commit, which the
+// standby does not have. It is not acknowledged, by this node or through another, before the standby has it. Under the lock or by a guess.
+func TestWaitsCutShortAcknowledgeNothing(t *testing.T) {
+	f := follow(t)
+	b := &guesser{Backend: connect(t, f.url())}
+	db, err := store.Open(b, store.Options{Node: "node"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	until := func(what string, is func() bool) {
+	defer db.Close()
+	if err := db.Unseal(storetest.NewCipher("nodes")); err != nil {
+		t.Fatal(err)
+	}
+	heads := func() uint64 {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("waited in vain until " + what)
+		return uint64(f.number(`SELECT count(*) FROM lessor.rows WHERE tab = $1`, int16(store.Head)))
+	}
+	for _, path := range []string{"under the lock", "by a guess"} {
+		guesses := b.guesses.Load()
+		if path == "by a guess" { // which a node makes once it has met no other for a while
+			for tries := 0; b.guesses.Load() == guesses; tries++ {
+				if _, err := add(t.Context(), db, "n"); err != nil || tries == 100 {
+					t.Fatal("it does not guess", err)
+				}
 			}
+			guesses = b.guesses.Load() + 1
 		}
-	}
-	defer standbys("") // or what closes the store waits as well
-	for range 2 {
 		before := counted(t, db, "n")
-		standbys("nobody")
-		time.Sleep(50 * time.Millisecond) // for other sessions to read it
 		done := make(chan error, 1)
-		go func() {
-			_, err := add(context.Background(), db, "n")
-			done <- err
-		}()
-		until("the commit waits", func() bool { return waiting() != 0 })
-		for range 3 {
-			var cut bool
-			if err := admin.QueryRow(t.Context(), `SELECT pg_cancel_backend($1)`, waiting()).Scan(&cut); err != nil || !cut {
-				t.Fatalf("the wait was not cut: %v", err)
+		f.away(func() {
+			go func() {
+				_, err := add(context.Background(), db, "n")
+				done <- err
+			}()
+			for range 3 { // it is committed, and seen to be; it waits on nevertheless, with a further commit
+				f.cut()
+				await(t, "the server shows the commit", func() bool { return heads() > before })
 			}
-			// It is committed, and seen to be; it waits on nevertheless, with a further commit.
-			until("the server shows the commit", func() bool {
-				var n int
-				err := admin.QueryRow(t.Context(), `SELECT count(*) FROM lessor.rows WHERE tab = $1`, int16(store.Head)).Scan(&n)
-				return err == nil && uint64(n) > before
-			})
-			until("it waits again", func() bool { return waiting() != 0 })
-		}
-		select {
-		case err := <-done:
-			t.Fatalf("a commit that no standby has was answered: %v", err)
-		default:
-		}
-		standbys("")
+			await(t, "it waits again", func() bool { return f.waiting() != 0 })
+			select {
+			case err := <-done:
+				t.Fatalf("%s: a commit that the standby does not have was answered: %v", path, err)
+			default:
+			}
+		})
 		if err := <-done; err != nil {
-			t.Errorf("the standbys are back: %v", err)
+			t.Errorf("%s: the standby is back: %v", path, err)
 		}
 		if n := counted(t, db, "n"); n != before+1 {
-			t.Errorf("%d where %d was to be", n, before+1)
+			t.Errorf("%s: %d where %d was to be", path, n, before+1)
+		}
+		if n := heads(); n != before+1 {
+			t.Errorf("%s: %d commits where %d were to be", path, n, before+1)
+		}
+		if got := b.guesses.Load(); got != guesses {
+			t.Errorf("%s: %d guesses where %d were to be", path, got, guesses)
 		}
 	}
 	verify(t, db)
+}
+
+// A write whose wait for the standby is cut short says that its outcome is unknown, on either way, and so does who asks whether all is safe.
+func TestWaitsCutShortAreUnknown(t *testing.T) {
+	f := follow(t)
+	b := connect(t, f.url())
+	defer b.Close()
+	set := func(w store.Write) { w.Set(store.Key{Table: store.Engine, Name: "n"}, make([]byte, 8)) }
+	for path, do := range map[string]func() error{
+		"under the lock": func() error {
+			w, err := b.Begin()
+			if err != nil {
+				return err
+			}
+			set(w)
+			return w.Commit()
+		},
+		"by a guess": func() error {
+			at, err := b.Snapshot()
+			if err != nil {
+				return err
+			}
+			defer at.Close()
+			w := b.Guess(at, nil, nil)
+			set(w)
+			return w.Commit()
+		},
+		"confirm": func() error { return b.Confirm(context.Background()) },
+	} {
+		done := make(chan error, 1)
+		f.away(func() {
+			go func() { done <- do() }()
+			f.cut()
+			if err := <-done; !errors.Is(err, errShort) {
+				t.Errorf("%s: %v", path, err)
+			}
+		})
+		if err := do(); err != nil {
+			t.Errorf("%s: the standby is back: %v", path, err)
+		}
+	}
 }
