@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,11 +86,18 @@ func describe(h *Header, hash audit.Hash) Segment {
 
 // Catalog is what a destination has.
 type Catalog struct {
-	Points []Segment // at which a store can be restored, from the oldest to the newest
-	Broken []string  // what is missing, in words
-	sets   map[string]map[string]*Segment
+	Points []Segment             // at which a store can be restored, from the oldest to the newest
+	Broken []string              // what is missing, in words
+	sets   map[string][]*Segment // by index
+	at     map[string]map[link]*Segment
 	whole  map[*Segment]bool // the way to it is there
 	bases  map[string]Segment
+}
+
+// link is what a segment is known by to the one after it.
+type link struct {
+	index uint32
+	hash  string
 }
 
 // Read reads the names of all that is in a destination.
@@ -108,19 +116,18 @@ func Read(ctx context.Context, d Destination) (*Catalog, error) {
 }
 
 func catalog(all []Segment) *Catalog {
-	c := &Catalog{sets: map[string]map[string]*Segment{}, whole: map[*Segment]bool{}, bases: map[string]Segment{}}
+	c := &Catalog{sets: map[string][]*Segment{}, at: map[string]map[link]*Segment{}, whole: map[*Segment]bool{}, bases: map[string]Segment{}}
 	slices.SortFunc(all, func(a, b Segment) int {
 		return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Hash, b.Hash))
 	})
 	lost := map[string]bool{} // sets of which something is missing
 	for i := range all {
 		s := &all[i]
-		set := c.sets[s.Set]
-		if set == nil {
-			set = map[string]*Segment{}
-			c.sets[s.Set] = set
+		if c.at[s.Set] == nil {
+			c.at[s.Set] = map[link]*Segment{}
 		}
-		set[s.Hash] = s
+		c.sets[s.Set] = append(c.sets[s.Set], s)
+		c.at[s.Set][link{s.Index, s.Hash}] = s
 		before := c.before(s)
 		if c.whole[s] = s.Index == 0 && s.Prev == none || before != nil && c.whole[before]; !c.whole[s] {
 			if before == nil && !lost[s.Set+s.Prev] {
@@ -143,10 +150,10 @@ func catalog(all []Segment) *Catalog {
 }
 
 func (c *Catalog) before(s *Segment) *Segment {
-	if before := c.sets[s.Set][s.Prev]; s.Index > 0 && before != nil && before.Index == s.Index-1 {
-		return before
+	if s.Index == 0 {
+		return nil
 	}
-	return nil
+	return c.at[s.Set][link{s.Index - 1, s.Prev}]
 }
 
 // in says whether the point is one of a set, or itself that is named.
@@ -179,7 +186,7 @@ func (c *Catalog) At(t time.Time, of string) (Segment, error) {
 // Path is the way to a point: its base, and all increments up to it.
 func (c *Catalog) Path(p Segment) []Segment {
 	var path []Segment
-	for s := c.sets[p.Set][p.Hash]; s != nil; s = c.before(s) {
+	for s := c.at[p.Set][link{p.Index, p.Hash}]; s != nil; s = c.before(s) {
 		path = append(path, *s)
 	}
 	slices.Reverse(path)
@@ -191,29 +198,24 @@ func (c *Catalog) Base(p Segment) Segment { return c.bases[p.Set] }
 
 // expired are the segments that may be deleted at now, in the order in which to do so, if what is needed for each time within keep
 // (0: for ever) is to stay: sets that were over before that, and, once they are a day old, runs that were never ended.
-func (c *Catalog) expired(now time.Time, keep time.Duration) []Segment {
+//
+// Names prove nothing: who may write to the destination, and not delete, must not have others delete by them. So a base is good enough to
+// do without older sets only if vouched says that it is the store's own; and names that contradict each other keep all that any of them needs.
+func (c *Catalog) expired(now time.Time, keep time.Duration, vouched func(Segment) bool) []Segment {
 	since := now.Add(-keep)
-	var needed time.Time // when the last base before the time to keep was made
-	for _, base := range c.bases {
-		if keep > 0 && !base.Time.After(since) {
-			needed = latest(needed, base.Time)
-		}
+	var needed Segment // the last base before the time to keep; without a Set: there is none
+	if keep > 0 {
+		needed = c.lastBase(since, vouched)
 	}
 	var out []Segment
 	for set, segments := range c.sets {
-		var newest, began time.Time
-		useful := map[*Segment]bool{}
+		var newest time.Time
 		for _, s := range segments {
-			newest, began = latest(newest, s.Time), s.began()
-			for p := s; s.Point && p != nil && !useful[p]; p = c.before(p) {
-				useful[p] = true
-			}
+			newest = latest(newest, s.Time)
 		}
-		if base, ok := c.bases[set]; ok {
-			began = base.Time
-		}
-		over := began.Before(needed) && !newest.After(since)
+		useful := useful(segments)
 		for _, s := range segments {
+			over := set != needed.Set && s.began().Before(needed.began()) && !newest.After(since)
 			if over || !useful[s] && now.Sub(latest(s.Time, s.began())) > abandoned {
 				out = append(out, *s)
 			}
@@ -223,6 +225,30 @@ func (c *Catalog) expired(now time.Time, keep time.Duration) []Segment {
 		return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(b.Index, a.Index), cmp.Compare(a.Hash, b.Hash))
 	})
 	return out
+}
+
+// lastBase is the last base at or before a time that is vouched for; the zero Segment if there is none.
+func (c *Catalog) lastBase(at time.Time, vouched func(Segment) bool) Segment {
+	bases := slices.SortedFunc(maps.Values(c.bases), func(a, b Segment) int { return b.Time.Compare(a.Time) })
+	for _, base := range bases {
+		if !base.Time.After(at) && vouched(base) {
+			return base
+		}
+	}
+	return Segment{}
+}
+
+// useful are those of a set's segments that lie on the way to a point.
+func useful(set []*Segment) map[*Segment]bool {
+	useful := map[*Segment]bool{}
+	wanted := map[link]bool{}
+	for _, s := range slices.Backward(set) { // later ones first
+		if s.Point || wanted[link{s.Index, s.Hash}] {
+			useful[s] = true
+			wanted[link{s.Index - 1, s.Prev}] = true
+		}
+	}
+	return useful
 }
 
 func latest(a, b time.Time) time.Time {

@@ -46,9 +46,10 @@ type Keeper struct {
 	tip     *segment // the point that the next increment follows; nil: not looked for yet, or there is none
 	base    time.Time
 	looked  bool
-	settled uint64    // there is nothing after this commit but what the Keeper itself has put on record
-	trouble bool      // it is on record that backups fail
-	tidied  time.Time // when what is over was deleted last
+	settled uint64          // there is nothing after this commit but what the Keeper itself has put on record
+	trouble bool            // it is on record that backups fail
+	tidied  time.Time       // when what is over was deleted last
+	own     map[string]bool // bases that are known to be the store's
 
 	mu     sync.Mutex
 	status Status
@@ -354,6 +355,20 @@ func (k *Keeper) record(ctx context.Context, operation string, phase audit.Phase
 // tidyEvery is how often it is looked for what is over.
 const tidyEvery = time.Hour
 
+// vouched says whether a segment was made under the store's keys. What cannot be read at present was not.
+func (k *Keeper) vouched(ctx context.Context, s Segment) bool {
+	if k.own[s.Name()] {
+		return true
+	}
+	at, err := load(ctx, k.o.Destination, &s)
+	if err != nil || !at.authentic(k.o.Keys) {
+		k.o.Log.Warn("a base that is not known to be this store's own does not count: older backups are kept as long as there is no other",
+			"destination", k.o.Destination.String(), "segment", s.Name(), "error", err)
+		return false
+	}
+	return true
+}
+
 // tidy deletes what nobody needs any more. What fails is left for the next time.
 func (k *Keeper) tidy(ctx context.Context) {
 	now := k.o.Store.Now()
@@ -366,7 +381,12 @@ func (k *Keeper) tidy(ctx context.Context) {
 		k.o.Log.Warn("looking for backups that are over failed", "destination", k.o.Destination.String(), "error", err)
 		return
 	}
-	expired := c.expired(now, k.o.Keep)
+	known := map[string]bool{}
+	expired := c.expired(now, k.o.Keep, func(s Segment) bool {
+		known[s.Name()] = k.vouched(ctx, s)
+		return known[s.Name()]
+	})
+	k.own = known
 	if len(expired) == 0 {
 		return
 	}

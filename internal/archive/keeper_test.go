@@ -708,16 +708,48 @@ func TestSparse(t *testing.T) {
 	a, b := point("a", 0, day(60), none, "a"), point("b", 0, day(50), none, "b")
 	later := Segment{Set: b.Set, Index: 1, Time: day(49), Seq: 2, Prev: "b", Hash: "b1", Point: true}
 	c := point("c", 0, day(1), none, "c")
+	any := func(Segment) bool { return true }
 	lost := Segment{Set: day(55).Format(setLayout) + "-000000000000000d", Index: 3, Time: day(54), Prev: "x", Hash: "d", Point: true} // its base is gone
-	got := catalog([]Segment{c, lost, later, b, a}).expired(now, 30*24*time.Hour)
+	got := catalog([]Segment{c, lost, later, b, a}).expired(now, 30*24*time.Hour, any)
 	if want := []Segment{a, lost}; !slices.Equal(got, want) {
 		t.Errorf("expired: %v, not %v", got, want)
 	}
-	if got := catalog([]Segment{c, later, b, a}).expired(now, 0); len(got) > 0 {
+	if got := catalog([]Segment{c, later, b, a}).expired(now, 0, any); len(got) > 0 {
 		t.Errorf("expired although all is kept: %v", got)
 	}
-	if got := catalog([]Segment{later, b, a}).expired(now, 40*24*time.Hour); !slices.Equal(got, []Segment{a}) {
+	if got := catalog([]Segment{later, b, a}).expired(now, 40*24*time.Hour, any); !slices.Equal(got, []Segment{a}) {
 		t.Errorf("nothing is newer than what is kept: %v", got)
+	}
+}
+
+// TestForgedNames: who may write to the destination, and not delete, has the Keeper delete nothing that is needed.
+func TestForgedNames(t *testing.T) {
+	m := newMemory()
+	w := newWorld(t, m, "forged")
+	defer w.stop()
+	w.put("a", "1")
+	w.backUp()
+	w.clock.Advance(time.Hour)
+	w.put("a", "2")
+	w.backUp()
+	w.clock.Advance(40 * 24 * time.Hour) // switched off: these are the last before the time to keep
+	before := w.catalog()
+	first := before.Points[0]
+	last := before.Points[len(before.Points)-1]
+	forge := func(s Segment) { m.objects[s.Name()] = []byte("forged") }
+	later := last.Time.Add(48 * time.Hour)
+	forge(Segment{Set: later.Format(setLayout) + "-0000000000000000", Time: later, Seq: last.Seq + 1, Prev: none, Hash: "ffffffffffffffff", Point: true})
+	forge(Segment{Set: last.Set, Index: last.Index + 7, Time: last.Time, Seq: last.Seq, Prev: "eeeeeeeeeeeeeeee", Hash: last.Prev})      // as if it were the one before
+	forge(Segment{Set: last.Set, Index: first.Index, Time: first.Time, Seq: first.Seq, Prev: "eeeeeeeeeeeeeeee", Hash: first.Hash})      // in its place
+	forge(Segment{Set: first.Set, Time: first.Time.Add(-9 * 24 * time.Hour), Seq: 1, Prev: none, Hash: "0000000000000000", Point: true}) // an earlier base
+	w.put("a", "3")
+	w.backUp() // and tidies up
+	for _, p := range before.Points {
+		for _, s := range before.Path(p) {
+			if _, there := m.objects[s.Name()]; !there {
+				t.Errorf("%s was deleted", s.Name())
+			}
+		}
 	}
 }
 

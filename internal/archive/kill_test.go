@@ -71,7 +71,7 @@ func backUp(dir string) error {
 }
 
 // unended counts the segments of runs that have no end, yet or for ever.
-func unended(c *Catalog) int { return len(c.expired(time.Now().Add(48*time.Hour), 0)) }
+func unended(c *Catalog) int { return len(c.expired(time.Now().Add(48*time.Hour), 0, nil)) }
 
 // TestKilled: whenever a server is killed while it backs up, what it ended is whole, and the next start goes on.
 func TestKilled(t *testing.T) {
