@@ -727,6 +727,7 @@ func TestForgedNames(t *testing.T) {
 	m := newMemory()
 	w := newWorld(t, m, "forged")
 	defer w.stop()
+	w.o.segment = 64 // so that each run is of several
 	w.put("a", "1")
 	w.backUp()
 	w.clock.Advance(time.Hour)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/lessor-dev/lessor/internal/store"
@@ -251,30 +253,57 @@ type deaf struct{ store.Shared }
 
 func (deaf) Moved() <-chan struct{} { return nil }
 
-// testFresh has one node write and another read: after Fresh it shows what the first was told is done, each time. Without Fresh it does not:
-// so it is Fresh that does it.
+// testFresh has two nodes write, many at a time, and those who wrote read at a third: after Fresh it shows what they were told is done, each time,
+// whoever else asks at the same time. Without Fresh it does not: so it is Fresh that does it.
 func testFresh(t *testing.T, open func() store.Backend) {
+	const clients, each = 8, 20
 	s := &setup{open: open, cipher: NewCipher("suite"), clock: NewClock()}
-	a, b := s.db(t, nil, store.Options{}), s.db(t, deaf{open().(store.Shared)}, store.Options{})
-	stale := 0
-	for i := range 300 {
-		r := commit(t, a, func(x *store.Txn) { x.Put(store.Tokens, "k", fmt.Append(nil, i)) })
-		if get(t, b, store.Tokens, "k").Version != r.Seq {
-			stale++
-		}
-		if err := b.Fresh(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if row := get(t, b, store.Tokens, "k"); row.Version != r.Seq || string(row.Value) != fmt.Sprint(i) {
-			t.Fatalf("commit %d was acknowledged; a fresh view shows version %d", r.Seq, row.Version)
-		}
+	writers := []*store.DB{s.db(t, nil, store.Options{}), s.db(t, nil, store.Options{})}
+	reader := s.db(t, deaf{open().(store.Shared)}, store.Options{})
+	var all sync.WaitGroup
+	var stale atomic.Int64
+	for c := range clients {
+		key := store.Key{Table: store.Tokens, Name: fmt.Sprint(c)}
+		all.Go(func() {
+			for i := range each {
+				var x store.Txn
+				x.Put(key.Table, key.Name, fmt.Append(nil, i))
+				r, err := writers[c%len(writers)].Commit(t.Context(), x)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if row, err := look(reader, key); err == nil && row.Version != r.Seq {
+					stale.Add(1)
+				}
+				if err := reader.Fresh(t.Context()); err != nil {
+					t.Error(err)
+					return
+				}
+				if row, err := look(reader, key); err != nil || row.Version != r.Seq || string(row.Value) != fmt.Sprint(i) {
+					t.Errorf("commit %d was acknowledged; a fresh view shows version %d: %v", r.Seq, row.Version, err)
+					return
+				}
+			}
+		})
 	}
-	if stale == 0 {
-		t.Error("the other node was never behind: this shows nothing")
+	all.Wait()
+	if stale.Load() == 0 {
+		t.Error("the node that reads was never behind: this shows nothing")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := b.Fresh(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	if err := reader.Fresh(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// look reads a row from a View of its own.
+func look(db *store.DB, k store.Key) (store.Row, error) {
+	v, err := db.View()
+	if err != nil {
+		return store.Row{}, err
+	}
+	defer v.Close()
+	return v.Get(k)
 }
