@@ -29,6 +29,7 @@ const (
 	hostPatience = 3 * time.Second // to connect to one host of several, unless the URL says connect_timeout
 	unanswered   = 6 * time.Second // for what was sent to be acknowledged by the other machine
 	silence      = 5 * time.Second // for the database to answer any of this node's chores
+	farewell     = time.Second     // for the database to close a connection that was given up
 )
 
 // Connections that a node has besides those that read.
@@ -79,8 +80,36 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 			return impatient(raw, unanswered)
 		},
 	}
-	c.DialFunc = dialer.DialContext
+	c.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
+		defer cancel()
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return line{conn}, conn.SetDeadline(time.Now().Add(c.ConnectTimeout)) // until somebody has logged in, which who cancels does not
+	}
+	validate := c.ValidateConnect
+	c.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		if err := conn.Conn().SetDeadline(time.Time{}); err != nil {
+			return err
+		}
+		return validate(ctx, conn)
+	}
 	return config, nil
+}
+
+// line is a connection that does not wait long for its end. A pool gives a connection's place to another only when pgconn is done with it, which
+// asks the server to cancel what is under way, over a further connection, and waits for it to hang up, fifteen seconds for both. A
+// server that says nothing would hold up for as long the one connection that writes, when another has taken its place already.
+type line struct{ net.Conn }
+
+// SetDeadline is called where a connection is given up, and to take a deadline back.
+func (l line) SetDeadline(at time.Time) error {
+	if latest := time.Now().Add(farewell); at.After(latest) {
+		at = latest
+	}
+	return l.Conn.SetDeadline(at)
 }
 
 // errStandby is the error of a URL that asks for a server which takes no writes.
