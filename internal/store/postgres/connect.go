@@ -55,7 +55,6 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 	}
 	config.PingTimeout = 5 * time.Second
 	c := config.ConnConfig
-	config.AfterConnect = (&server{log: o.Log, warned: make(map[string]bool)}).prepare
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = hostPatience
 	}
@@ -153,7 +152,7 @@ func unverified(c *pgx.ConnConfig) string {
 
 // session is what every connection begins with. Each statement of this package has its index, but while the tables are new, or
 // their statistics old, the planner may think that it knows better. The server ends, by itself, whatever a node left behind.
-const session = `SHOW fsync; SHOW full_page_writes; SHOW synchronous_commit; SHOW server_version_num;
+const session = `SHOW fsync; SHOW full_page_writes; SHOW synchronous_commit; SHOW server_version_num; SELECT pg_postmaster_start_time();
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
 SET plan_cache_mode = force_generic_plan; SET statement_timeout = '150s'; SET lock_timeout = '20s';
 SET idle_in_transaction_session_timeout = '10s'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
@@ -164,9 +163,11 @@ var errUnsafe = errors.New("postgresql: lessor does not use a server that may lo
 
 // server looks at each new connection, since a failover may have brought another server, or somebody may have set this one anew.
 type server struct {
-	log    *slog.Logger
-	mu     sync.Mutex
-	warned map[string]bool
+	log       *slog.Logger
+	elsewhere func() // a connection leads to another server than the one before
+	mu        sync.Mutex
+	started   string // the last one's start, by which it is known
+	warned    map[string]bool
 }
 
 // prepare makes a new connection ready, or refuses its server.
@@ -192,9 +193,23 @@ func (s *server) prepare(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if commits == "local" || commits == "remote_write" {
 		s.warn("postgresql: synchronous_commit is " + commits + ", which does not wait for standbys to have commits on disk; lessor sets it to on for its own sessions")
-		_, err = conn.Exec(ctx, `SET synchronous_commit = on`)
+		if _, err = conn.Exec(ctx, `SET synchronous_commit = on`); err != nil {
+			return err
+		}
 	}
-	return err
+	if s.isAnother(said(4)) {
+		s.elsewhere()
+	}
+	return nil
+}
+
+// isAnother takes down which server there is, and reports whether it was another before.
+func (s *server) isAnother(started string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.started
+	s.started = started
+	return before != "" && before != started
 }
 
 // warn says something once.
@@ -221,8 +236,11 @@ type link struct {
 	cancel context.CancelCauseFunc
 }
 
-// errSilent is why a link ended.
-var errSilent = errors.New("the database has not answered for some seconds")
+// Why a link ended.
+var (
+	errSilent    = errors.New("the database has not answered for some seconds")
+	errElsewhere = errors.New("another server has taken the place of the one that was asked")
+)
 
 func newLink(parent context.Context) *link {
 	l := &link{parent: parent}
@@ -243,13 +261,16 @@ func (l *link) answered(did bool) {
 	now := time.Now().UnixNano()
 	if did {
 		l.heard.Store(now)
-		return
+	} else if now-l.heard.Load() > int64(silence) {
+		l.end(errSilent)
 	}
+}
+
+// end gives up the calls that are under way.
+func (l *link) end(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now-l.heard.Load() > int64(silence) {
-		l.cancel(errSilent)
-		l.ctx, l.cancel = context.WithCancelCause(l.parent)
-		l.heard.Store(now)
-	}
+	l.cancel(why)
+	l.ctx, l.cancel = context.WithCancelCause(l.parent)
+	l.heard.Store(time.Now().UnixNano())
 }

@@ -81,7 +81,6 @@ func (b *Backend) hear(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{hintChannel}.Sanitize()); err != nil {
 		return err
 	}
-	b.nudge() // what was committed until now nobody hints at any more
 	for {
 		n, err := conn.WaitForNotification(ctx)
 		if err != nil {

@@ -99,6 +99,7 @@ type Backend struct {
 	tidy    atomic.Bool   // no audit records are left where version 1 had them
 	moved   chan struct{}
 	commits chan struct{} // hints to give
+	opened  atomic.Bool   // Open is through
 	others  atomic.Bool   // other nodes live, as of the last beat
 	clock   *clock
 	link    *link
@@ -128,7 +129,11 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{log: o.Log, moved: make(chan struct{}, 1), commits: make(chan struct{}, 1), clock: newClock(), pollEvery: cmp.Or(o.pollEvery, pollEvery)}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.link = newLink(b.ctx)
+	config.AfterConnect = (&server{log: o.Log, elsewhere: b.reconnect, warned: make(map[string]bool)}).prepare
 	if b.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
 	config = config.Copy()
@@ -151,8 +156,7 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 			return nil, wrap(err)
 		}
 	}
-	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.link = newLink(b.ctx)
+	b.opened.Store(true)
 	for _, c := range b.chores() {
 		b.running.Go(func() { b.keep(c) })
 	}
@@ -161,8 +165,20 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 	return b, nil
 }
 
+// reconnect gives up what is asked of a server whose place another has taken, as by a failover: it may never answer, and keep its connections.
+func (b *Backend) reconnect() {
+	if !b.opened.Load() {
+		return // nothing is
+	}
+	b.link.end(errElsewhere)
+	b.readers.Reset()
+	b.keeper.Reset()
+	b.writer.Reset()
+}
+
 // disconnect closes the pools that there are.
 func (b *Backend) disconnect() {
+	b.cancel()
 	for _, pool := range []*pgxpool.Pool{b.readers, b.keeper, b.writer} {
 		if pool != nil {
 			pool.Close()
@@ -214,11 +230,18 @@ var pauses = [...]time.Duration{20 * time.Millisecond, 200 * time.Millisecond, t
 
 // attempt runs f, and again if a connection was lost or said nothing, for patience at most. What f does must bear repeating.
 func (b *Backend) attempt(patience time.Duration, f func(context.Context) error) error {
+	return b.attemptFor(context.Background(), patience, f)
+}
+
+// attemptFor is attempt for somebody who may give up before, when caller ends.
+func (b *Backend) attemptFor(caller context.Context, patience time.Duration, f func(context.Context) error) error {
 	deadline := time.Now().Add(patience)
 	for try := 0; ; try++ {
 		ctx, cancel := context.WithDeadline(b.link.current(), deadline)
+		stop := context.AfterFunc(caller, cancel)
 		err := f(ctx)
-		if cause := context.Cause(ctx); err != nil && errors.Is(cause, errSilent) {
+		stop()
+		if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errSilent) || errors.Is(cause, errElsewhere)) {
 			err = cause
 		}
 		cancel()
@@ -231,6 +254,8 @@ func (b *Backend) attempt(patience time.Duration, f func(context.Context) error)
 		}
 		select {
 		case <-time.After(pauses[try]):
+		case <-caller.Done():
+			return wrap(err)
 		case <-b.ctx.Done():
 			return wrap(err)
 		}

@@ -3,8 +3,11 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -195,5 +198,50 @@ func TestWaitsCutShortAreUnknown(t *testing.T) {
 		if err := do(); err != nil {
 			t.Errorf("%s: the standby is back: %v", path, err)
 		}
+	}
+}
+
+// The primary stops in its tracks, keeping all connections, and its standby takes over: the node goes on there within seconds. Nothing holds on
+// to the connections that nobody will ever close.
+func TestFailoverFromSilence(t *testing.T) {
+	f := follow(t)
+	address := fmt.Sprintf("%s:%d", f.Host, f.Port)
+	db := node(t, strings.Replace(f.url(), address, fmt.Sprintf("%s,%s:%d", address, f.standby.Host, f.standby.Port), 1), "node")
+	if _, err := add(t.Context(), db, "n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := f.standby.Promote(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := f.standby.Login(t.Context(), pgtest.Superuser, f.Password(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(context.Background())
+	for _, sql := range []string{`SET synchronous_commit = local`, `ALTER SYSTEM SET synchronous_standby_names = ''`, `SELECT pg_reload_conf()`} {
+		if _, err := c.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for err := error(nil); ; {
+		if _, err = add(t.Context(), db, "n"); err == nil {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatal(err)
+		}
+		t.Logf("after %s: %v", time.Since(began).Round(time.Millisecond), err)
+	}
+	took := time.Since(began)
+	t.Logf("it took %s", took.Round(time.Millisecond))
+	if took > 20*time.Second { // 4 to notice, 4 to let go, and each new connection passes by the one that is silent for 3
+		t.Error("that is too long")
+	}
+	if n := counted(t, db, "n"); n < 2 {
+		t.Errorf("%d commits are there", n)
 	}
 }

@@ -415,10 +415,7 @@ func (b *Backend) Look(ctx context.Context, at store.Snapshot, after uint64) (ne
 	if deadline, ok := ctx.Deadline(); ok {
 		patience = min(patience, time.Until(deadline))
 	}
-	err = b.attempt(patience, func(within context.Context) error {
-		within, cancel := context.WithCancel(within)
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
+	err = b.attemptFor(ctx, patience, func(within context.Context) error {
 		rows, err := b.readers.Query(within, lookSQL, base.epoch, base.mark[:], []byte(store.Uint64Key(after)))
 		if err != nil {
 			return err
