@@ -796,6 +796,7 @@ func TestWrappingTokensAreGoodForNothingElse(t *testing.T) {
 	if len(held) != 1 || held[0].(map[string]any)["display_name"] != "token-other" {
 		t.Errorf("holders of a quiet lease: %v", held)
 	}
+	g.eventually("what was not unwrapped in time is gone", func() bool { return g.rows(core.SystemMount)["secrets"] == 0 })
 	// Revoked by accessor, it opens nothing, and what it wrapped goes.
 	w = wrap()
 	g.do(g.root, lessor.Update, "auth/token/revoke-accessor", `{"accessor":"`+w.Accessor+`"}`)
