@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -45,7 +46,7 @@ func (s *searching) failing(yes bool, now time.Time) {
 // seekStrays searches the targets for credentials that no lease knows, if somebody resumed a store that was put back to an earlier
 // state. It goes on until every target was searched; one that cannot be is named by sys/lessor/fence, and holds up no other.
 //
-// Several nodes may search at once: what they commit is the same.
+// One node searches, under its claim. One that lost it finds what it commits refused.
 func (c *Core) seekStrays(ctx context.Context) error {
 	if c.Fenced() || c.Store.Now().Before(c.strays.until) {
 		return nil
@@ -162,7 +163,7 @@ func (c *Core) searchTarget(ctx context.Context, p searchPlace) (n uint64, err e
 	}
 	seen := c.upkeep("search", p.mount.Path, strayCause)
 	seen.Note, seen.Count = "credentials at "+p.target, uint64(len(found))
-	if _, err := c.Store.Commit(ctx, store.Txn{Audit: []audit.Record{seen}}); err != nil {
+	if err := c.commit(ctx, &store.Txn{Audit: []audit.Record{seen}}); err != nil {
 		return 0, err
 	}
 	if found, err = c.unknown(p, found); err != nil {
@@ -222,6 +223,7 @@ func strayID(m *mount.Entry, f engine.Found) string { return m.Path + "strays/" 
 // adopt gives strays their leases. Those that another node gave theirs are left out.
 func (c *Core) adopt(ctx context.Context, p searchPlace, strays []engine.Found) error {
 	_, err := c.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
+		claim.Fence(ctx, txn)
 		now := c.Store.Now()
 		for _, f := range strays {
 			id := strayID(p.mount, f)
@@ -309,6 +311,7 @@ func (c *Core) updateSearch(ctx context.Context, change func(*lease.Search, stor
 		if err != nil || s == nil {
 			return err
 		}
+		claim.Fence(ctx, txn)
 		return change(s, row, txn, v)
 	})
 	if errors.As(err, new(*store.Conflict)) {

@@ -176,7 +176,8 @@ func (e *Engine) Targets(a engine.Access) (all []string, err error) {
 	return all, nil
 }
 
-// Find lists the accounts at a connection's server that the mount made. Those of connections to the same server are among them.
+// Find lists the accounts at a connection's server that the mount made. Those of connections to the same server are among them, but for those
+// of roles that use another such connection, which finds them itself. An account whose role is there still is removed as that one says.
 func (e *Engine) Find(ctx context.Context, a engine.Access, connection string) ([]engine.Found, error) {
 	db, err := e.database(a, connection)
 	if err != nil {
@@ -186,16 +187,65 @@ func (e *Engine) Find(ctx context.Context, a engine.Access, connection string) (
 	if err != nil {
 		return nil, err
 	}
+	makers, err := e.makers(a, connection)
+	if err != nil {
+		return nil, err
+	}
 	var all []engine.Found
 	for _, m := range marked {
-		if m.Mount != mountMark(a.Mount.UUID) {
+		maker := makers[m.Role]
+		if m.Mount != mountMark(a.Mount.UUID) || maker.elsewhere {
 			continue
 		}
-		in, err := cbor.Marshal(intent{Connection: connection, Username: m.Username, Mark: m.Mark})
+		in, err := cbor.Marshal(intent{Connection: connection, Username: m.Username, Role: maker.name, Statements: maker.statements, Mark: m.Mark})
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, engine.Found{Mark: m.Mark, Intent: in})
+	}
+	return all, nil
+}
+
+// maker is a role that made accounts at some server.
+type maker struct {
+	name       string
+	statements Statements // but those of creation
+	elsewhere  bool       // it uses another connection to that server
+}
+
+// makers are the mount's roles by their marks, as far as their accounts are at the server of a connection.
+func (e *Engine) makers(a engine.Access, connection string) (map[string]maker, error) {
+	var c Connection
+	if _, err := load(a.View, a.Mount, connectionPrefix, connection, &c); err != nil {
+		return nil, err
+	}
+	d, err := e.driver(c.Plugin)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]maker)
+	from := key(a.Mount, rolePrefix)
+	for row, err := range a.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		var role Role
+		if err := decode(row, &role); err != nil {
+			return nil, err
+		}
+		m := maker{name: row.Name[len(from):], statements: role.Statements, elsewhere: role.Connection != connection}
+		m.statements.Creation = nil
+		if m.elsewhere {
+			var other Connection
+			row, err := load(a.View, a.Mount, connectionPrefix, role.Connection, &other)
+			if err != nil {
+				return nil, err
+			}
+			if !row.Exists() || other.Plugin != c.Plugin || !d.SameServer(&c, &other) {
+				continue // it moved to another server: what it says now is not for this one
+			}
+		}
+		all[roleMark(a.Mount.UUID, m.name)] = m
 	}
 	return all, nil
 }
@@ -220,6 +270,7 @@ func intentOf(l *lease.Lease) (*intent, error) {
 // account is the lease's account, as far as the intent knows it.
 func (in *intent) account(l *lease.Lease) Account {
 	return Account{
-		Lease: l.ID, Mount: mountMark(l.Mount), Found: in.Mark, Username: in.Username, Until: time.Unix(in.End, 0).UTC(), Statements: in.Statements,
+		Lease: l.ID, Mount: mountMark(l.Mount), Role: roleMark(l.Mount, in.Role), Found: in.Mark, Username: in.Username,
+		Until: time.Unix(in.End, 0).UTC(), Statements: in.Statements,
 	}
 }

@@ -72,6 +72,7 @@ type Database interface {
 type Account struct {
 	Lease    string // id of the lease; marks the account
 	Mount    string // what accounts of its mount bear besides; empty: nothing
+	Role     string // what accounts of its role bear besides those of its mount; empty: nothing
 	Found    string // the mark that it bears, where that is not its lease's: it was found, and a lease made for it
 	Username string
 	Password lessor.Secret // Create only
@@ -118,6 +119,7 @@ type Marked struct {
 	Username string
 	Mark     string // Mark(id of its lease)
 	Mount    string // Account.Mount
+	Role     string // Account.Role; empty: it bears none
 }
 
 // Mark is what an account carries of its lease: enough to find out whose it is, nothing that helps a reader of the
@@ -130,6 +132,12 @@ func Mark(lease string) string {
 // mountMark is what accounts that a mount made bear besides. It tells them from those of other mounts, and of other lessors.
 func mountMark(uuid string) string {
 	h := sha256.Sum256([]byte("lessor mount\x00" + uuid))
+	return hex.EncodeToString(h[:12])
+}
+
+// roleMark is what accounts that a role made bear besides: by it a stray is removed as its role says.
+func roleMark(uuid, name string) string {
+	h := sha256.Sum256([]byte("lessor role\x00" + uuid + "\x00" + name))
 	return hex.EncodeToString(h[:12])
 }
 

@@ -259,6 +259,70 @@ func TestLife(t *testing.T) {
 	e.Close(b.Mount.UUID)
 }
 
+// An account that is found is removed as its role says, as long as there is that role and it uses the connection; it is found once, where two
+// connections lead to one server.
+func TestStraysGoAsTheirRoleSays(t *testing.T) {
+	b, e, s := target(t, "")
+	root := s.Connect(t, "")
+	if _, err := root.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS said (name text)"); err != nil {
+		t.Fatal(err)
+	}
+	role := func(connection string) {
+		b.Do(lessor.Update, "roles/app", `{"db_name":"`+connection+`","creation_statements":"`+creation+
+			`","revocation_statements":["INSERT INTO said VALUES ('{{name}}')","DROP ROLE \"{{name}}\""]}`)
+	}
+	role("pg")
+	b.Do(lessor.Update, "config/twin", fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","verify_connection":false}`,
+		s.URL("{{username}}", "{{password}}", "postgres"), pgtest.Superuser, s.Password()))
+	stray := func() (mark, username string) {
+		t.Helper()
+		l, answer, pw := plan(t, b)
+		if err := e.Apply(t.Context(), access(t, b), l, pw); err != nil {
+			t.Fatal(err)
+		}
+		return e.Mark(l.ID), answer["username"].(string)
+	}
+	find := func(connection, mark string) *engine.Found {
+		t.Helper()
+		found, err := e.Find(t.Context(), access(t, b), connection)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range found {
+			if f.Mark == mark {
+				return &f
+			}
+		}
+		return nil
+	}
+	gone := func(f *engine.Found, username string, asSaid bool) {
+		t.Helper()
+		if f == nil {
+			t.Fatal("it was not found")
+		}
+		l := &lease.Lease{ID: b.Mount.Path + "strays/" + f.Mark, Mount: b.Mount.UUID, Namespace: lessor.RootNamespace, Intent: f.Intent}
+		if err := e.Revert(t.Context(), access(t, b), []*lease.Lease{l})[0]; err != nil {
+			t.Fatal(err)
+		}
+		var accounts, said int
+		err := root.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM pg_roles WHERE rolname = $1), (SELECT count(*) FROM said WHERE name = $1)", username).Scan(&accounts, &said)
+		if err != nil || accounts != 0 || (said == 1) != asSaid {
+			t.Errorf("%d accounts, said %d times, to be said: %t, %v", accounts, said, asSaid, err)
+		}
+	}
+	mark, username := stray()
+	if find("twin", mark) != nil {
+		t.Error("it was found by a connection that its role does not use")
+	}
+	gone(find("pg", mark), username, true)
+	mark, username = stray()
+	b.Do(lessor.Delete, "roles/app", "")
+	if find("twin", mark) == nil {
+		t.Error("it was not found by another connection, though its role is no more")
+	}
+	gone(find("pg", mark), username, false)
+}
+
 func TestConnectionIsKeptForItsLeases(t *testing.T) {
 	w := newWorld(t, pgtest.Start(t))
 	w.do(lessor.Update, "db/roles/dyn", `{"db_name":"pg","creation_statements":"`+creation+`"}`)

@@ -31,6 +31,7 @@ const (
 	crowd        = 10 * time.Second // how long everybody stands in line after somebody was in the way
 	markPrefix   = "lessor lease="
 	mountPrefix  = " mount="
+	rolePrefix   = " role="
 	sessionOf    = "lessor:" // application_name of a session that makes or renews an account, before its lease's short id
 	mostOfResult = 1000
 )
@@ -123,17 +124,21 @@ func remark(a *database.Account) string {
 	if a.Mount == "" {
 		return markPrefix + a.Bears()
 	}
-	return markPrefix + a.Bears() + mountPrefix + a.Mount
+	if a.Role == "" {
+		return markPrefix + a.Bears() + mountPrefix + a.Mount
+	}
+	return markPrefix + a.Bears() + mountPrefix + a.Mount + rolePrefix + a.Role
 }
 
-// marks reads a comment; both are empty if it is none of lessor's.
-func marks(comment string) (mark, mount string) {
+// marks reads a comment; all are empty if it is none of lessor's.
+func marks(comment string) (mark, mount, role string) {
 	rest, ok := strings.CutPrefix(comment, markPrefix)
 	if !ok {
-		return "", ""
+		return "", "", ""
 	}
-	mark, mount, _ = strings.Cut(rest, mountPrefix)
-	return mark, mount
+	mark, rest, _ = strings.Cut(rest, mountPrefix)
+	mount, role, _ = strings.Cut(rest, rolePrefix)
+	return mark, mount, role
 }
 
 // Marked lists the roles that bear a mark of lessor's.
@@ -142,8 +147,8 @@ func (d *server) Marked(ctx context.Context) (all []database.Marked, err error) 
 		rows, err := s.run(`SELECT r.rolname, c.description FROM pg_roles r JOIN pg_shdescription c ON c.objoid = r.oid AND c.classoid = 'pg_authid'::regclass ` +
 			`WHERE c.description LIKE '` + markPrefix + `%' ORDER BY 1`)
 		for _, row := range rows {
-			mark, mount := marks(row[1])
-			all = append(all, database.Marked{Username: row[0], Mark: mark, Mount: mount})
+			mark, mount, role := marks(row[1])
+			all = append(all, database.Marked{Username: row[0], Mark: mark, Mount: mount, Role: role})
 		}
 		return d.fail(err)
 	})
@@ -262,7 +267,7 @@ COMMIT`)
 	found := make(map[string]state, len(rows))
 	for _, r := range rows {
 		f := state{oid: r[1], login: r[3] == "t", sessions: r[4] == "t", owns: r[5] == "t", elsewhere: r[6], root: r[7] == "on"}
-		f.mark, _ = marks(r[2])
+		f.mark, _, _ = marks(r[2])
 		found[r[0]] = f
 	}
 	return found, nil
