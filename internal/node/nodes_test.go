@@ -196,6 +196,7 @@ func TestRevocationAtAnyNode(t *testing.T) {
 	c.targets(4)
 	c.settled()
 	conn := c.server.Connect(t, "postgres")
+	slow := 0
 	for i := range 8 { // each target's, ended at both nodes: at one of them it is not that node's work
 		maker, ender := c.nodes[i%2], c.nodes[i/4]
 		lease, name := maker.credential(fmt.Sprint("app", i%4))
@@ -208,9 +209,13 @@ func TestRevocationAtAnyNode(t *testing.T) {
 		if account(t, conn, name) {
 			t.Error("the answer came before the account was gone")
 		}
-		if took := time.Since(began); took > 3*time.Second {
-			t.Errorf("a revocation took %s", took)
+		if took := time.Since(began); took > 700*time.Millisecond {
+			t.Logf("a revocation took %s", took)
+			slow++
 		}
+	}
+	if slow > 2 { // half of them are another node's work; it looks by itself once a second
+		t.Errorf("%d of 8 revocations were slow: nodes do not hear of each other", slow)
 	}
 }
 
@@ -218,9 +223,18 @@ func TestRevocationAtAnyNode(t *testing.T) {
 func TestEachDueLeaseOnce(t *testing.T) {
 	c := startNodes(t, 3)
 	c.targets(6)
+	conn := c.server.Connect(t, "postgres")
+	const attempts = "attempts_at_due_leases" // counts those that fail, too
+	_, err := conn.Exec(t.Context(), "CREATE SEQUENCE "+attempts)
+	c.do(err)
+	defer func() {
+		_, err := conn.Exec(context.Background(), "DROP SEQUENCE "+attempts)
+		c.do(err)
+	}()
 	for i := range 6 {
 		c.nodes[0].must(204, "POST", fmt.Sprint("db/roles/app", i), fmt.Sprintf(
-			`{"db_name":"pg%d","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],"default_ttl":"2s"}`, i))
+			`{"db_name":"pg%d","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],`+
+				`"revocation_statements":["SELECT nextval('public.%s')","DROP ROLE \"{{name}}\""],"default_ttl":"2s"}`, i, attempts))
 	}
 	c.fresh()
 	c.settled()
@@ -250,6 +264,11 @@ func TestEachDueLeaseOnce(t *testing.T) {
 		if n != 1 {
 			t.Errorf("%s was reverted %d times", lease, n)
 		}
+	}
+	var n int
+	c.do(conn.QueryRow(t.Context(), "SELECT last_value FROM "+attempts).Scan(&n))
+	if n != len(leases) {
+		t.Errorf("%d attempts to remove %d accounts: more than one node works at a target", n, len(leases))
 	}
 }
 
