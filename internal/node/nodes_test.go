@@ -789,11 +789,19 @@ func TestApplyThatHangs(t *testing.T) {
 	one.must(204, "POST", "db/config/slow", fmt.Sprintf(
 		`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","scram_iterations":1,"verify_connection":false,"username_template":"hangs{{random 8}}"}`,
 		relay.URL(c.server.URL("{{username}}", "{{password}}", "postgres")), pgtest.Superuser, c.server.Password()))
-	one.must(204, "POST", "db/roles/slow", `{"db_name":"slow","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"]}`)
+	conn := c.server.Connect(t, "postgres")
+	const made = "accounts_that_hung" // counts what was made, even if it was undone
+	_, err := conn.Exec(t.Context(), "CREATE SEQUENCE "+made)
+	c.do(err)
+	defer func() {
+		_, err := conn.Exec(context.Background(), "DROP SEQUENCE "+made)
+		c.do(err)
+	}()
+	one.must(204, "POST", "db/roles/slow", `{"db_name":"slow","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'",`+
+		`"SELECT nextval('public.`+made+`')"]}`)
 	c.fresh()
 	two.credential("slow") // its session is open now, and held
 	relay.Hold()
-	conn := c.server.Connect(t, "postgres")
 	count := func() (n int) {
 		c.do(conn.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'hangs%'").Scan(&n))
 		return n
@@ -814,6 +822,11 @@ func TestApplyThatHangs(t *testing.T) {
 	one.must(202, "PUT", "sys/leases/revoke-prefix/db/creds/slow", `{"sync":false}`)
 	relay.Release()
 	asking.Wait()
+	var n int
+	c.do(conn.QueryRow(t.Context(), "SELECT last_value FROM "+made).Scan(&n))
+	if n != 2 {
+		t.Errorf("%d accounts were made, not 2: what hung did nothing, so this shows nothing", n)
+	}
 	c.until("nothing is left of it", func() bool { return count() == 0 })
 	time.Sleep(500 * time.Millisecond)
 	if count() != 0 {
