@@ -141,6 +141,7 @@ func TestSeveralHosts(t *testing.T) {
 
 // A server that is stopped in its tracks keeps its connections and answers nobody: calls come back within seconds, and all goes on once it does.
 func TestServerSaysNothing(t *testing.T) {
+	t.Parallel()
 	s := pgtest.Own(t, pgtest.Fsync())
 	b := connect(t, s.URL(pgtest.Superuser, s.Password(), s.Database(t)))
 	db, err := store.Open(b, store.Options{})

@@ -143,6 +143,7 @@ func TestCutsHaveDefiniteAnswers(t *testing.T) {
 
 // The server dies and comes back: what was acknowledged is there, and the node goes on without a restart.
 func TestServerDiesAndReturns(t *testing.T) {
+	t.Parallel()
 	s := pgtest.Own(t, pgtest.Fsync())
 	db := node(t, s.URL(pgtest.Superuser, s.Password(), s.Database(t)), "node")
 	const before = 5
