@@ -86,9 +86,19 @@ func (w *write) end() {
 	}
 	w.load = nil
 	if w.conn != nil {
-		w.conn.Release()
+		free(w.conn)
 		w.conn = nil
 	}
+}
+
+// free gives a connection back. One that is closed keeps no place in the pool: there is but one for those who write, and the pool would
+// wait for the server to say goodbye.
+func free(c *pgxpool.Conn) {
+	if c.Conn().IsClosed() {
+		c.Hijack()
+		return
+	}
+	c.Release()
 }
 
 func (b *Backend) newWrite() *write {
@@ -439,7 +449,7 @@ func (b *Backend) Confirm(ctx context.Context) error {
 	if err != nil {
 		return wrap(err)
 	}
-	defer conn.Release()
+	defer free(conn)
 	warned := b.warned.Load()
 	var batch pgx.Batch
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
