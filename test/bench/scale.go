@@ -267,7 +267,7 @@ func growSecrets(s *scene, from, to int) error {
 	})
 }
 
-// growPolicies writes policies of twenty rules, and gives each client's token ten of them at least.
+// growPolicies writes policies of twenty rules each. No token has more than one of them.
 func growPolicies(s *scene, from, to int) error {
 	var rules strings.Builder
 	for i := range 20 {
