@@ -38,6 +38,9 @@ func (a *Session) Prompt(ctx context.Context, title string) (string, error) {
 		return "", fmt.Errorf("terminal: %w", err)
 	}
 	defer func() { _ = term.Restore(int(file.Fd()), before) }()
+	if err := hush(int(file.Fd())); err != nil { // before anybody is asked
+		return "", fmt.Errorf("terminal: %w", err)
+	}
 	_, _ = io.WriteString(a.Err, title+" (will be hidden): ")
 	type line struct {
 		text []byte
