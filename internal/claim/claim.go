@@ -10,8 +10,8 @@
 //	a shard that nobody who lives holds      is taken by the node that should have it
 //	a shard that the wrong node holds        is handed over by that node, once it has finished what it does there
 //
-// So a node that leaves in order passes its work on in one commit, as soon as it knows that it will (Retire); that of one that died is taken
-// over once it is unseen for store.PeerTerm, and looked at a second later at most.
+// So a node that leaves in order passes its work on in one commit, as soon as it knows that it will (Retire), and takes part no more unless it is
+// the only one that lives; that of one that died is taken over once it is unseen for store.PeerTerm, and looked at a second later at most.
 //
 // A holder that was paused, or cut off, does not know that it lost its claim. What it then commits is refused: work
 // done under a claim commits on condition that the claim's row is the one under which the work began (Fence). What it
@@ -168,6 +168,16 @@ func Fence(ctx context.Context, txn *store.Txn) {
 	}
 }
 
+// Holds reports whether some work is this node's: it may have to wait until another one has finished, or be about to hand it over, but no other node does it.
+func (c *Claims) Holds(work string) bool {
+	if c == nil {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.held[shard(work)] != nil
+}
+
 // Changed is closed when this node next comes to hold work that it did not, or ceases to.
 func (c *Claims) Changed() <-chan struct{} {
 	if c == nil {
@@ -255,13 +265,14 @@ func shardKey(i int) store.Key {
 
 // table is what the rows say.
 type table struct {
+	at     uint64      // the View's position
 	nodes  []store.Row // sorted by id
 	shards [Shards]store.Row
 	claims [Shards]claim
 }
 
 func load(v store.View) (*table, error) {
-	t := &table{}
+	t := &table{at: v.Position()}
 	for row, err := range v.Scan(store.Claims, nodeRows, store.PrefixEnd(nodeRows)) {
 		if err != nil {
 			return nil, err
@@ -310,6 +321,11 @@ func (t *table) living(alive map[string]bool) (ids []string, dead []store.Row) {
 	return ids, dead
 }
 
+// lists reports whether a node takes part.
+func (t *table) lists(id string) bool {
+	return slices.ContainsFunc(t.nodes, func(row store.Row) bool { return row.Name == nodeKey(id).Name })
+}
+
 // others are the ids of the nodes that take part and live, without one.
 func (t *table) others(id string, alive map[string]bool) []string {
 	ids, _ := t.living(alive)
@@ -328,14 +344,18 @@ func (t *table) pass(txn *store.Txn, i int, to string) error {
 }
 
 // step is what self does about the claims next: what it commits, and which of its shards others should have. One that is busy is not
-// handed over yet.
-func (t *table) step(self string, alive map[string]bool, busy func(shard int) bool) (txn store.Txn, surplus []int, err error) {
+// handed over yet. One that retires takes part only if nobody else does.
+func (t *table) step(self string, alive map[string]bool, retiring bool, busy func(shard int) bool) (txn store.Txn, surplus []int, err error) {
 	txn.Urgent = true // revocations depend on it
 	ids, dead := t.living(alive)
 	if !slices.Contains(ids, self) {
-		if alive[self] { // it is new; or somebody who counted it dead took its row away
-			txn.Absent(store.Claims, nodeKey(self).Name)
-			txn.Put(store.Claims, nodeKey(self).Name, nil)
+		if !alive[self] || retiring && len(ids) > 0 {
+			return txn, nil, nil
+		}
+		txn.Absent(store.Claims, nodeKey(self).Name) // it is new; or who counted it dead took its row away; or its successors are gone
+		txn.Put(store.Claims, nodeKey(self).Name, nil)
+		if retiring { // of several such, one
+			txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Claims, Position: t.at})
 		}
 		return txn, nil, nil
 	}
@@ -345,14 +365,20 @@ func (t *table) step(self string, alive map[string]bool, busy func(shard int) bo
 			txn.Delete(row.Table, row.Name)
 		}
 	}
+	given := map[string]bool{}
 	for i, should := range share(ids) {
 		switch holder := t.claims[i].Holder; {
 		case should == self && !slices.Contains(ids, holder):
 			err = errors.Join(err, t.pass(&txn, i, self))
 		case holder == self && should != self:
 			if surplus = append(surplus, i); !busy(i) {
-				err = errors.Join(err, t.pass(&txn, i, should))
+				given[should], err = true, errors.Join(err, t.pass(&txn, i, should))
 			}
+		}
+	}
+	for _, row := range t.nodes {
+		if given[strings.TrimPrefix(row.Name, nodeRows)] {
+			txn.Require(row) // who left meanwhile is given nothing
 		}
 	}
 	return txn, surplus, err

@@ -140,6 +140,19 @@ func balanced(nodes ...*node) func() bool {
 	}
 }
 
+// idle waits until nothing was committed for a second, as a node sees it.
+func (c *cluster) idle(n *node) {
+	c.t.Helper()
+	var head uint64
+	var since time.Time
+	await(c.t, "an idle cluster commits nothing for a second", 10*time.Second, func() bool {
+		if now := n.db.Head().Seq; now != head {
+			head, since = now, time.Now()
+		}
+		return time.Since(since) > time.Second
+	})
+}
+
 // Work is spread over the nodes, each part held by one; it moves when nodes come and go; and an idle cluster commits nothing.
 func TestShardsFollowTheNodes(t *testing.T) {
 	c := newCluster(t)
@@ -147,14 +160,7 @@ func TestShardsFollowTheNodes(t *testing.T) {
 	await(t, "one node holds everything", 10*time.Second, balanced(one))
 	two, three := c.join(), c.join()
 	await(t, "three nodes share", 10*time.Second, balanced(one, two, three))
-	var idle uint64
-	var since time.Time
-	await(t, "an idle cluster commits nothing for a second", 10*time.Second, func() bool {
-		if now := one.db.Head().Seq; now != idle {
-			idle, since = now, time.Now()
-		}
-		return time.Since(since) > time.Second
-	})
+	c.idle(one)
 	began := time.Now()
 	two.leave()
 	await(t, "two nodes share", 10*time.Second, balanced(one, three))
@@ -252,9 +258,155 @@ func TestLastToRetireGoesOn(t *testing.T) {
 		}
 		return ok
 	})
+	c.idle(one)
+	first := one
+	if last == one {
+		first = two
+	}
+	last.leave()
+	await(t, "who retired before takes it back", 5*time.Second, balanced(first))
 	three := c.join()
 	await(t, "who comes has everything", 5*time.Second, balanced(three))
-	await(t, "who retired has nothing", time.Second, func() bool { return last.Held() == 0 })
+	await(t, "who retired has nothing", time.Second, func() bool { return first.Held() == 0 })
+	c.idle(three)
+}
+
+// Nodes that retire at once do not end each other's work for nothing: who finds himself the last goes on with it, and with all else.
+func TestLastToRetireKeepsItsWork(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	one, two := c.join(), c.join()
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	var held *Hold
+	for i := 0; held == nil; i++ {
+		held, _ = one.Take(fmt.Sprint(i))
+	}
+	defer held.Release()
+	ctx, cancel := held.Context(t.Context())
+	defer cancel()
+	began := time.Now()
+	one.Retire() // and waits for what it does
+	two.Retire()
+	await(t, "the other one has left", parting/2, func() bool { return two.Held() == 0 })
+	await(t, "the last one takes up everything else", parting/2, func() bool {
+		free := 0
+		for i := range Shards {
+			if h, ok := one.Take(work(i)); ok {
+				h.Release()
+				free++
+			}
+		}
+		return free == Shards-1
+	})
+	if took := time.Since(began); took > parting/2 {
+		t.Errorf("it took %s", took)
+	}
+	await(t, "patience would be over", parting, func() bool { return time.Since(began) > parting/2+200*time.Millisecond })
+	if ctx.Err() != nil {
+		t.Error("work was ended that nobody else does")
+	}
+}
+
+// work is some that falls into a shard.
+func work(of int) string {
+	for i := 0; ; i++ {
+		if name := fmt.Sprint(i); shard(name) == of {
+			return name
+		}
+	}
+}
+
+// A node that retired, and serves on, does the work of a successor that dies, until that one is back.
+func TestWhoRetiredSucceedsTheDead(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	relay := pgtest.NewRelay(t, c.server)
+	one, two := c.join(), c.joinAt(relay.URL(c.url))
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	one.Retire()
+	await(t, "the other one has everything", 5*time.Second, balanced(two))
+	c.idle(one)
+	relay.Cut()
+	await(t, "who retired has everything", store.PeerTerm+3*time.Second, func() bool { return one.Held() == Shards })
+	if h, ok := one.Take("expiry"); !ok {
+		t.Error("it does not do it")
+	} else {
+		h.Release()
+	}
+	await(t, "who is cut off has nothing", time.Second, func() bool { return two.Held() == 0 })
+	relay.Mend()
+	await(t, "who is back has everything", 15*time.Second, balanced(two))
+	await(t, "who retired has nothing", time.Second, func() bool { return one.Held() == 0 })
+}
+
+// Of several nodes that retired one comes back when nobody else is left, and the others let it.
+func TestOneOfThoseWhoRetiredComesBack(t *testing.T) {
+	c := newCluster(t)
+	one, two, three := c.join(), c.join(), c.join()
+	await(t, "three nodes share", 10*time.Second, balanced(one, two, three))
+	one.Retire()
+	two.Retire()
+	await(t, "the third has everything", 5*time.Second, balanced(three))
+	three.leave()
+	await(t, "one of them has everything", 5*time.Second, func() bool { return balanced(one)() || balanced(two)() })
+	c.idle(one)
+
+	// Of two that decide at once, the second is refused.
+	one.leave()
+	two.leave()
+	var empty *table
+	await(t, "nobody takes part", 5*time.Second, func() bool {
+		v, err := one.db.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		if empty, err = load(v); err != nil {
+			t.Fatal(err)
+		}
+		return len(empty.nodes) == 0
+	})
+	alive := map[string]bool{one.db.Self(): true, two.db.Self(): true}
+	var errs []error
+	for _, n := range []*node{one, two} {
+		txn, _, err := empty.step(n.db.Self(), alive, true, nil)
+		if err != nil || len(txn.Puts) != 1 {
+			t.Fatalf("a node that is the only one does not take part: %+v, %v", txn, err)
+		}
+		_, err = n.db.Commit(t.Context(), txn)
+		errs = append(errs, err)
+	}
+	if errs[0] != nil || !errors.As(errs[1], new(*store.Conflict)) {
+		t.Errorf("they come back: %v", errs)
+	}
+}
+
+// Who left meanwhile is given nothing: what others decided before they knew does not hold.
+func TestNothingGoesToWhoLeft(t *testing.T) {
+	c := newCluster(t)
+	one, two := c.join(), c.join()
+	await(t, "two nodes share", 10*time.Second, balanced(one, two))
+	v, err := one.db.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	before, err := load(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, other := one.db.Self(), two.db.Self()
+	i := slices.IndexFunc(before.claims[:], func(c claim) bool { return c.Holder == other })
+	before.claims[i].Holder = self // as if it were surplus; its row stays as it is, by which the commit goes
+	txn, surplus, err := before.step(self, map[string]bool{self: true, other: true}, false, func(int) bool { return false })
+	if err != nil || !slices.Equal(surplus, []int{i}) {
+		t.Fatalf("surplus: %v, %v", surplus, err)
+	}
+	txn.Checks = slices.DeleteFunc(txn.Checks, func(c store.Check) bool { return c.Key == shardKey(i) })
+	two.leave()
+	if _, err := one.db.Commit(t.Context(), txn); !errors.As(err, new(*store.Conflict)) {
+		t.Errorf("who left was given a shard: %v", err)
+	}
 }
 
 // A shard in use is not handed over before it is released.
@@ -328,6 +480,7 @@ func TestFence(t *testing.T) {
 
 // A node that vanishes is succeeded within seconds, and knows by then that it has nothing any more; when it is back, it has its part again.
 func TestFailover(t *testing.T) {
+	t.Parallel() // it waits, as others do
 	c := newCluster(t)
 	relay := pgtest.NewRelay(t, c.server)
 	one, two := c.join(), c.joinAt(relay.URL(c.url))

@@ -12,8 +12,8 @@ import (
 // parting is how long a node that leaves waits for those who still hold on to work, and tries to hand it over.
 const parting = 5 * time.Second
 
-// Run takes part in the work until ctx ends, or until it was told to Retire and others have taken over. Either way it hands over what this node holds;
-// when ctx has ended, no one should hold on to it any more.
+// Run takes part in the work until ctx ends, and then hands over what this node holds; no one should hold on to it any more. A node that was told
+// to Retire hands over before, and takes part again only while nobody else who lives does.
 func (c *Claims) Run(ctx context.Context) {
 	if c == nil {
 		<-ctx.Done()
@@ -25,13 +25,11 @@ func (c *Claims) Run(ctx context.Context) {
 	go c.doubt(following)
 	tick := time.NewTicker(c.o.Look)
 	defer tick.Stop()
+	left := false
 	for ctx.Err() == nil {
-		others, err := c.look(ctx)
-		if err != nil && ctx.Err() == nil {
+		var err error
+		if left, err = c.look(ctx); err != nil && ctx.Err() == nil {
 			c.o.Log.Warn("which background work is this node's could not be settled; it is tried again", "error", err)
-		}
-		if others && c.retiring.Load() && c.leave(ctx) == nil {
-			return
 		}
 		select {
 		case <-ctx.Done():
@@ -39,13 +37,17 @@ func (c *Claims) Run(ctx context.Context) {
 		case <-c.nudge:
 		}
 	}
+	if left {
+		return
+	}
 	if err := c.leave(ctx); err != nil {
 		c.o.Log.Warn("background work was not handed over: other nodes take it once they miss this one", "error", err)
 	}
 }
 
-// Retire has Run hand over this node's work to those who stay, and end. What is under way has some seconds to finish, see Hold.Wanted; nothing
-// new is taken. A node that is alone goes on until somebody comes, or Run's context ends. Retire does not wait for that.
+// Retire has Run hand over this node's work to those who stay. What is under way has some seconds to finish, see Hold.Wanted; nothing
+// new is taken. A node that is alone goes on until somebody comes, and one whose successors are gone takes their work back, until Run's
+// context ends. Retire does not wait for that.
 func (c *Claims) Retire() {
 	if c == nil {
 		return
@@ -78,8 +80,9 @@ func (c *Claims) follow(ctx context.Context) {
 	}
 }
 
-// look brings this node's claims up to the rows, and the rows up to what they should be. It reports whether others take part, too.
-func (c *Claims) look(ctx context.Context) (others bool, err error) {
+// look brings this node's claims up to the rows, and the rows up to what they should be. It reports whether this node has left: it retires, and others
+// have its work.
+func (c *Claims) look(ctx context.Context) (left bool, err error) {
 	alive, err := c.alive(ctx)
 	if err != nil {
 		return false, err
@@ -88,22 +91,33 @@ func (c *Claims) look(ctx context.Context) (others bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	others = len(t.others(c.o.Store.Self(), alive)) > 0
-	txn, surplus, err := t.step(c.o.Store.Self(), alive, c.busy())
+	self, retiring := c.o.Store.Self(), c.retiring.Load()
+	if retiring && len(t.others(self, alive)) > 0 {
+		if !t.lists(self) {
+			return true, nil
+		}
+		err := c.leave(ctx)
+		if errors.Is(err, errAlone) { // they went meanwhile: what was to be theirs is taken up again at once
+			c.wake()
+			return false, nil
+		}
+		return err == nil, err
+	}
+	txn, surplus, err := t.step(self, alive, retiring, c.busy())
 	if err != nil {
-		return others, err
+		return false, err
 	}
 	if c.want(surplus) {
 		c.wake() // what nobody used may go at once
 	}
 	if len(txn.Puts)+len(txn.Deletes) == 0 {
-		return others, nil
+		return false, nil
 	}
 	if _, err = c.o.Store.Commit(ctx, txn); errors.As(err, new(*store.Conflict)) {
 		err = nil // others moved meanwhile
 	}
 	c.wake()
-	return others, err
+	return false, err
 }
 
 // read takes over what the rows say of this node. Work that it forsook it takes up again once it was told that it lives.
@@ -239,7 +253,9 @@ func (c *Claims) leave(ctx context.Context) error {
 	ended := ctx.Err() != nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), parting)
 	defer cancel()
-	c.finish(ctx)
+	if err := c.finish(ctx, ended); err != nil {
+		return err
+	}
 	for {
 		err := c.handOver(ctx, ended)
 		if err == nil {
@@ -258,19 +274,29 @@ func (c *Claims) leave(ctx context.Context) error {
 	}
 }
 
-// finish lets nobody take hold of work any more, and waits until all is released; what is not after a while, is lost.
-func (c *Claims) finish(ctx context.Context) {
+// finish lets nobody take hold of work any more, and waits until all is released; what is not after a while, is lost. Unless it may be handed over to
+// nobody, it stops short of that once there is nobody to hand over to: errAlone.
+func (c *Claims) finish(ctx context.Context, nobody bool) error {
 	var all []int
 	for i := range Shards {
 		all = append(all, i)
 	}
 	c.want(all)
-	ctx, cancel := context.WithTimeout(ctx, parting/2)
+	patience, cancel := context.WithTimeout(ctx, parting/2)
 	defer cancel()
-	for c.used() && ctx.Err() == nil {
+	tick := time.NewTicker(c.o.Look)
+	defer tick.Stop()
+	for {
+		if _, _, err := c.successors(ctx); errors.Is(err, errAlone) && !nobody {
+			return err
+		}
+		if !c.used() || patience.Err() != nil {
+			break
+		}
 		select {
 		case <-c.nudge:
-		case <-ctx.Done():
+		case <-tick.C:
+		case <-patience.Done():
 		}
 	}
 	c.mu.Lock()
@@ -280,6 +306,7 @@ func (c *Claims) finish(ctx context.Context) {
 			g.lose()
 		}
 	}
+	return nil
 }
 
 // used reports whether somebody holds on to work.
@@ -289,23 +316,29 @@ func (c *Claims) used() bool {
 	return slices.ContainsFunc(c.held[:], func(g *grip) bool { return g != nil && g.users > 0 })
 }
 
-// handOver commits that others have what this node held, or nobody, if it may be nobody, and that it takes part no more.
-func (c *Claims) handOver(ctx context.Context, nobody bool) error {
+// successors are the rows as they are, and who lives; errAlone, if that is nobody else who takes part.
+func (c *Claims) successors(ctx context.Context) (*table, map[string]bool, error) {
 	v, err := c.o.Store.View()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer v.Close()
 	t, err := load(v)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	alive, err := c.alive(ctx)
-	if err != nil {
-		return err
+	if err == nil && len(t.others(c.o.Store.Self(), alive)) == 0 {
+		err = errAlone
 	}
-	if !nobody && len(t.others(c.o.Store.Self(), alive)) == 0 {
-		return errAlone
+	return t, alive, err
+}
+
+// handOver commits that others have what this node held, or nobody, if it may be nobody, and that it takes part no more.
+func (c *Claims) handOver(ctx context.Context, nobody bool) error {
+	t, alive, err := c.successors(ctx)
+	if err != nil && !(nobody && errors.Is(err, errAlone)) {
+		return err
 	}
 	txn, err := t.part(c.o.Store.Self(), alive)
 	if err != nil || len(txn.Puts)+len(txn.Deletes) == 0 {
