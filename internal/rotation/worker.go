@@ -131,18 +131,32 @@ type Target struct {
 	Name  string
 }
 
-// Failing are the targets that this Worker only probes, since they failed several times in a row.
+// Failing are the targets that this Worker only probes, since they failed several times in a row; one that is another node's by now is not.
 func (w *Worker) Failing() []Target {
 	now := w.Store.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var all []Target
 	for t, r := range w.targets {
-		if r.failures >= trips && (r.busy || now.Before(r.until.Add(longest))) { // else nothing is due there any more
+		if r.failures >= trips && (r.busy || now.Before(r.until.Add(longest))) && w.ours(t) { // else nothing is due there any more
 			all = append(all, Target{t.UUID, t.name})
 		}
 	}
 	return all
+}
+
+// ours reports whether a target is this node's work.
+func (w *Worker) ours(t target) bool { return w.Claims.Holds(claim.Target(t.UUID, t.name)) }
+
+// forget drops what is known of targets that are another node's by now: when one comes back it may stand otherwise.
+func (w *Worker) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for t, r := range w.targets {
+		if !r.busy && !w.ours(t) {
+			delete(w.targets, t)
+		}
+	}
 }
 
 // Run works until ctx ends, and returns when nothing of it is left running.
@@ -165,6 +179,7 @@ func (w *Worker) Run(ctx context.Context) {
 
 // round starts work at each target where something is due.
 func (w *Worker) round(ctx context.Context) error {
+	w.forget()
 	if w.Fenced() || w.Store.ClockAlarm() != nil {
 		return nil
 	}
@@ -231,17 +246,16 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := w.targets[t]
-	if r == nil {
-		r = &rest{}
-		w.targets[t] = r
-	}
-	if r.busy || now.Before(r.until) {
+	if r != nil && (r.busy || now.Before(r.until)) {
 		return
 	}
 	hold, ok := w.Claims.Take(claim.Target(t.UUID, t.name))
 	if !ok {
-		delete(w.targets, t)
 		return
+	}
+	if r == nil {
+		r = &rest{}
+		w.targets[t] = r
 	}
 	r.busy = true
 	w.all.Go(func() {

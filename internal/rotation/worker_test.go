@@ -6,13 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/lessor-dev/lessor/internal/claim"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/mem"
+	"github.com/lessor-dev/lessor/internal/store/postgres"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
 // bench is a Worker over a real store, whose accounts are rotated as the test says.
@@ -176,6 +182,142 @@ func TestFailingTarget(t *testing.T) {
 	b.clock.advance(15 * time.Minute)
 	if got := b.work(); len(got) < len("[a b c d e]") {
 		t.Errorf("when it is back %s", got)
+	}
+}
+
+// A target is told to fail once it is only probed, as long as something is due there and until it is back.
+func TestFailing(t *testing.T) {
+	b := newBench(t)
+	b.add("down", "a", "b")
+	b.add("up", "z")
+	b.fails = func(account string) error {
+		if account != "z" {
+			return errors.New("down")
+		}
+		return nil
+	}
+	b.work()
+	if all := b.Failing(); len(all) != 0 {
+		t.Errorf("after two failures %v", all)
+	}
+	b.clock.advance(time.Minute)
+	b.work()
+	if all := b.Failing(); len(all) != 1 || all[0] != (Target{uuid, "down"}) {
+		t.Errorf("after three %v", all)
+	}
+	b.clock.advance(2*longest + time.Second)
+	if all := b.Failing(); len(all) != 0 {
+		t.Errorf("where nothing was tried for long %v", all)
+	}
+	b.work()
+	if all := b.Failing(); len(all) != 1 {
+		t.Errorf("when it was tried again %v", all)
+	}
+	b.fails = nil
+	b.clock.advance(15 * time.Minute)
+	b.work()
+	if all := b.Failing(); len(all) != 0 {
+		t.Errorf("when it is back %v", all)
+	}
+}
+
+// What failed at a target outlasts a moment in which its work was to be another node's, and ends with the hand-over.
+func TestFailuresAreOfWhoWorksThere(t *testing.T) {
+	server := pgtest.Start(t, pgtest.Fsync())
+	url := server.URL(pgtest.Superuser, server.Password(), server.Database(t))
+	cipher := storetest.NewCipher("rotation")
+	join := func() (*store.DB, *claim.Claims, func()) {
+		backend, err := postgres.Open(t.Context(), lessor.NewSecret(url), postgres.Options{Connections: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		db, err := store.Open(backend, store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Unseal(cipher); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = db.Close() })
+		c := claim.New(claim.Options{Store: db, Look: 50 * time.Millisecond})
+		ctx, cancel := context.WithCancel(context.Background())
+		var running sync.WaitGroup
+		running.Go(func() { c.Run(ctx) })
+		leave := func() { cancel(); running.Wait() }
+		t.Cleanup(leave)
+		return db, c, leave
+	}
+	await := func(what string, done func() bool) {
+		t.Helper()
+		for end := time.Now().Add(15 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("it does not happen: %s", what)
+			}
+		}
+	}
+	b := &bench{T: t, clock: &clock{}, stays: true, fails: func(string) error { return errors.New("down") }}
+	var mine *claim.Claims
+	var leave func()
+	b.db, mine, leave = join()
+	b.Worker = New(Options{Store: b.db, Mounts: func(store.View) ([]Mount, error) { return []Mount{{0, uuid}}, nil }, Rotate: b.rotate, Claims: mine})
+	await("one node has everything", func() bool { return mine.Held() == claim.Shards })
+	const targets = 16
+	name := func(i int) string { return fmt.Sprintf("pg%02d", i) }
+	for i := range targets {
+		b.add(name(i), name(i))
+	}
+	added := b.db.Now()
+	await("all are due", func() bool { return b.db.Now().Sub(added) > 2*time.Millisecond }) // that is what queues are exact to
+	b.work()
+	b.work()
+
+	// Another node comes, and is to have some of them; they cannot be given to it yet.
+	var holds []*claim.Hold
+	for i := range targets {
+		hold, ok := mine.Take(claim.Target(uuid, name(i)))
+		if !ok {
+			t.Fatalf("%s is nobody's", name(i))
+		}
+		holds = append(holds, hold)
+	}
+	_, theirs, goes := join()
+	await("it has its part", func() bool { return theirs.Held() > 0 })
+	if !slices.ContainsFunc(holds, (*claim.Hold).Over) {
+		t.Fatal("the other node is to have none of the targets")
+	}
+	b.work()
+	if all := b.Failing(); len(all) == targets {
+		t.Errorf("work that is to be another node's is begun: %v", all)
+	}
+	goes()
+	await("that one has gone", func() bool { return mine.Held() == claim.Shards })
+	for _, hold := range holds {
+		hold.Release()
+	}
+	await("all is this node's again", func() bool {
+		for i := range targets {
+			again, ok := mine.Take(claim.Target(uuid, name(i)))
+			if !ok {
+				return false
+			}
+			again.Release()
+		}
+		return true
+	})
+	b.work()
+	if all := b.Failing(); len(all) != targets {
+		t.Errorf("after a third failure of each %v are told", all)
+	}
+
+	leave()
+	if all := b.Failing(); len(all) != 0 {
+		t.Errorf("after the hand-over %v are told", all)
+	}
+	b.work()
+	b.Worker.mu.Lock()
+	defer b.Worker.mu.Unlock()
+	if n := len(b.targets); n != 0 {
+		t.Errorf("after the hand-over %d targets are remembered", n)
 	}
 }
 
