@@ -29,30 +29,40 @@ func (g *gate) whole(seq uint64) string {
 // metric is the value of a gauge of the core's.
 func (g *gate) metric(name string) float64 {
 	g.Helper()
+	value, ok := g.gauges()[name]
+	if !ok {
+		g.Fatalf("there is no metric %s", name)
+	}
+	return value
+}
+
+// gauges are those of the core's that have no labels.
+func (g *gate) gauges() map[string]float64 {
+	g.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(g.core)
 	families, err := registry.Gather()
 	if err != nil {
 		g.Fatal(err)
 	}
+	all := map[string]float64{}
 	for _, f := range families {
-		if f.GetName() == name {
-			return f.GetMetric()[0].GetGauge().GetValue()
+		if m := f.GetMetric()[0]; m.Gauge != nil && len(m.Label) == 0 {
+			all[f.GetName()] = m.Gauge.GetValue()
 		}
 	}
-	g.Fatalf("there is no metric %s", name)
-	return 0
+	return all
 }
 
 // What is reported of drills is kept, on record and in the metrics; a failure does not take away when the last good one was.
 func TestDrillsAreReported(t *testing.T) {
 	g := start(t)
-	for _, name := range []string{"age_seconds", "duration_seconds", "success"} {
+	for _, name := range []string{"age_seconds", "backup_age_seconds", "duration_seconds", "success"} {
 		if v := g.metric("lessor_drill_" + name); v != -1 {
 			t.Errorf("without a drill, %s is %g", name, v)
 		}
 	}
-	g.same("no drills", g.do(g.root, lessor.Read, drills, "").Data, `{"last":null,"last_good":null,"last_good_age_seconds":null}`)
+	g.same("no drills", g.do(g.root, lessor.Read, drills, "").Data, `{"last":null,"last_good":null,"last_good_age_seconds":null,"last_good_backup_age_seconds":null}`)
 	g.refused(api.NotFound, g.root, lessor.List, drills+"/", "")
 
 	g.kv2("secret")
@@ -73,12 +83,12 @@ func TestDrillsAreReported(t *testing.T) {
 		t.Errorf("on record: %+v", rec)
 	}
 	read := g.do(g.root, lessor.Read, drills, "").Data
-	if read["last_good_age_seconds"] != float64(24*3600) {
+	if read["last_good_age_seconds"] != float64(24*3600) || read["last_good_backup_age_seconds"] != float64(25*3600) {
 		t.Errorf("the last good one: %v", read)
 	}
 	g.same("the last one", read["last"].(map[string]any), `{"ok":false,"error":"no backup of that time","reported_by":"token-drill","time":"*"}`)
 	g.same("the last good one", read["last_good"].(map[string]any), told)
-	for name, want := range map[string]float64{"age_seconds": 24 * 3600, "duration_seconds": 3.5, "success": 0} {
+	for name, want := range map[string]float64{"age_seconds": 24 * 3600, "backup_age_seconds": 25 * 3600, "duration_seconds": 3.5, "success": 0} {
 		if v := g.metric("lessor_drill_" + name); v < want || v > want+1 {
 			t.Errorf("%s is %g, not %g", name, v, want)
 		}
@@ -99,6 +109,28 @@ func TestDrillsAreReported(t *testing.T) {
 	keys = g.do(g.root, lessor.List, drills+"/", "").Data["keys"].([]string)
 	if len(keys) != 32 || g.metric("lessor_drill_success") != 1 {
 		t.Errorf("after a good one: %v", keys)
+	}
+}
+
+// What cannot be read is no drill that was never made: the metrics say nothing of it.
+func TestDrillsThatCannotBeRead(t *testing.T) {
+	g := start(t)
+	if all := g.gauges(); all["lessor_drill_age_seconds"] != -1 {
+		t.Fatalf("without a drill: %v", all)
+	}
+	var txn store.Txn
+	txn.Put(store.Config, store.MountKey(lessor.RootNamespace, "", "drill/20261129T000000.000Z-x"), []byte("no drill"))
+	if _, err := g.db.Commit(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	all := g.gauges()
+	for name, value := range all {
+		if strings.HasPrefix(name, "lessor_drill_") {
+			t.Errorf("%s is %g", name, value)
+		}
+	}
+	if len(all) == 0 {
+		t.Error("nothing else is told")
 	}
 }
 

@@ -69,11 +69,6 @@ var metrics = []metric{
 	describe("targets_unsearched", "Targets that could not be searched yet for credentials that the store does not know, after it was put back to an earlier state.",
 		prometheus.GaugeValue, (*Core).failing),
 	describe("background_shards", "Parts, of 64, of the background work that this node does; all nodes together do all.", prometheus.GaugeValue, func(c *Core) float64 { return float64(c.Claims.Held()) }),
-	describe("drill_age_seconds", "How long ago the last restore drill was reported that restored a backup which is whole; -1: none was.", prometheus.GaugeValue,
-		(*Core).drillAge),
-	describe("drill_duration_seconds", "How long that drill took to restore and verify; -1: there was none.", prometheus.GaugeValue, (*Core).drillTook),
-	describe("drill_success", "1 if the last restore drill that was reported restored a backup which is whole, 0 if it failed; -1: none was reported.",
-		prometheus.GaugeValue, (*Core).drillGood),
 	describe("fenced", "1 while this is a restored copy that touches no target.", prometheus.GaugeValue, func(c *Core) float64 {
 		if c.Fenced() {
 			return 1
@@ -86,12 +81,26 @@ var metrics = []metric{
 var probed = prometheus.NewDesc("lessor_target_failing", "1 for a target whose credentials or passwords this node has to change, and which it only probes, since it fails.",
 	[]string{"mount", "target"}, nil)
 
+// Gauges of restore drills. While they cannot be read they are left out: that says nothing about drills.
+var (
+	drillAge    = gauge("drill_age_seconds", "How long ago the last restore drill was reported that restored a backup which is whole; -1: none was.")
+	drillBackup = gauge("drill_backup_age_seconds", "How old the last commit is by now that this drill restored; -1: there was none.")
+	drillTook   = gauge("drill_duration_seconds", "How long this drill took to restore and verify; -1: there was none.")
+	drillGood   = gauge("drill_success", "1 if the last restore drill that was reported restored a backup which is whole, 0 if it failed; -1: none was reported.")
+)
+
+func gauge(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("lessor_"+name, help, nil, nil)
+}
+
 // Describe and Collect make a Core a prometheus.Collector.
 func (c *Core) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		ch <- m.desc
 	}
-	ch <- probed
+	for _, d := range []*prometheus.Desc{probed, drillAge, drillBackup, drillTook, drillGood} {
+		ch <- d
+	}
 }
 
 // Collect tells the values.
@@ -101,6 +110,32 @@ func (c *Core) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, t := range c.Failing() {
 		ch <- prometheus.MustNewConstMetric(probed, prometheus.GaugeValue, 1, t.Mount, t.Name)
+	}
+	c.collectDrills(ch)
+}
+
+// collectDrills tells what was reported of restore drills.
+func (c *Core) collectDrills(ch chan<- prometheus.Metric) {
+	last, good, err := c.drills()
+	if err != nil {
+		return
+	}
+	age, backup, took, success := -1.0, -1.0, -1.0, -1.0
+	if good != nil {
+		now := c.Store.Now()
+		age, backup, took = now.Sub(good.Time).Seconds(), now.Sub(good.Made).Seconds(), good.Took().Seconds()
+	}
+	if last != nil {
+		success = 0
+		if last.Good() {
+			success = 1
+		}
+	}
+	for _, m := range []struct {
+		desc  *prometheus.Desc
+		value float64
+	}{{drillAge, age}, {drillBackup, backup}, {drillTook, took}, {drillGood, success}} {
+		ch <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, m.value)
 	}
 }
 
@@ -160,39 +195,12 @@ func (c *Core) outlived() float64 {
 	return float64(len(found))
 }
 
-// drills are the last restore drill that was reported, and the last good one; nil, too, if that cannot be read.
-func (c *Core) drills() (last, good *system.Drill) {
+// drills are the last restore drill that was reported, and the last good one; nil: there is none.
+func (c *Core) drills() (last, good *system.Drill, err error) {
 	v, err := c.Store.View()
 	if err != nil {
-		return nil, nil
+		return nil, nil, err
 	}
 	defer v.Close()
-	if last, good, err = system.LastDrills(v); err != nil {
-		return nil, nil
-	}
-	return last, good
-}
-
-func (c *Core) drillAge() float64 {
-	if _, good := c.drills(); good != nil {
-		return c.Store.Now().Sub(good.Time).Seconds()
-	}
-	return -1
-}
-
-func (c *Core) drillTook() float64 {
-	if _, good := c.drills(); good != nil {
-		return good.Took().Seconds()
-	}
-	return -1
-}
-
-func (c *Core) drillGood() float64 {
-	switch last, _ := c.drills(); {
-	case last == nil:
-		return -1
-	case last.Good():
-		return 1
-	}
-	return 0
+	return system.LastDrills(v)
 }

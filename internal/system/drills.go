@@ -122,12 +122,13 @@ func (b *Backend) readDrills(_ context.Context, r *engine.Request) (*engine.Repl
 	if err != nil {
 		return nil, err
 	}
-	data := map[string]any{"last": nil, "last_good": nil, "last_good_age_seconds": nil}
+	data := map[string]any{"last": nil, "last_good": nil, "last_good_age_seconds": nil, "last_good_backup_age_seconds": nil}
 	if last != nil {
 		data["last"] = last.data()
 	}
 	if good != nil {
 		data["last_good"], data["last_good_age_seconds"] = good.data(), r.Now.Sub(good.Time).Seconds()
+		data["last_good_backup_age_seconds"] = r.Now.Sub(good.Made).Seconds() // as of now, unlike that of the drill itself
 	}
 	return &engine.Reply{Data: data}, nil
 }

@@ -163,7 +163,7 @@ func operatorDrills(a *session.Session) *cobra.Command {
 	var most string
 	command := a.Remote("drills", "List the restore drills that were reported to the server", `
 The latest ones, and the last that found a backup which is whole, as lessor operator drill -report reported them. With -max-age, exit code 2
-says that this one is older, or that there is none.`,
+says that this one, or what it restored, is older, or that there is none.`,
 		0, 0, func(cmd *cobra.Command, _ []string) error {
 			limit := time.Duration(0)
 			if most != "" {
@@ -181,7 +181,7 @@ says that this one is older, or that there is none.`,
 			}
 			return checkDrills(a, cmd, c, limit)
 		})
-	command.Flags().StringVar(&most, "max-age", "", "how long ago the last good drill may have been, such as 8d")
+	command.Flags().StringVar(&most, "max-age", "", "how long ago the last good drill, and the last commit that it restored, may have been, such as 8d")
 	return command
 }
 
@@ -226,25 +226,40 @@ func printDrills(a *session.Session, cmd *cobra.Command, c *client.Client) error
 	})
 }
 
-// checkDrills ends the program with code 2 unless a good drill was reported within the limit, by the server's clock.
+// checkDrills ends the program with code 2 unless a good drill was reported within the limit, of a backup that is within it, too, by the server's clock.
 func checkDrills(a *session.Session, cmd *cobra.Command, c *client.Client, limit time.Duration) error {
 	answer, err := c.Read(cmd.Context(), drills, nil)
 	if err != nil {
 		return err
 	}
-	var found struct {
-		Age *float64 `json:"last_good_age_seconds"` // nil: there is none
-	}
+	var found freshness
 	if err := answer.Decode(&found); err != nil {
 		return err
 	}
-	switch {
-	case found.Age == nil:
-		a.Complain("No drill was reported that found a backup which is whole: run lessor operator drill -report.")
-	case *found.Age > limit.Seconds():
-		a.Complain("The last drill that found a backup which is whole was %s ago.", session.Seconds(int64(*found.Age)))
-	default:
+	complaint := found.complaint(limit)
+	if complaint == "" {
 		return nil
 	}
+	a.Complain("%s", complaint)
 	return session.ExitCode(session.ExitRemote)
+}
+
+// freshness is how long ago the last good drill was, and the last commit that it restored, in seconds. nil: there is none, or an older server does
+// not tell.
+type freshness struct {
+	Drill  *float64 `json:"last_good_age_seconds"`
+	Backup *float64 `json:"last_good_backup_age_seconds"`
+}
+
+// complaint says what is longer ago than a limit; empty: nothing is.
+func (f *freshness) complaint(limit time.Duration) string {
+	switch most := limit.Seconds(); {
+	case f.Drill == nil:
+		return "No drill was reported that found a backup which is whole: run lessor operator drill -report."
+	case *f.Drill > most:
+		return fmt.Sprintf("The last drill that found a backup which is whole was %s ago.", session.Seconds(int64(*f.Drill)))
+	case f.Backup != nil && *f.Backup > most:
+		return fmt.Sprintf("The last drill that found a backup which is whole restored nothing later than of %s ago: run one with a newer backup.", session.Seconds(int64(*f.Backup)))
+	}
+	return ""
 }
