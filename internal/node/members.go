@@ -21,11 +21,8 @@ type said struct {
 	Failing int    `json:"failing,omitempty"` // targets that it works at and only probes
 }
 
-// announce tells the others how the node is by now.
-func (n *Node) announce() {
-	n.announcing.Lock()
-	defer n.announcing.Unlock()
-	s := n.state.Load()
+// about is how the node is by now.
+func (n *Node) about(s *state) said {
 	about := said{
 		Name: n.config.NodeName, Address: n.reachable(), Cluster: n.config.ClusterAddr, Version: n.o.Version, Claims: n.config.ReportedVersion, State: "active",
 	}
@@ -38,10 +35,26 @@ func (n *Node) announce() {
 	if s.life != nil {
 		about.Failing = len(s.life.core.Failing())
 	}
-	text, err := json.Marshal(about)
+	return about
+}
+
+// announce tells the others how the node is by now.
+func (n *Node) announce() {
+	n.announcing.Lock()
+	defer n.announcing.Unlock()
+	s := n.state.Load()
+	n.announced = n.about(s)
+	text, err := json.Marshal(n.announced)
 	if err == nil && len(text) <= store.PeerBytes {
 		s.db.Announce(text)
 	}
+}
+
+// news reports whether the node is by now otherwise than it announced last.
+func (n *Node) news() bool {
+	n.announcing.Lock()
+	defer n.announcing.Unlock()
+	return n.about(n.state.Load()) != n.announced
 }
 
 // members are the nodes on the store, as it tells.
@@ -88,14 +101,13 @@ const noteEvery = time.Second
 func (l *life) note(ctx context.Context) {
 	tick := time.NewTicker(noteEvery)
 	defer tick.Stop()
-	for told := 0; ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if now := len(l.core.Failing()); now != told {
-			told = now
+		if l.n.news() {
 			l.n.announce()
 		}
 	}

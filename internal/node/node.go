@@ -95,7 +95,8 @@ type Node struct {
 	unheard   []audit.Record // what happened while sealed, for the trail
 	warned    bool           // of keys that could be swapped out
 
-	announcing sync.Mutex // so that what is said last is the latest
+	announcing sync.Mutex // so that what is said last is the latest; guards what follows
+	announced  said       // last
 
 	running sync.WaitGroup // what goes on whether sealed or not
 	once    sync.Once

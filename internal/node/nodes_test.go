@@ -401,6 +401,15 @@ func TestTargetsThatFailAreTold(t *testing.T) {
 			t.Errorf("the metrics of node %d, where %d works at the target:\n%s", at, worker, text.String())
 		}
 	}
+	n := c.nodes[worker]
+	n.announcing.Lock()
+	n.announced.Failing = 0 // as by an announcement in between, for another reason, that did not count it
+	n.announcing.Unlock()
+	c.until("it is put right", func() bool {
+		n.announcing.Lock()
+		defer n.announcing.Unlock()
+		return n.announced.Failing == 1
+	})
 	relay.Mend()
 	c.until("it is back", func() bool { return told(0) == 0 && told(1) == 0 && !failing(worker) })
 }
