@@ -267,9 +267,10 @@ func (db *DB) try(find func() (ground, error)) error {
 	db.arrival, db.flushed = settled, time.Now()
 	db.confirm(next)
 	db.clock.follow(next.head.Time)
-	db.replace(next)
-	for _, row := range db.kept {
-		db.rows.put(row, h.Seq)
+	if db.replace(next) == nil { // if not, what was published is lost, but not this commit
+		for _, row := range db.kept {
+			db.rows.put(row, h.Seq)
+		}
 	}
 	for _, p := range db.admitted {
 		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}

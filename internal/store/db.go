@@ -145,8 +145,7 @@ func (db *DB) Refresh() error {
 		return err
 	}
 	db.clock.resume(s.head.Time)
-	db.replace(s)
-	return nil
+	return db.replace(s)
 }
 
 // load reads the latest state of the backend.
@@ -210,24 +209,76 @@ func (db *DB) newState(snap Snapshot, head audit.Header, hash audit.Hash, c Ciph
 	return s
 }
 
-// replace makes s the published state unless there is a later one already, or one after another commit of the same number: then a failover lost one
-// of the two.
-func (db *DB) replace(s *state) {
-	db.publish.Lock()
-	old := db.published.Load()
-	if old == nil || s.head.Seq < old.head.Seq || s.head.Seq == old.head.Seq && s.hash != old.hash {
-		db.publish.Unlock()
-		if old != nil && s.head.Seq == old.head.Seq {
-			db.fail(fmt.Errorf("%w: commit %d, of which there are two", ErrLost, s.head.Seq))
+// replace makes s the published state, unless there is a later one already, which continues it. If neither continues the other, a failover took
+// one of the two back: then s is not published, and the error tells; if it was the published one, that is a Fault.
+func (db *DB) replace(s *state) error {
+	for {
+		old := db.published.Load()
+		if old == nil {
+			s.release()
+			return ErrClosed
 		}
+		if !old.acquire() {
+			continue // there is another meanwhile
+		}
+		if done, err := db.succeed(old, s); done {
+			old.release()
+			return err
+		}
+		old.release()
+	}
+}
+
+// succeed publishes s if old is what is published; done is false if it is not, any more.
+func (db *DB) succeed(old, s *state) (done bool, err error) {
+	if err := old.agrees(s); err != nil {
 		s.release()
-		return
+		return true, db.parted(old, err)
+	}
+	db.publish.Lock()
+	if db.published.Load() != old {
+		db.publish.Unlock()
+		return false, nil
+	}
+	if s.head.Seq < old.head.Seq {
+		db.publish.Unlock()
+		s.release()
+		return true, nil
 	}
 	db.forget(old, s)
 	db.published.Store(s)
 	db.publish.Unlock()
 	close(old.next)
 	old.release()
+	return true, nil
+}
+
+// agrees is an error unless one of two states continues the other. Nothing rests on what a sealed store showed.
+func (s *state) agrees(t *state) error {
+	switch {
+	case s.cipher == nil:
+		return nil
+	case s.head.Seq < t.head.Seq:
+		return t.continues(s)
+	}
+	return s.continues(t)
+}
+
+// continues is an error unless the state has the head of t, which is not later.
+func (s *state) continues(t *state) error {
+	after, have := s.head.Seq-t.head.Seq, t.hash
+	switch {
+	case after == 0:
+		have = s.hash
+	case after <= uint64(len(s.recent)):
+		have = s.recent[uint64(len(s.recent))-after].Prev
+	default:
+		return s.holds(t.head.Seq, t.hash)
+	}
+	if have != t.hash {
+		return &Damage{headKey(t.head.Seq), "there are two of this number"}
+	}
+	return nil
 }
 
 // forget takes out of the cache what the commits touched by which s, about to be published, is later than old. What is published only: news
@@ -301,7 +352,9 @@ func (db *DB) Unseal(c Cipher) error {
 	if db.shared == nil {
 		db.confirm(open)
 	}
-	db.replace(open)
+	if err := db.replace(open); err != nil {
+		return err
+	}
 	db.start(func() { db.verifyTokens(open.head.Seq, c) })
 	db.start(db.committer)
 	if db.shared != nil {

@@ -89,7 +89,10 @@ func (db *DB) catchUp(s **state, news News, each func(*audit.Header)) error {
 	}
 	db.clock.follow(next.head.Time)
 	next.acquire()
-	db.replace(next)
+	if err := db.replace(next); err != nil {
+		next.release()
+		return err
+	}
 	(*s).release()
 	*s = next
 	return nil
@@ -110,40 +113,59 @@ func (s *state) holds(seq uint64, hash audit.Hash) error {
 	return nil
 }
 
-// astray tells what it means that the backend's history does not continue s, and stops the store. If it still has the head of s, it is
-// damaged after it. If it lost heads of which nobody was ever told that they would stay, that is what a failover may do, ErrLost.
-// Anything earlier is ErrBehind.
+// astray tells what it means that the backend's history does not continue s, and stops the store: if it still has the head of s, it is
+// damaged after it; else what missing says.
 func (db *DB) astray(s *state, cause error) error {
 	if !errors.As(cause, new(*Damage)) {
 		return cause // it could not be read
 	}
+	err := db.missing(s)
+	switch {
+	case err == nil:
+		err = cause
+	case !errors.Is(err, ErrLost) && !errors.Is(err, ErrBehind):
+		return err
+	}
+	db.fail(err)
+	return err
+}
+
+// parted tells what it means that something does not continue the published state s, nor is before it: if the backend has the head of s, it was of another
+// history, and came late.
+func (db *DB) parted(s *state, cause error) error {
+	if errors.As(cause, new(*Damage)) {
+		err := db.missing(s)
+		if errors.Is(err, ErrLost) || errors.Is(err, ErrBehind) {
+			db.fail(err)
+			return err
+		}
+		cause = errors.Join(cause, err)
+	}
+	return fmt.Errorf("%w: it told of what a failover took back: %w", ErrUnreachable, cause)
+}
+
+// missing is an error unless the backend has the head of s. If it lost heads of which nobody was ever told that they would stay, that is what
+// a failover may do, ErrLost. Anything earlier is ErrBehind.
+func (db *DB) missing(s *state) error {
 	snap, err := db.b.Snapshot()
 	if err != nil {
 		return err
 	}
 	defer snap.Close()
-	now := &state{snap: snap}
-	damage := new(*Damage)
-	err = now.holds(s.head.Seq, s.hash)
-	if err != nil && !errors.As(err, damage) {
+	now, damage := &state{snap: snap}, new(*Damage)
+	if err = now.holds(s.head.Seq, s.hash); err == nil || !errors.As(err, damage) {
 		return err
 	}
-	switch m := db.confirmed.Load(); {
-	case err == nil:
-		err = cause
-	case m == nil:
-		err = fmt.Errorf("%w: commit %d", ErrLost, s.head.Seq)
-	default:
-		if err = now.holds(m.Seq, m.Hash); err != nil && !errors.As(err, damage) {
-			return err
-		}
-		if err == nil {
-			err = fmt.Errorf("%w: commit %d, after commit %d, which is there", ErrLost, s.head.Seq, m.Seq)
-		} else {
-			err = fmt.Errorf("%w: commit %d was acknowledged, and the backend does not have it", ErrBehind, m.Seq)
-		}
+	m := db.confirmed.Load()
+	if m == nil {
+		return fmt.Errorf("%w: commit %d", ErrLost, s.head.Seq)
 	}
-	db.fail(err)
+	switch err = now.holds(m.Seq, m.Hash); {
+	case err == nil:
+		return fmt.Errorf("%w: commit %d, after commit %d, which is there", ErrLost, s.head.Seq, m.Seq)
+	case errors.As(err, damage):
+		return fmt.Errorf("%w: commit %d was acknowledged, and the backend does not have it", ErrBehind, m.Seq)
+	}
 	return err
 }
 
