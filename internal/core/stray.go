@@ -225,6 +225,7 @@ func (c *Core) adopt(ctx context.Context, p searchPlace, strays []engine.Found) 
 	_, err := c.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
 		claim.Fence(ctx, txn)
 		now := c.Store.Now()
+		kept := map[string]bool{}
 		for _, f := range strays {
 			id := strayID(p.mount, f)
 			if l, _, err := lease.Find(v, p.mount.Namespace, p.mount.UUID, id); err != nil || l != nil {
@@ -233,8 +234,14 @@ func (c *Core) adopt(ctx context.Context, p searchPlace, strays []engine.Found) 
 				}
 				continue
 			}
+			if !kept[f.Target] {
+				kept[f.Target] = true
+				if err := p.finder.Keep(v, p.mount, f.Target, txn); err != nil {
+					return err
+				}
+			}
 			l := &lease.Lease{
-				ID: id, Namespace: p.mount.Namespace, Mount: p.mount.UUID, Target: p.target, Intent: f.Intent, Position: v.Position(),
+				ID: id, Namespace: p.mount.Namespace, Mount: p.mount.UUID, Target: f.Target, Intent: f.Intent, Position: v.Position(),
 			}
 			lease.Adopt(txn, l, strayCause, now)
 			r := c.upkeep("revoke", l.Path(), strayCause)

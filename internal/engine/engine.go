@@ -273,8 +273,12 @@ type Finder interface {
 	Issuer
 	// Targets are those of the mount, as Lease.Target names them.
 	Targets(a Access) ([]string, error)
-	// Find looks at one target for the credentials that the mount made there, those of other mounts and of other stores left out.
+	// Find looks at one target for the credentials that the mount made there, those of other mounts and of other stores left out. What two
+	// targets have in common each of them finds.
 	Find(ctx context.Context, a Access, target string) ([]Found, error)
+	// Keep puts into txn what keeps a target of the mount configured until the leases are gone that txn makes there, on condition that it is
+	// configured as v has it. It is an error if it is not.
+	Keep(v store.View, m *mount.Entry, target string, txn *store.Txn) error
 	// Mark is what the credential of a lease bears.
 	Mark(lease string) string
 	// Advice is what a person can do about a target that Find cannot look at.
@@ -284,6 +288,7 @@ type Finder interface {
 // Found is a credential at a target.
 type Found struct {
 	Mark   string // of its lease
+	Target string // where it is to be undone: the one that was looked at, or another that leads to it, too
 	Intent []byte // what Revert needs of a lease to undo it, whatever the lease's id
 }
 

@@ -266,13 +266,18 @@ func TestDatabaseRestoredToAnEarlierTime(t *testing.T) {
 }
 
 // Lessor's own password was rotated after the time that the store was restored to: nobody knows it. That is said, with what to
-// do, and mended by it.
+// do, and mended by it. Another connection to that server finds what was made there; it goes over the one that its role used then, whatever
+// the role uses meanwhile.
 func TestPasswordThatARestoredStoreNeverKnew(t *testing.T) {
 	t.Parallel()
 	m := newAftermath(t)
 	one := m.node("one")
 	two := m.node("two")
 	m.configure(one)
+	m.sql("CREATE ROLE lessor_twin SUPERUSER LOGIN PASSWORD 'twin'")
+	one.must(204, "POST", "db/config/twin", fmt.Sprintf(
+		`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":"lessor_twin","password":"twin","allowed_roles":"*"}`,
+		m.target.URL("{{username}}", "{{password}}", "postgres")))
 	m.do(m.store.BaseBackup())
 	at := m.note()
 	_, stray := m.credential(one, "app")
@@ -299,6 +304,18 @@ func TestPasswordThatARestoredStoreNeverKnew(t *testing.T) {
 	}
 	if !m.has(stray) {
 		t.Error("an account is gone that nobody could remove")
+	}
+	m.until("the stray is overdue at its role's connection", func() bool {
+		overdue := one.must(200, "GET", "sys/lessor/outlived", "")["data"].(map[string]any)["credentials"].([]any)
+		if len(overdue) != 1 {
+			return false
+		}
+		l := overdue[0].(map[string]any)
+		return strings.HasPrefix(l["lease_id"].(string), "db/strays/") && l["target"] == "pg" && l["last_error"] != ""
+	})
+	one.must(204, "POST", "db/roles/app", `{"db_name":"twin"}`)
+	if status, answer := one.ask("DELETE", "db/config/pg", ""); status != 400 || !strings.Contains(fmt.Sprint(answer), "still needed to revert its leases") {
+		t.Errorf("a connection was deleted that a stray needs: %d %v", status, answer)
 	}
 
 	m.sql("ALTER ROLE " + m.root + " PASSWORD 'third'")

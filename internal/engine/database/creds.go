@@ -176,8 +176,9 @@ func (e *Engine) Targets(a engine.Access) (all []string, err error) {
 	return all, nil
 }
 
-// Find lists the accounts at a connection's server that the mount made. Those of connections to the same server are among them, but for those
-// of roles that use another such connection, which finds them itself. An account whose role is there still is removed as that one says.
+// Find lists the accounts at a connection's server that the mount made, also over other connections to it: those may never be able to look
+// themselves. An account goes as its role says now, over the connection that the role uses. Where the role is no more, or may not use that
+// connection, or that one leads elsewhere, it goes by the driver's own means, over the connection that found it.
 func (e *Engine) Find(ctx context.Context, a engine.Access, connection string) ([]engine.Found, error) {
 	db, err := e.database(a, connection)
 	if err != nil {
@@ -193,33 +194,37 @@ func (e *Engine) Find(ctx context.Context, a engine.Access, connection string) (
 	}
 	var all []engine.Found
 	for _, m := range marked {
-		maker := makers[m.Role]
-		if m.Mount != mountMark(a.Mount.UUID) || maker.elsewhere {
+		if m.Mount != mountMark(a.Mount.UUID) {
 			continue
 		}
-		in, err := cbor.Marshal(intent{Connection: connection, Username: m.Username, Role: maker.name, Statements: maker.statements, Mark: m.Mark})
+		maker, known := makers[m.Role]
+		if !known {
+			maker.connection = connection
+		}
+		in, err := cbor.Marshal(intent{Connection: maker.connection, Username: m.Username, Role: maker.role, Statements: maker.statements, Mark: m.Mark})
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, engine.Found{Mark: m.Mark, Intent: in})
+		all = append(all, engine.Found{Mark: m.Mark, Target: maker.connection, Intent: in})
 	}
 	return all, nil
 }
 
 // maker is a role that made accounts at some server.
 type maker struct {
-	name       string
+	role       string
+	connection string     // that it uses
 	statements Statements // but those of creation
-	elsewhere  bool       // it uses another connection to that server
 }
 
-// makers are the mount's roles by their marks, as far as their accounts are at the server of a connection.
+// makers are the mount's roles by their marks, as far as they may make accounts at the server of a connection. Who may write a role has its
+// statements run only where the role is allowed to.
 func (e *Engine) makers(a engine.Access, connection string) (map[string]maker, error) {
-	var c Connection
-	if _, err := load(a.View, a.Mount, connectionPrefix, connection, &c); err != nil {
+	var here Connection
+	if _, err := load(a.View, a.Mount, connectionPrefix, connection, &here); err != nil {
 		return nil, err
 	}
-	d, err := e.driver(c.Plugin)
+	d, err := e.driver(here.Plugin)
 	if err != nil {
 		return nil, err
 	}
@@ -233,21 +238,37 @@ func (e *Engine) makers(a engine.Access, connection string) (map[string]maker, e
 		if err := decode(row, &role); err != nil {
 			return nil, err
 		}
-		m := maker{name: row.Name[len(from):], statements: role.Statements, elsewhere: role.Connection != connection}
-		m.statements.Creation = nil
-		if m.elsewhere {
-			var other Connection
-			row, err := load(a.View, a.Mount, connectionPrefix, role.Connection, &other)
-			if err != nil {
+		used := here
+		if role.Connection != connection {
+			used = Connection{} // allows nothing, if it is not there
+			if _, err := load(a.View, a.Mount, connectionPrefix, role.Connection, &used); err != nil {
 				return nil, err
 			}
-			if !row.Exists() || other.Plugin != c.Plugin || !d.SameServer(&c, &other) {
-				continue // it moved to another server: what it says now is not for this one
-			}
 		}
-		all[roleMark(a.Mount.UUID, m.name)] = m
+		name := row.Name[len(from):]
+		if !used.allows(name) || used.Plugin != here.Plugin || !d.SameServer(&here, &used) {
+			continue
+		}
+		m := maker{role: name, connection: role.Connection, statements: role.Statements}
+		m.statements.Creation = nil
+		all[roleMark(a.Mount.UUID, name)] = m
 	}
 	return all, nil
+}
+
+// Keep has a connection stay until the leases are gone that txn makes over it.
+func (e *Engine) Keep(v store.View, m *mount.Entry, connection string, txn *store.Txn) error {
+	var c Connection
+	row, err := load(v, m, connectionPrefix, connection, &c)
+	if err != nil {
+		return err
+	}
+	if !row.Exists() {
+		return api.Errorf(api.Upstream, "there is no connection %q any more: configure it again", connection)
+	}
+	txn.Require(row)
+	use(txn, m, connection)
+	return nil
 }
 
 // Mark is what the account of a lease bears.

@@ -259,68 +259,80 @@ func TestLife(t *testing.T) {
 	e.Close(b.Mount.UUID)
 }
 
-// An account that is found is removed as its role says, as long as there is that role and it uses the connection; it is found once, where two
-// connections lead to one server.
+// Whichever of the connections to its server finds an account, it is removed as its role says, over the connection that the role uses, as long as
+// there are both and the one may use the other; else by the driver's own means, over the connection that found it.
 func TestStraysGoAsTheirRoleSays(t *testing.T) {
 	b, e, s := target(t, "")
 	root := s.Connect(t, "")
-	if _, err := root.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS said (name text)"); err != nil {
-		t.Fatal(err)
+	for _, sql := range []string{
+		"CREATE TABLE IF NOT EXISTS said (name text, who text)", "DROP ROLE IF EXISTS twin", "CREATE ROLE twin SUPERUSER LOGIN PASSWORD 'twin'",
+	} {
+		if _, err := root.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
+	connect := func(name, url, user, password, allowed string) {
+		b.Do(lessor.Update, "config/"+name, fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":%q,"verify_connection":false}`,
+			url, user, password, allowed))
+	}
+	url := s.URL("{{username}}", "{{password}}", "postgres")
+	connect("twin", url, "twin", "twin", "*")
+	connect("other", "postgresql://elsewhere/postgres", "twin", "twin", "*")
 	role := func(connection string) {
 		b.Do(lessor.Update, "roles/app", `{"db_name":"`+connection+`","creation_statements":"`+creation+
-			`","revocation_statements":["INSERT INTO said VALUES ('{{name}}')","DROP ROLE \"{{name}}\""]}`)
+			`","revocation_statements":["INSERT INTO said VALUES ('{{name}}', current_user)","DROP ROLE \"{{name}}\""]}`)
 	}
-	role("pg")
-	b.Do(lessor.Update, "config/twin", fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","verify_connection":false}`,
-		s.URL("{{username}}", "{{password}}", "postgres"), pgtest.Superuser, s.Password()))
-	stray := func() (mark, username string) {
-		t.Helper()
-		l, answer, pw := plan(t, b)
-		if err := e.Apply(t.Context(), access(t, b), l, pw); err != nil {
-			t.Fatal(err)
-		}
-		return e.Mark(l.ID), answer["username"].(string)
-	}
-	find := func(connection, mark string) *engine.Found {
-		t.Helper()
-		found, err := e.Find(t.Context(), access(t, b), connection)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range found {
-			if f.Mark == mark {
-				return &f
+	own := "nobody" // says anything: the driver's own means
+	for _, c := range []struct {
+		name    string
+		change  func() // after the account was made
+		finder  string
+		target  string // where it goes
+		speaker string // who says what its role says
+	}{
+		{"found by its role's connection", func() {}, "pg", "pg", pgtest.Superuser},
+		{"found by another", func() {}, "twin", "pg", pgtest.Superuser},
+		{"whose role moved there", func() { role("twin") }, "twin", "twin", "twin"},
+		{"whose role moved to another", func() { role("twin") }, "pg", "twin", "twin"},
+		{"whose role moved elsewhere", func() { role("other") }, "pg", "pg", own},
+		{"whose role's connection is no more", func() { role("none") }, "pg", "pg", own},
+		{"whose role may not use its connection", func() { connect("pg", url, pgtest.Superuser, s.Password(), "else") }, "pg", "pg", own},
+		{"whose role may use this one, and not its own", func() { role("twin"); connect("twin", url, "twin", "twin", "else") }, "pg", "pg", own},
+		{"whose role is no more", func() { b.Do(lessor.Delete, "roles/app", "") }, "twin", "twin", own},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			connect("pg", url, pgtest.Superuser, s.Password(), "*")
+			connect("twin", url, "twin", "twin", "*")
+			role("pg")
+			l, answer, pw := plan(t, b)
+			if err := e.Apply(t.Context(), access(t, b), l, pw); err != nil {
+				t.Fatal(err)
 			}
-		}
-		return nil
+			c.change()
+			found, err := e.Find(t.Context(), access(t, b), c.finder)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := slices.IndexFunc(found, func(f engine.Found) bool { return f.Mark == e.Mark(l.ID) })
+			if at < 0 {
+				t.Fatal("it was not found")
+			}
+			if found[at].Target != c.target {
+				t.Errorf("it is to be undone at %q, not %q", found[at].Target, c.target)
+			}
+			stray := &lease.Lease{ID: b.Mount.Path + "strays/" + found[at].Mark, Mount: b.Mount.UUID, Namespace: lessor.RootNamespace, Intent: found[at].Intent}
+			if err := e.Revert(t.Context(), access(t, b), []*lease.Lease{stray})[0]; err != nil {
+				t.Fatal(err)
+			}
+			var accounts int
+			var speaker string
+			err = root.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM pg_roles WHERE rolname = $1), coalesce((SELECT string_agg(who, ',') FROM said WHERE name = $1), $2)",
+				answer["username"], own).Scan(&accounts, &speaker)
+			if err != nil || accounts != 0 || speaker != c.speaker {
+				t.Errorf("%d accounts are left, and %s said what the role says, not %s: %v", accounts, speaker, c.speaker, err)
+			}
+		})
 	}
-	gone := func(f *engine.Found, username string, asSaid bool) {
-		t.Helper()
-		if f == nil {
-			t.Fatal("it was not found")
-		}
-		l := &lease.Lease{ID: b.Mount.Path + "strays/" + f.Mark, Mount: b.Mount.UUID, Namespace: lessor.RootNamespace, Intent: f.Intent}
-		if err := e.Revert(t.Context(), access(t, b), []*lease.Lease{l})[0]; err != nil {
-			t.Fatal(err)
-		}
-		var accounts, said int
-		err := root.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM pg_roles WHERE rolname = $1), (SELECT count(*) FROM said WHERE name = $1)", username).Scan(&accounts, &said)
-		if err != nil || accounts != 0 || (said == 1) != asSaid {
-			t.Errorf("%d accounts, said %d times, to be said: %t, %v", accounts, said, asSaid, err)
-		}
-	}
-	mark, username := stray()
-	if find("twin", mark) != nil {
-		t.Error("it was found by a connection that its role does not use")
-	}
-	gone(find("pg", mark), username, true)
-	mark, username = stray()
-	b.Do(lessor.Delete, "roles/app", "")
-	if find("twin", mark) == nil {
-		t.Error("it was not found by another connection, though its role is no more")
-	}
-	gone(find("pg", mark), username, false)
 }
 
 func TestConnectionIsKeptForItsLeases(t *testing.T) {
@@ -347,7 +359,7 @@ func TestStalePlan(t *testing.T) {
 
 // Nor is the deletion of a connection that somebody began to need meanwhile, or a static role over one that is deleted.
 func TestStaleDeletion(t *testing.T) {
-	b, _, _ := target(t, "")
+	b, e, _ := target(t, "")
 	stale := func(verb lessor.Verb, path, body string, meanwhile func()) {
 		t.Helper()
 		act, err := b.Begin(verb, path, body)
@@ -372,8 +384,16 @@ func TestStaleDeletion(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	stale(lessor.Delete, "config/pg", "", func() {
+		if _, err := b.DB.Update(t.Context(), func(v store.View, txn *store.Txn) error { return e.Keep(v, b.Mount, "pg", txn) }); err != nil {
+			t.Fatal(err)
+		}
+	})
 	stale(lessor.Delete, "config/pg", "", func() { b.Do(lessor.Update, "rotate-root/pg", "") })
 	stale(lessor.Update, "static-roles/s", role, func() { b.Do(lessor.Delete, "config/pg", "") })
+	if err := e.Keep(access(t, b).View, b.Mount, "pg", new(store.Txn)); api.KindOf(err) != api.Upstream {
+		t.Errorf("kept a connection that is deleted: %v", err)
+	}
 }
 
 // Connections that lead elsewhere are scanned, and not read one by one besides.
