@@ -86,11 +86,11 @@ func describe(h *Header, hash audit.Hash) Segment {
 
 // Catalog is what a destination has.
 type Catalog struct {
-	Points []Segment             // at which a store can be restored, from the oldest to the newest
-	Broken []string              // what is missing, in words
-	sets   map[string][]*Segment // by index
-	at     map[string]map[link]*Segment
-	whole  map[*Segment]bool // the way to it is there
+	Points []Segment                      // at which a store can be restored, from the oldest to the newest
+	Broken []string                       // what is missing, in words
+	sets   map[string][]*Segment          // by index
+	at     map[string]map[link][]*Segment // one each, unless names contradict each other
+	whole  map[*Segment]bool              // the way to it is there
 	bases  map[string]Segment
 }
 
@@ -116,20 +116,22 @@ func Read(ctx context.Context, d Destination) (*Catalog, error) {
 }
 
 func catalog(all []Segment) *Catalog {
-	c := &Catalog{sets: map[string][]*Segment{}, at: map[string]map[link]*Segment{}, whole: map[*Segment]bool{}, bases: map[string]Segment{}}
+	c := &Catalog{sets: map[string][]*Segment{}, at: map[string]map[link][]*Segment{}, whole: map[*Segment]bool{}, bases: map[string]Segment{}}
 	slices.SortFunc(all, func(a, b Segment) int {
-		return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Hash, b.Hash))
+		return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Hash, b.Hash),
+			cmp.Compare(a.Prev, b.Prev), a.Time.Compare(b.Time), cmp.Compare(a.Seq, b.Seq))
 	})
 	lost := map[string]bool{} // sets of which something is missing
 	for i := range all {
 		s := &all[i]
 		if c.at[s.Set] == nil {
-			c.at[s.Set] = map[link]*Segment{}
+			c.at[s.Set] = map[link][]*Segment{}
 		}
 		c.sets[s.Set] = append(c.sets[s.Set], s)
-		c.at[s.Set][link{s.Index, s.Hash}] = s
+		is := link{s.Index, s.Hash}
+		c.at[s.Set][is] = append(c.at[s.Set][is], s)
 		before := c.before(s)
-		if c.whole[s] = s.Index == 0 && s.Prev == none || before != nil && c.whole[before]; !c.whole[s] {
+		if c.whole[s] = s.Index == 0 && s.Prev == none || slices.ContainsFunc(before, func(b *Segment) bool { return c.whole[b] }); !c.whole[s] {
 			if before == nil && !lost[s.Set+s.Prev] {
 				lost[s.Set+s.Prev] = true
 				c.Broken = append(c.Broken, fmt.Sprintf("%s: segment %d (…-%s-…) is missing: what follows it cannot be restored", s.Set, int64(s.Index)-1, s.Prev))
@@ -149,7 +151,8 @@ func catalog(all []Segment) *Catalog {
 	return c
 }
 
-func (c *Catalog) before(s *Segment) *Segment {
+// before are those that claim to be the one before s. A segment's hash binds all that its name says, so at most one of them is.
+func (c *Catalog) before(s *Segment) []*Segment {
 	if s.Index == 0 {
 		return nil
 	}
@@ -183,11 +186,25 @@ func (c *Catalog) At(t time.Time, of string) (Segment, error) {
 	return Segment{}, fmt.Errorf("%w %s", ErrNone, of)
 }
 
-// Path is the way to a point: its base, and all increments up to it.
-func (c *Catalog) Path(p Segment) []Segment {
-	var path []Segment
-	for s := c.at[p.Set][link{p.Index, p.Hash}]; s != nil; s = c.before(s) {
-		path = append(path, *s)
+// Path is the way to a point: its base, and all increments up to it; nil if there is none. Where several names claim to be one segment, and
+// each has a way to it, is says which does so rightly; it is not asked otherwise.
+func (c *Catalog) Path(p Segment, is func(Segment) bool) []Segment {
+	path := []Segment{p}
+	for s := p; s.Index > 0; path = append(path, s) {
+		var claims []*Segment
+		for _, b := range c.before(&s) {
+			if c.whole[b] {
+				claims = append(claims, b)
+			}
+		}
+		if len(claims) == 0 {
+			return nil
+		}
+		right := 0
+		if len(claims) > 1 {
+			right = max(0, slices.IndexFunc(claims, func(b *Segment) bool { return is(*b) }))
+		}
+		s = *claims[right]
 	}
 	slices.Reverse(path)
 	return path

@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -49,7 +50,7 @@ type Keeper struct {
 	settled uint64          // there is nothing after this commit but what the Keeper itself has put on record
 	trouble bool            // it is on record that backups fail
 	tidied  time.Time       // when what is over was deleted last
-	own     map[string]bool // bases that are known to be the store's
+	own     map[string]bool // of bases that were read: whether they are the store's
 
 	mu     sync.Mutex
 	status Status
@@ -80,7 +81,7 @@ func NewKeeper(o Options) *Keeper {
 	if o.segment == 0 {
 		o.segment = segmentBytes
 	}
-	return &Keeper{o: o, now: make(chan chan error), status: Status{State: "waiting"}}
+	return &Keeper{o: o, now: make(chan chan error), own: map[string]bool{}, status: Status{State: "waiting"}}
 }
 
 // Destination says where the backups go.
@@ -355,18 +356,42 @@ func (k *Keeper) record(ctx context.Context, operation string, phase audit.Phase
 // tidyEvery is how often it is looked for what is over.
 const tidyEvery = time.Hour
 
-// vouched says whether a segment was made under the store's keys. What cannot be read at present was not.
-func (k *Keeper) vouched(ctx context.Context, s Segment) bool {
-	if k.own[s.Name()] {
-		return true
+// Limits of what one such look reads to find out whose bases are. No backup is made meanwhile, and who may write to the destination can put
+// there as many as he likes: the rest is for the next look, and keeps older backups until then.
+const (
+	vouchReads = 8
+	vouchBytes = 128 << 20 // a base ends with far less
+	vouchTime  = time.Minute
+)
+
+// allowance is what a look may still read.
+type allowance struct {
+	reads int
+	bytes int64
+	spent bool // something was left for the next
+}
+
+// vouched says whether a base was made under the store's keys. It is read once, and does not count as long as it cannot be.
+func (k *Keeper) vouched(ctx context.Context, base Segment, left *allowance) bool {
+	own, known := k.own[base.Name()]
+	if known {
+		return own
 	}
-	at, err := load(ctx, k.o.Destination, &s)
-	if err != nil || !at.authentic(k.o.Keys) {
-		k.o.Log.Warn("a base that is not known to be this store's own does not count: older backups are kept as long as there is no other",
-			"destination", k.o.Destination.String(), "segment", s.Name(), "error", err)
+	if left.reads == 0 || base.Size > left.bytes {
+		left.spent = true
 		return false
 	}
-	return true
+	left.reads, left.bytes = left.reads-1, left.bytes-base.Size
+	at, err := load(ctx, k.o.Destination, &base)
+	own = err == nil && at.authentic(k.o.Keys)
+	if err == nil || errors.Is(err, errDamaged) || errors.Is(err, ErrGone) {
+		k.own[base.Name()] = own
+	}
+	if !own {
+		k.o.Log.Warn("a base that is not known to be this store's own does not count: older backups are kept as long as there is no other",
+			"destination", k.o.Destination.String(), "segment", base.Name(), "error", err)
+	}
+	return own
 }
 
 // tidy deletes what nobody needs any more. What fails is left for the next time.
@@ -381,12 +406,19 @@ func (k *Keeper) tidy(ctx context.Context) {
 		k.o.Log.Warn("looking for backups that are over failed", "destination", k.o.Destination.String(), "error", err)
 		return
 	}
-	known := map[string]bool{}
-	expired := c.expired(now, k.o.Keep, func(s Segment) bool {
-		known[s.Name()] = k.vouched(ctx, s)
-		return known[s.Name()]
-	})
-	k.own = known
+	reading, cancel := context.WithTimeout(ctx, vouchTime)
+	left := allowance{reads: vouchReads, bytes: vouchBytes}
+	expired := c.expired(now, k.o.Keep, func(s Segment) bool { return k.vouched(reading, s, &left) })
+	cancel()
+	if left.spent {
+		k.o.Log.Warn("there are more bases that are not known to be this store's own than are read at a time: older backups are kept meanwhile",
+			"destination", k.o.Destination.String())
+	}
+	there := map[string]bool{}
+	for _, base := range c.bases {
+		there[base.Name()] = true
+	}
+	maps.DeleteFunc(k.own, func(name string, _ bool) bool { return !there[name] })
 	if len(expired) == 0 {
 		return
 	}

@@ -120,6 +120,11 @@ func content(t tb, db *store.DB) map[store.Key]string {
 	return rows
 }
 
+// path is the way to a point; no name contradicts another.
+func (w *world) path(p Segment) []Segment {
+	return w.catalog().Path(p, func(s Segment) bool { w.t.Errorf("it was asked for %s", s.Name()); return false })
+}
+
 func (w *world) catalog() *Catalog {
 	w.t.Helper()
 	c, err := Read(context.Background(), w.to)
@@ -138,7 +143,7 @@ func (w *world) restore(p Segment) (*store.DB, error) {
 		x.Audit = append(x.Audit, record("sys/restore"))
 		return nil
 	}
-	h, err := store.RestoreFrom(context.Background(), NewSource(w.to, w.catalog(), p), disk.Open(), store.Options{Clock: w.clock}, unseal, void)
+	h, err := store.RestoreFrom(context.Background(), NewSource(context.Background(), w.to, w.catalog(), p), disk.Open(), store.Options{Clock: w.clock}, unseal, void)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +193,9 @@ type memory struct {
 	mu      sync.Mutex
 	objects map[string][]byte
 	away    atomic.Pointer[error] // what writing fails with
+	hidden  atomic.Pointer[error] // what reading fails with
 	writes  atomic.Int64
+	reads   atomic.Int64
 }
 
 func newMemory() *memory { return &memory{objects: map[string][]byte{}} }
@@ -207,6 +214,10 @@ func (m *memory) List(context.Context) iter.Seq2[Object, error] {
 }
 
 func (m *memory) Read(_ context.Context, name string) ([]byte, error) {
+	m.reads.Add(1)
+	if err := m.hidden.Load(); err != nil {
+		return nil, *err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	content, ok := m.objects[name]
@@ -375,7 +386,7 @@ func TestDamage(t *testing.T) {
 	}
 	points := w.catalog().Points
 	last := points[len(points)-1]
-	path := w.catalog().Path(last)
+	path := w.path(last)
 	if len(path) < 10 {
 		t.Fatalf("%d segments only", len(path))
 	}
@@ -454,7 +465,7 @@ func TestReordered(t *testing.T) {
 		w.put("a", "b")
 		w.backUp()
 	}
-	path := w.catalog().Path(w.catalog().Points[2])
+	path := w.path(w.catalog().Points[2])
 	if len(path) != 3 {
 		t.Fatal(path)
 	}
@@ -735,6 +746,10 @@ func TestForgedNames(t *testing.T) {
 	w.backUp()
 	w.clock.Advance(40 * 24 * time.Hour) // switched off: these are the last before the time to keep
 	before := w.catalog()
+	ways := map[Segment][]Segment{}
+	for _, p := range before.Points {
+		ways[p] = w.path(p)
+	}
 	first := before.Points[0]
 	last := before.Points[len(before.Points)-1]
 	forge := func(s Segment) { m.objects[s.Name()] = []byte("forged") }
@@ -746,11 +761,141 @@ func TestForgedNames(t *testing.T) {
 	w.put("a", "3")
 	w.backUp() // and tidies up
 	for _, p := range before.Points {
-		for _, s := range before.Path(p) {
+		for _, s := range ways[p] {
 			if _, there := m.objects[s.Name()]; !there {
 				t.Errorf("%s was deleted", s.Name())
 			}
 		}
+	}
+}
+
+// TestForgedBases: bases that others put there are read once, some at a time; what is over goes once they are known for what they are.
+func TestForgedBases(t *testing.T) {
+	m := newMemory()
+	w := newWorld(t, m, "bases")
+	defer w.stop()
+	w.o.Full = 10 * 24 * time.Hour
+	w.put("a", "1")
+	w.backUp()
+	first := w.Status().Point
+	w.clock.Advance(w.o.Full)
+	w.put("a", "2")
+	w.backUp()
+	second := w.catalog().Points[1]
+	w.clock.Advance(40 * 24 * time.Hour)
+	forged := 2*vouchReads + 3
+	for i := range forged {
+		at := second.Time.Add(time.Duration(i+1) * time.Hour)
+		m.objects[Segment{Set: at.Format(setLayout) + "-0000000000000000", Time: at, Seq: second.Seq + 1, Prev: none, Hash: "ffffffffffffffff", Point: true}.Name()] = []byte("forged")
+	}
+	at := second.Time.Add(30 * time.Hour)
+	large := Segment{Set: at.Format(setLayout) + "-0000000000000001", Time: at, Seq: second.Seq + 1, Prev: none, Hash: "ffffffffffffffff", Point: true}.Name()
+	m.objects[large] = make([]byte, vouchBytes+1) // nobody reads it
+	read := func() int64 {
+		t.Helper()
+		was := m.reads.Load()
+		w.put("a", "again")
+		w.backUp()
+		w.clock.Advance(tidyEvery)
+		return m.reads.Load() - was
+	}
+	there := func(name string) bool { return m.objects[name] != nil }
+	for range 2 {
+		if n := read(); n != vouchReads {
+			t.Errorf("%d bases were read", n)
+		}
+	}
+	away := errors.New("the destination cannot be read")
+	m.hidden.Store(&away)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.tidy(ended) // which would try again, for seconds
+	m.hidden.Store(nil)
+	w.clock.Advance(tidyEvery)
+	if !there(first) {
+		t.Fatal("a base was taken for the store's own that nobody had read")
+	}
+	if n := read(); n != int64(forged+1-2*vouchReads) || there(first) || !there(second.Name()) {
+		t.Errorf("%d more were read; the first base is there: %t, the second: %t", n, there(first), there(second.Name()))
+	}
+	for range 2 {
+		if n := read(); n != 0 {
+			t.Errorf("%d bases were read again", n)
+		}
+	}
+	delete(m.objects, large)
+	read()
+	if len(w.own) != forged+1 {
+		t.Errorf("%d bases are remembered, of %d", len(w.own), forged+1)
+	}
+	maps.DeleteFunc(m.objects, func(name string, _ []byte) bool { return strings.HasSuffix(name, "-ffffffffffffffff-point") })
+	read()
+	if len(w.own) != 1 {
+		t.Errorf("%d bases are remembered that are no more", len(w.own)-1)
+	}
+}
+
+// TestContradictingNames: names that claim to be a segment which is there under another do not keep anybody from restoring a point by its own.
+func TestContradictingNames(t *testing.T) {
+	m := newMemory()
+	w := newWorld(t, m, "contradicting")
+	defer w.stop()
+	w.o.segment = 64 // so that each run is of several
+	w.backUp()
+	second := *w
+	second.Keeper = NewKeeper(w.o)
+	if err := second.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second.looked = true
+	was := map[string]map[store.Key]string{w.Status().Point: content(t, w.db)}
+	for i := range 2 {
+		for _, k := range []*world{w, &second} { // two branches, so that there are others of the same index
+			k.clock.Advance(time.Minute)
+			k.put(fmt.Sprint("a", i), "x")
+			k.backUp()
+			was[k.Status().Point] = content(t, k.db)
+		}
+	}
+	c := w.catalog()
+	forge := func(s Segment) {
+		if _, there := m.objects[s.Name()]; !there {
+			m.objects[s.Name()] = []byte("forged")
+		}
+	}
+	for _, s := range slices.Concat(slices.Collect(maps.Values(c.sets))...) {
+		for _, prev := range []string{none, "8888888888888888", "ffffffffffffffff"} {
+			forged := *s
+			forged.Prev = prev
+			forge(forged)
+		}
+		for _, other := range c.sets[s.Set] {
+			if forged := *s; other.Index+1 == s.Index {
+				forged.Prev = other.Hash
+				forge(forged)
+			}
+		}
+		earlier, later, next := *s, *s, *s
+		earlier.Time, later.Time, next.Seq = s.Time.Add(-time.Hour), s.Time.Add(time.Hour), s.Seq+1
+		forge(earlier)
+		forge(later)
+		forge(next)
+	}
+	restored := 0
+	for _, p := range w.catalog().Points {
+		want := was[p.Name()]
+		if want == nil {
+			continue // one of the forged
+		}
+		restored++
+		db, err := w.restore(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustEqual(t, p, db, want)
+	}
+	if len(was) != 5 || restored != len(was) {
+		t.Errorf("%d of %d points are there", restored, len(was))
 	}
 }
 

@@ -120,7 +120,7 @@ func TestKilled(t *testing.T) {
 			continue
 		}
 		disk := new(mem.Disk)
-		_, err := store.RestoreFrom(t.Context(), NewSource(to, c, p), disk.Open(), store.Options{},
+		_, err := store.RestoreFrom(t.Context(), NewSource(t.Context(), to, c, p), disk.Open(), store.Options{},
 			func(store.View) (store.Cipher, error) { return killed, nil }, func(store.View, *store.Txn) error { return nil })
 		if err != nil {
 			t.Fatal(err)

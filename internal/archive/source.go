@@ -18,9 +18,13 @@ type Source struct {
 	last     *segment
 }
 
-// NewSource is the source of a point of the catalog of d.
-func NewSource(d Destination, c *Catalog, p Segment) *Source {
-	return &Source{Point: p, path: c.Path(p), from: d}
+// NewSource is the source of a point of the catalog of d. It reads nothing, unless somebody put names there that contradict each other.
+func NewSource(ctx context.Context, d Destination, c *Catalog, p Segment) *Source {
+	path := c.Path(p, func(s Segment) bool {
+		_, err := load(ctx, d, &s)
+		return err == nil
+	})
+	return &Source{Point: p, path: path, from: d}
 }
 
 // Size is what is read for it: segments, and bytes.

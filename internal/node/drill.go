@@ -51,7 +51,7 @@ func (o Origin) open(ctx context.Context, c config.Backup, progress func(string)
 	if err != nil {
 		return source{}, fmt.Errorf("%w in %s", err, d)
 	}
-	from := archive.NewSource(d, catalog, p)
+	from := archive.NewSource(ctx, d, catalog, p)
 	from.Progress = func(done, total int64) { progress(fmt.Sprintf("read %d of %d MiB of the backup", done>>20, total>>20)) }
 	return source{from, &p, func() error { return nil }, from.Size}, nil
 }
