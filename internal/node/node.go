@@ -76,7 +76,7 @@ type Node struct {
 	destination archive.Destination // of backups; nil: none are made
 
 	state    atomic.Pointer[state]
-	silent   atomic.Bool            // the database does not answer
+	silent   atomic.Bool            // the database does not answer, or takes newer nodes only
 	draining atomic.Bool            // the node was told to stop
 	lock     atomic.Pointer[string] // name in the store of the key file that unsealed it; nil: none did
 	revivals atomic.Uint64          // how often the store was opened anew

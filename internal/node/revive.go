@@ -34,8 +34,8 @@ func (n *Node) shared() bool { return n.config.Storage.Type == config.PostgreSQL
 
 // tend looks after a shared store until ctx ends.
 func (n *Node) tend(ctx context.Context) {
-	answered := time.Now()
-	answers := make(chan struct{}, 1)
+	answered, outdated := time.Now(), false
+	answers := make(chan error, 1)
 	n.running.Go(func() { n.probe(ctx, answers) })
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
@@ -43,10 +43,21 @@ func (n *Node) tend(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-answers:
+		case err := <-answers:
 			answered = time.Now()
-			if n.silent.Swap(false) {
-				n.log.Info("the database answers again")
+			switch was := outdated; {
+			case err != nil:
+				if outdated = true; !was {
+					n.log.Error("this node is older than what its database takes: it refuses everything, and its health check says 503, until it is restarted with the newer lessor",
+						"error", err)
+				}
+				n.silent.Store(true)
+			case n.silent.Swap(false):
+				if outdated = false; was {
+					n.log.Info("the database takes this node again")
+				} else {
+					n.log.Info("the database answers again")
+				}
 			}
 		case <-tick.C:
 			if time.Since(answered) > awayAfter && !n.silent.Swap(true) {
@@ -64,17 +75,17 @@ func (n *Node) tend(ctx context.Context) {
 	}
 }
 
-// probe asks the database for who works on it, and tells when it answered.
-func (n *Node) probe(ctx context.Context, answers chan<- struct{}) {
+// probe asks the database for who works on it, and tells when it answered: nil, or that it takes newer nodes only (store.ErrOutdated).
+func (n *Node) probe(ctx context.Context, answers chan<- error) {
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
 	for {
 		asking, cancel := context.WithTimeout(ctx, awayAfter)
 		_, err := n.state.Load().db.Peers(asking)
 		cancel()
-		if err == nil {
+		if err == nil || errors.Is(err, store.ErrOutdated) {
 			select {
-			case answers <- struct{}{}:
+			case answers <- err:
 			default:
 			}
 		}

@@ -124,7 +124,8 @@ func TestTheDatabaseComesBack(t *testing.T) {
 	}
 }
 
-// A node whose tables became too new for it says so to load balancers, and its process goes on, until it is restarted with a newer lessor.
+// A node whose tables became too new for it says so, to load balancers and once in its log, and its process goes on, until it is restarted with
+// a newer lessor.
 func TestTablesThatAreTooNew(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Start(t, pgtest.Fsync())
@@ -142,8 +143,17 @@ func TestTablesThatAreTooNew(t *testing.T) {
 	if r.Fault() != nil {
 		t.Errorf("the process would end: %v", r.Fault())
 	}
-	if !strings.Contains(p.log.String(), "made by a newer lessor") {
-		t.Errorf("the log does not say why:\n%s", p.log)
+	_, err = server.Connect(t, name).Exec(t.Context(), "UPDATE lessor.state SET version = version - 1, least = least - 1")
+	p.do(err)
+	p.eventually("the health check succeeds", func() bool { return r.health() == 200 })
+	log := p.log.String()
+	for _, said := range []string{"this node is older than what its database takes", "made by a newer lessor", "the database takes this node again"} {
+		if !strings.Contains(log, said) {
+			t.Errorf("the log does not say that %s:\n%s", said, log)
+		}
+	}
+	if n := strings.Count(log, "this node is older"); n > 1 || strings.Contains(log, `"the database does not answer:`) || strings.Contains(log, `"the database answers again"`) {
+		t.Errorf("the log says it %d times, or what is not so:\n%s", n, log)
 	}
 }
 
