@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ type Relay struct {
 	to       string
 
 	mu    sync.Mutex
+	from  string // what has a connection held that sends it; "": nothing
 	cut   bool
 	conns map[net.Conn]chan struct{} // of clients: closed when what they send goes on, nil: it does; of servers: nil
 }
@@ -63,10 +65,18 @@ func (r *Relay) Hold() {
 	}
 }
 
+// HoldFrom keeps back what clients send over any connection once text is in it, that and all after, until Release.
+func (r *Relay) HoldFrom(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.from = text
+}
+
 // Release delivers what was held back.
 func (r *Relay) Release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.from = ""
 	for c, held := range r.conns {
 		if held != nil {
 			close(held)
@@ -111,6 +121,16 @@ func (r *Relay) leave(c net.Conn) {
 	_ = c.Close()
 }
 
+// held is closed when what a client sent may go on; nil: it may.
+func (r *Relay) held(client net.Conn, sent []byte) chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns[client] == nil && r.from != "" && bytes.Contains(sent, []byte(r.from)) {
+		r.conns[client] = make(chan struct{})
+	}
+	return r.conns[client]
+}
+
 func (r *Relay) serve(client net.Conn) {
 	if !r.join(client) {
 		return
@@ -128,10 +148,7 @@ func (r *Relay) serve(client net.Conn) {
 	b := make([]byte, 64<<10)
 	for {
 		n, err := client.Read(b)
-		r.mu.Lock()
-		held := r.conns[client]
-		r.mu.Unlock()
-		if held != nil {
+		if held := r.held(client, b[:n]); held != nil {
 			<-held
 		}
 		if _, failed := server.Write(b[:n]); failed != nil || err != nil {
