@@ -170,8 +170,11 @@ type server struct {
 	warned    map[string]bool
 }
 
-// prepare makes a new connection ready, or refuses its server.
+// prepare makes a new connection ready, or refuses its server. It takes no longer than the login may: a connection has its place in the pool from
+// the start, whoever gave up waiting for it, and until this returns.
 func (s *server) prepare(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, conn.Config().ConnectTimeout)
+	defer cancel()
 	results, err := conn.PgConn().Exec(ctx, session).ReadAll()
 	if err != nil {
 		return err
@@ -258,11 +261,14 @@ func (l *link) current() context.Context {
 
 // answered takes down that the database answered, or that it did not.
 func (l *link) answered(did bool) {
-	now := time.Now().UnixNano()
 	if did {
-		l.heard.Store(now)
-	} else if now-l.heard.Load() > int64(silence) {
-		l.end(errSilent)
+		l.heard.Store(time.Now().UnixNano())
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Now().UnixNano()-l.heard.Load() > int64(silence) { // of several who say so the first ends the link
+		l.replace(errSilent)
 	}
 }
 
@@ -270,6 +276,11 @@ func (l *link) answered(did bool) {
 func (l *link) end(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.replace(why)
+}
+
+// replace ends the link, whose lock is held.
+func (l *link) replace(why error) {
 	l.cancel(why)
 	l.ctx, l.cancel = context.WithCancelCause(l.parent)
 	l.heard.Store(time.Now().UnixNano())

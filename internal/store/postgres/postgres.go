@@ -144,8 +144,9 @@ func Open(ctx context.Context, url lessor.Secret, o Options) (*Backend, error) {
 		return nil, fmt.Errorf("postgresql: %w", err)
 	}
 	config = config.Copy()
-	config.MaxConns = 1
+	config.MaxConns = writerConns
 	config.ConnConfig.OnNotice = b.notice
+	config.ShouldPing = unasked
 	if b.writer, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		b.disconnect()
 		return nil, fmt.Errorf("postgresql: %w", err)
@@ -170,10 +171,10 @@ func (b *Backend) reconnect() {
 	if !b.opened.Load() {
 		return // nothing is
 	}
-	b.link.end(errElsewhere)
-	b.readers.Reset()
+	b.readers.Reset() // first: who begins under the next link must find no idle connection to that server
 	b.keeper.Reset()
 	b.writer.Reset()
+	b.link.end(errElsewhere)
 }
 
 // disconnect closes the pools that there are.
@@ -236,14 +237,14 @@ func (b *Backend) attempt(patience time.Duration, f func(context.Context) error)
 // attemptFor is attempt for somebody who may give up before, when caller ends.
 func (b *Backend) attemptFor(caller context.Context, patience time.Duration, f func(context.Context) error) error {
 	deadline := time.Now().Add(patience)
+	if d, ok := caller.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
 	for try := 0; ; try++ {
 		ctx, cancel := context.WithDeadline(b.link.current(), deadline)
 		stop := context.AfterFunc(caller, cancel)
-		err := f(ctx)
+		err := reason(ctx, f(ctx))
 		stop()
-		if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errSilent) || errors.Is(cause, errElsewhere)) {
-			err = cause
-		}
 		cancel()
 		if err == nil {
 			b.link.answered(true)
@@ -260,6 +261,14 @@ func (b *Backend) attemptFor(caller context.Context, patience time.Duration, f f
 			return wrap(err)
 		}
 	}
+}
+
+// reason is why the link ended, where that is behind err, which is what became of a call under ctx; else err.
+func reason(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && !ours(err) && (errors.Is(cause, errSilent) || errors.Is(cause, errElsewhere)) {
+		return cause
+	}
+	return err
 }
 
 // lost reports whether err is about the connection rather than about what was asked.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -28,9 +27,10 @@ type place struct {
 type write struct {
 	b    *Backend
 	conn *pgxpool.Conn
-	base place // the state that it is upon
-	made place // the state that it makes
-	load *load // nil once the write is over
+	link context.Context // that conn was taken under; what is asked over conn ends with it
+	base place           // the state that it is upon
+	made place           // the state that it makes
+	load *load           // nil once the write is over
 
 	aside pgx.Batch // what commit_3 does not do: deletions from the audit tables, which are rare
 }
@@ -101,6 +101,10 @@ func free(c *pgxpool.Conn) {
 	c.Release()
 }
 
+// unasked has a connection that lay idle used as it is. A ping is not given up with the call that it is for, and would keep the one connection that
+// writes waiting for a server that says nothing. Whoever has written lately knows, whoever has not can try again.
+func unasked(context.Context, pgxpool.ShouldPingParams) bool { return false }
+
 func (b *Backend) newWrite() *write {
 	l := b.spare.Swap(nil)
 	if l == nil {
@@ -150,12 +154,13 @@ func (b *Backend) Guess(at store.Snapshot, keys []store.Key, versions []uint64) 
 
 func (b *Backend) enter(base place, after uint64, keys []store.Key, versions []uint64) (w *write, headers []store.Stored, err error) {
 	err = b.attempt(connectPatience+lockPatience, func(ctx context.Context) error {
+		link := b.link.current() // if it is not the one that ctx hangs on, then ctx is over, and there is no connection
 		conn, err := b.writer.Acquire(ctx)
 		if err != nil {
 			return err
 		}
 		w = b.newWrite()
-		w.conn = conn
+		w.conn, w.link = conn, link
 		if headers, err = w.enter(ctx, base, after, keys, versions); err != nil {
 			w.Abort()
 		}
@@ -241,11 +246,11 @@ func (w *write) Versions(keys []store.Key, versions []uint64) error {
 	if w.conn == nil {
 		return errOver
 	}
-	ctx, cancel := context.WithTimeout(w.b.link.current(), readPatience)
+	ctx, cancel := context.WithTimeout(w.link, readPatience)
 	defer cancel()
 	var batch pgx.Batch
 	queueVersions(&batch, keys, versions)
-	return wrap(w.conn.SendBatch(ctx, &batch).Close())
+	return wrap(reason(ctx, w.conn.SendBatch(ctx, &batch).Close()))
 }
 
 func (w *write) DeleteRange(r store.Range) {
@@ -293,18 +298,22 @@ func (w *write) Commit() error {
 		return errOver
 	}
 	defer w.Abort()
-	ctx, cancel := context.WithTimeout(w.b.link.current(), commitPatience)
+	guess := w.conn == nil
+	if guess {
+		w.link = w.b.link.current()
+	}
+	ctx, cancel := context.WithTimeout(w.link, commitPatience)
 	defer cancel()
-	if w.conn == nil {
+	if guess {
 		if w.aside.Len() > 0 {
 			return store.ErrMoved // that takes the lock
 		}
 		if err := w.connect(ctx); err != nil {
 			return fmt.Errorf("%w: %w", store.ErrMoved, wrap(err)) // nothing was sent: whoever writes under the lock will see why
 		}
-		return wrap(w.commit(ctx, w.call))
+		return wrap(reason(ctx, w.commit(ctx, w.call)))
 	}
-	return wrap(w.commit(ctx, w.callWithin))
+	return wrap(reason(ctx, w.commit(ctx, w.callWithin)))
 }
 
 // connect takes the connection that writes.
@@ -400,7 +409,7 @@ func (w *write) params() [][]byte {
 // State is that of the commit, which no other commit has.
 func (w *write) State() store.Snapshot { return w.b.snapshot(w.made) }
 
-// Abort rolls back. A connection on which that fails is given up, and the server with it.
+// Abort rolls back. A connection on which that fails is given up, and the server with it; so is one whose link ended, without asking.
 func (w *write) Abort() {
 	if w.load == nil {
 		return
@@ -409,7 +418,7 @@ func (w *write) Abort() {
 	if w.conn == nil || w.conn.Conn().PgConn().TxStatus() == 'I' {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), abortPatience)
+	ctx, cancel := context.WithTimeout(w.link, abortPatience)
 	defer cancel()
 	if _, err := w.conn.Exec(ctx, `ROLLBACK`); err != nil {
 		_ = w.conn.Conn().Close(ctx) // nothing is lost that was not lost before
@@ -421,11 +430,7 @@ func (b *Backend) Look(ctx context.Context, at store.Snapshot, after uint64) (ne
 	floor := b.pins.hold()
 	defer b.pins.release(floor)
 	base := at.(*snapshot).place
-	patience := readPatience
-	if deadline, ok := ctx.Deadline(); ok {
-		patience = min(patience, time.Until(deadline))
-	}
-	err = b.attemptFor(ctx, patience, func(within context.Context) error {
+	err = b.attemptFor(ctx, readPatience, func(within context.Context) error {
 		rows, err := b.readers.Query(within, lookSQL, base.epoch, base.mark[:], []byte(store.Uint64Key(after)))
 		if err != nil {
 			return err
@@ -445,24 +450,26 @@ const confirmSQL = `SELECT pg_logical_emit_message(true, 'lessor', '')`
 
 // Confirm implements store.Shared.
 func (b *Backend) Confirm(ctx context.Context) error {
-	conn, err := b.writer.Acquire(ctx)
-	if err != nil {
-		return wrap(err)
-	}
-	defer free(conn)
-	warned := b.warned.Load()
-	var batch pgx.Batch
-	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
-	batch.Queue(`SET LOCAL synchronous_commit = on`)
-	batch.Queue(confirmSQL)
-	batch.Queue(`COMMIT`)
-	if err := conn.SendBatch(ctx, &batch).Close(); err != nil {
-		return wrap(err)
-	}
-	if b.warned.Load() != warned {
-		return errShort
-	}
-	return nil
+	return b.attemptFor(ctx, commitPatience, func(within context.Context) error {
+		conn, err := b.writer.Acquire(within)
+		if err != nil {
+			return err
+		}
+		defer free(conn)
+		warned := b.warned.Load()
+		var batch pgx.Batch
+		batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
+		batch.Queue(`SET LOCAL synchronous_commit = on`)
+		batch.Queue(confirmSQL)
+		batch.Queue(`COMMIT`)
+		if err := conn.SendBatch(within, &batch).Close(); err != nil {
+			return err
+		}
+		if b.warned.Load() != warned {
+			return errShort
+		}
+		return nil
+	})
 }
 
 // notice counts warnings on the connection that writes. In a commit there is one reason for any: a wait for standbys that somebody cut short.
