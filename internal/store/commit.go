@@ -333,7 +333,7 @@ func (db *DB) enter() (g ground, err error) {
 		err = db.found(&g)
 	} else {
 		var news News
-		g.w, news, err = db.shared.Enter(g.snap, g.head.Seq, p.keys, p.versions)
+		g.w, news, err = db.shared.Enter(db.entering, g.snap, g.head.Seq, p.keys, p.versions)
 		if err != nil {
 			g.release()
 			return g, fmt.Errorf("%w: nothing was written: %w", ErrUnreachable, err)

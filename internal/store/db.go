@@ -56,14 +56,16 @@ type DB struct {
 	fresh     barrier
 	confirmed atomic.Pointer[Mark] // the last commit that is known to survive a failover; without MAC
 
-	fault   atomic.Pointer[error]
-	halted  chan struct{}   // closed on a fault
-	ctx     context.Context // ends when the store closes
-	cancel  context.CancelFunc
-	once    sync.Once
-	running sync.WaitGroup // background goroutines
-	closed  error          // what Close returned
-	lent    bool           // the backend outlives the DB
+	fault    atomic.Pointer[error]
+	halted   chan struct{}   // closed on a fault
+	ctx      context.Context // ends when the store closes
+	cancel   context.CancelFunc
+	entering context.Context // ends closeGrace later
+	breakOff context.CancelFunc
+	once     sync.Once
+	running  sync.WaitGroup // background goroutines
+	closed   error          // what Close returned
+	lent     bool           // the backend outlives the DB
 
 	anchored uint64 // sequence that the anchor remembers; the anchor keeper's, then Close's
 
@@ -111,6 +113,7 @@ func open(b Backend, o Options, as arrival) (*DB, error) {
 	db := &DB{b: b, o: o, log: o.Log, clock: newLeaseClock(o.Clock), rows: newRowCache(), halted: make(chan struct{}), arrival: as}
 	db.shared, _ = b.(Shared)
 	db.ctx, db.cancel = context.WithCancel(context.Background())
+	db.entering, db.breakOff = context.WithCancel(context.Background())
 	db.queue.init()
 	if db.shared == nil {
 		id, err := NewPeerID(o.Random)
@@ -645,17 +648,21 @@ func (s *state) header(seq uint64) (audit.Header, error) {
 	return h, err
 }
 
-// closeGrace is how long Close waits for Views.
+// closeGrace is how long Close waits for Views, and before that for a backend that does not let it write.
 const closeGrace = 10 * time.Second
 
-// Close commits what is queued, brings the anchor up to date and closes the backend. It waits for open Views for ten seconds;
+// Close commits what is queued, brings the anchor up to date and closes the backend. What waits to be written for ten seconds, behind other nodes or
+// a Shared backend that is away, is refused with ErrUnreachable. It waits for open Views for ten seconds;
 // if some stay open it returns an error and leaves the backend open, since closing it would pull the ground from under them; a Shared one it
 // closes all the same, so that other nodes do not wait for this one.
 func (db *DB) Close() error {
 	db.once.Do(func() {
 		db.queue.close()
 		db.cancel()
+		late := time.AfterFunc(closeGrace, db.breakOff)
 		db.running.Wait()
+		late.Stop()
+		db.breakOff()
 		err := db.storeAnchor()
 		if s := db.published.Swap(nil); s != nil {
 			close(s.next)

@@ -310,8 +310,9 @@ type Shared interface {
 	// Look tells what is new to a node that shows at, whose last header is after. Its answer is of a moment after the call: it has
 	// every commit that any node was told of before.
 	Look(ctx context.Context, at Snapshot, after uint64) (News, error)
-	// Enter is Begin, Look and Write.Versions in one: both answers are as the Write finds things.
-	Enter(at Snapshot, after uint64, keys []Key, versions []uint64) (Write, News, error)
+	// Enter is Begin, Look and Write.Versions in one: both answers are as the Write finds things. A backend that is away, or other
+	// nodes' Writes, are waited for until ctx ends at the latest.
+	Enter(ctx context.Context, at Snapshot, after uint64, keys []Key, versions []uint64) (Write, News, error)
 	// Guess is a Write upon at, which waits for nobody until its Commit. That fails with ErrMoved, and writes nothing, unless at
 	// is the latest state then and the keys have those versions; Any is whatever version there is. Its Versions is not to be called.
 	Guess(at Snapshot, keys []Key, versions []uint64) Write

@@ -196,12 +196,12 @@ type slow struct {
 
 func (*slow) Moved() <-chan struct{} { return nil }
 
-func (b *slow) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+func (b *slow) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
 	if f := b.meanwhile; f != nil {
 		b.meanwhile = nil
 		f()
 	}
-	return b.Backend.Enter(at, after, keys, versions)
+	return b.Backend.Enter(ctx, at, after, keys, versions)
 }
 
 // A node waits for the lock. Meanwhile it hears of commits, which a failover takes back, and others commit. What it then commits rests on nothing that it
@@ -268,8 +268,8 @@ type veiledWrite struct {
 
 func (*veiled) Moved() <-chan struct{} { return nil }
 
-func (b *veiled) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
-	w, news, err := b.Backend.Enter(at, after, keys, versions)
+func (b *veiled) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, news, err := b.Backend.Enter(ctx, at, after, keys, versions)
 	return veiledWrite{w, b}, news, err
 }
 

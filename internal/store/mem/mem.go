@@ -161,8 +161,8 @@ func (b *Backend) Look(_ context.Context, at store.Snapshot, after uint64) (stor
 	return s.(snapshot).news(at, after), nil
 }
 
-// Enter implements store.Shared.
-func (b *Backend) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+// Enter implements store.Shared. It waits for the Write that is open, however long.
+func (b *Backend) Enter(_ context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
 	w, err := b.begin()
 	if err != nil {
 		return nil, store.News{}, err

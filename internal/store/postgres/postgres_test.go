@@ -140,8 +140,8 @@ type racedWrite struct {
 	follow func()
 }
 
-func (r *raced) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
-	w, news, err := r.Shared.Enter(at, after, keys, versions)
+func (r *raced) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, news, err := r.Shared.Enter(ctx, at, after, keys, versions)
 	if err != nil {
 		return nil, news, err
 	}

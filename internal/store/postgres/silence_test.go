@@ -10,6 +10,7 @@ import (
 
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
 // soon is well below what a node waits for a server that says nothing, and above what any answer takes.
@@ -190,5 +191,44 @@ func TestSilenceEndsOneLink(t *testing.T) {
 		if ctx.Err() != nil {
 			t.Fatal("a link ended that had only begun")
 		}
+	}
+}
+
+// A store that closes while another node has the lock, and keeps it, gives up what is queued, and says that it was not written.
+func TestCloseIsNotKeptByAnotherWrite(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Start(t, pgtest.Fsync())
+	name := s.Database(t)
+	db, err := store.Open(connect(t, s.URL(pgtest.Superuser, s.Password(), name)), store.Options{Node: "node"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Unseal(storetest.NewCipher("nodes")); err != nil {
+		t.Fatal(err)
+	}
+	other := s.Connect(t, name)
+	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, int64(writeLock)); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, err := add(context.Background(), db, "n")
+		written <- err
+	}()
+	await(t, "the node waits for the lock", func() bool {
+		var waits bool
+		err := other.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database =
+			(SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waits)
+		return err == nil && waits
+	})
+	began := time.Now()
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 15*time.Second { // the wait for a lock alone may be twenty
+		t.Errorf("it took %s", took)
+	}
+	if err := <-written; !errors.Is(err, store.ErrUnreachable) {
+		t.Errorf("what was queued: %v", err)
 	}
 }

@@ -117,7 +117,7 @@ var errOver = errors.New("postgresql: the write is over")
 
 // Begin waits for the Write that is open, here or on another node, for up to twenty seconds.
 func (b *Backend) Begin() (store.Write, error) {
-	w, _, err := b.enter(place{}, math.MaxInt64, nil, nil)
+	w, _, err := b.enter(context.Background(), place{}, math.MaxInt64, nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -125,11 +125,11 @@ func (b *Backend) Begin() (store.Write, error) {
 }
 
 // Enter implements store.Shared.
-func (b *Backend) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+func (b *Backend) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
 	floor := b.pins.hold()
 	defer b.pins.release(floor)
 	base := at.(*snapshot).place
-	w, headers, err := b.enter(base, after, keys, versions)
+	w, headers, err := b.enter(ctx, base, after, keys, versions)
 	if err != nil {
 		return nil, store.News{}, err
 	}
@@ -152,16 +152,16 @@ func (b *Backend) Guess(at store.Snapshot, keys []store.Key, versions []uint64) 
 	return w
 }
 
-func (b *Backend) enter(base place, after uint64, keys []store.Key, versions []uint64) (w *write, headers []store.Stored, err error) {
-	err = b.attempt(connectPatience+lockPatience, func(ctx context.Context) error {
-		link := b.link.current() // if it is not the one that ctx hangs on, then ctx is over, and there is no connection
-		conn, err := b.writer.Acquire(ctx)
+func (b *Backend) enter(ctx context.Context, base place, after uint64, keys []store.Key, versions []uint64) (w *write, headers []store.Stored, err error) {
+	err = b.attemptFor(ctx, connectPatience+lockPatience, func(within context.Context) error {
+		link := b.link.current() // if it is not the one that within hangs on, then that is over, and there is no connection
+		conn, err := b.writer.Acquire(within)
 		if err != nil {
 			return err
 		}
 		w = b.newWrite()
 		w.conn, w.link = conn, link
-		if headers, err = w.enter(ctx, base, after, keys, versions); err != nil {
+		if headers, err = w.enter(within, base, after, keys, versions); err != nil {
 			w.Abort()
 		}
 		return err

@@ -164,9 +164,9 @@ type telling struct {
 	entering chan struct{}
 }
 
-func (b telling) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+func (b telling) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
 	b.entering <- struct{}{}
-	return b.Shared.Enter(at, after, keys, versions)
+	return b.Shared.Enter(ctx, at, after, keys, versions)
 }
 
 // testJoins has a node wait for another's write: what queues there meanwhile is in the commit that waits, whatever it rests upon.

@@ -1106,8 +1106,8 @@ func (f faultyShared) Look(ctx context.Context, at store.Snapshot, after uint64)
 	return f.Shared.Look(ctx, at, after)
 }
 
-func (f faultyShared) Enter(at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
-	w, news, err := f.Shared.Enter(at, after, keys, versions)
+func (f faultyShared) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, news, err := f.Shared.Enter(ctx, at, after, keys, versions)
 	if err != nil {
 		return nil, news, err
 	}
