@@ -269,14 +269,13 @@ func (s *state) agrees(t *state) error {
 
 // continues is an error unless the state has the head of t, which is not later.
 func (s *state) continues(t *state) error {
-	after, have := s.head.Seq-t.head.Seq, t.hash
-	switch {
-	case after == 0:
-		have = s.hash
-	case after <= uint64(len(s.recent)):
-		have = s.recent[uint64(len(s.recent))-after].Prev
-	default:
+	after := s.head.Seq - t.head.Seq
+	if after > uint64(len(s.recent)) {
 		return s.holds(t.head.Seq, t.hash)
+	}
+	have := s.hash
+	if after > 0 {
+		have = s.recent[uint64(len(s.recent))-after].Prev
 	}
 	if have != t.hash {
 		return &Damage{headKey(t.head.Seq), "there are two of this number"}
