@@ -1,7 +1,7 @@
 package store
 
 import (
-	"slices"
+	"errors"
 	"testing"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -107,8 +107,9 @@ func TestRowCacheVersions(t *testing.T) {
 func TestRecentHeaders(t *testing.T) {
 	s := new(state)
 	for seq := uint64(1); seq <= 5*recentHeaders; seq++ {
-		next := &state{recent: slices.Clone(s.recent), head: audit.Header{Seq: seq}}
-		next.remember(next.head)
+		next := &state{head: audit.Header{Seq: seq}, hash: audit.Hash{byte(seq), byte(seq >> 8)}}
+		next.inherit(s)
+		next.remember(next.head, next.hash)
 		if n := len(next.recent); seq >= recentHeaders && n < recentHeaders || n > 2*recentHeaders {
 			t.Fatalf("after %d commits, %d are remembered", seq, n)
 		}
@@ -121,5 +122,50 @@ func TestRecentHeaders(t *testing.T) {
 			}
 		}
 		s = next
+	}
+}
+
+// TestContinues asks states, with headers of many rows among them, whether they continue earlier ones, of their own history and of another.
+func TestContinues(t *testing.T) {
+	const commits, fork = 5 * recentHeaders, 3 * recentHeaders
+	var histories [2][]*state
+	for which := range histories {
+		s := new(state)
+		histories[which] = []*state{s}
+		for seq := uint64(1); seq <= commits; seq++ {
+			next := &state{head: audit.Header{Seq: seq}, hash: audit.Hash{byte(seq), byte(seq >> 8)}}
+			if which == 1 && seq >= fork {
+				next.hash[31] = 1
+			}
+			if seq%7 == 0 {
+				next.head.Touched = make([]audit.Touch, recentTouches+1)
+			}
+			next.inherit(s)
+			next.remember(next.head, next.hash)
+			s = next
+			histories[which] = append(histories[which], s)
+		}
+	}
+	for _, s := range histories[0] {
+		for which, other := range histories {
+			for _, earlier := range other[:s.head.Seq+1] {
+				err := s.continues(earlier)
+				same := which == 0 || earlier.head.Seq < fork
+				switch after := s.head.Seq - earlier.head.Seq; {
+				case err == nil && same, err != nil && !same:
+				case errors.Is(err, errLate) && after >= recentHeaders-1:
+				default:
+					t.Fatalf("commit %d continues commit %d of history %d: %v", s.head.Seq, earlier.head.Seq, which, err)
+				}
+			}
+		}
+	}
+	far := histories[0][commits]
+	far.from = histories[0][1].point() // followed from there at once
+	if err := far.continues(histories[0][1]); err != nil {
+		t.Error(err)
+	}
+	if err := far.continues(histories[0][2]); !errors.Is(err, errLate) {
+		t.Errorf("it cannot know: %v", err)
 	}
 }

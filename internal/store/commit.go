@@ -242,10 +242,10 @@ func (db *DB) try(find func() (ground, error)) error {
 		return fmt.Errorf("%w: %w", errUnwritten, err)
 	}
 	next := db.newState(nil, h, audit.Hash{}, g.cipher)
-	next.changed, next.recent = g.changed, slices.Clone(g.recent)
+	next.inherit(g.state)
 	next.hash = db.write(g.w, g.cipher, &next.head, db.admitted)
 	next.note(&next.head)
-	next.remember(next.head)
+	next.remember(next.head, next.hash)
 
 	began := time.Now()
 	if err = g.w.Commit(); err != nil && !errors.Is(err, ErrMoved) {
@@ -265,17 +265,34 @@ func (db *DB) try(find func() (ground, error)) error {
 		return err
 	}
 	db.arrival, db.flushed = settled, time.Now()
-	db.confirm(next)
 	db.clock.follow(next.head.Time)
-	if db.replace(next) == nil { // if not, what was published is lost, but not this commit
-		for _, row := range db.kept {
-			db.rows.put(row, h.Seq)
-		}
+	if err := db.own(next, h.Seq); err != nil {
+		return db.uncertain(&h, err)
 	}
 	for _, p := range db.admitted {
 		p.answer <- answer{Receipt: Receipt{h.Seq, h.Time}}
 	}
 	db.reject()
+	return nil
+}
+
+// own publishes the state that this node's commit seq made, and knows it to be confirmed. Of two histories the published one may be the lost one: then that is a
+// Fault, and the commit stands. An error means that it is the commit.
+func (db *DB) own(next *state, seq uint64) error {
+	next.acquire()
+	defer next.release()
+	err := db.replace(next)
+	if err != nil && !errors.Is(err, ErrClosed) {
+		if err := db.missing(next); err != nil {
+			return err
+		}
+	}
+	db.confirm(next)
+	if err == nil {
+		for _, row := range db.kept {
+			db.rows.put(row, seq)
+		}
+	}
 	return nil
 }
 
@@ -286,11 +303,13 @@ func (db *DB) reach(next *state, w Write) error {
 		next.snap = exact.State()
 		return nil
 	}
+	recent, hashes := next.recent, next.hashes
 	return db.insist(func() error {
 		snap, err := db.b.Snapshot()
 		if err != nil {
 			return err
 		}
+		next.recent, next.hashes = slices.Clone(recent), slices.Clone(hashes)
 		if err := next.follow(News{State: snap, More: true}, nil); err != nil {
 			snap.Close()
 			return err

@@ -243,7 +243,7 @@ func (db *DB) succeed(old, s *state) (done bool, err error) {
 		db.publish.Unlock()
 		return false, nil
 	}
-	if s.head.Seq < old.head.Seq {
+	if s.head.Seq < old.head.Seq && old.cipher != nil {
 		db.publish.Unlock()
 		s.release()
 		return true, nil
@@ -267,21 +267,27 @@ func (s *state) agrees(t *state) error {
 	return s.continues(t)
 }
 
-// continues is an error unless the state has the head of t, which is not later.
+// continues is an error unless the state is known to have the head of t, which is not later. It goes by what the state remembers: a database that
+// was asked might answer from another history than the state is of.
 func (s *state) continues(t *state) error {
-	after := s.head.Seq - t.head.Seq
-	if after > uint64(len(s.recent)) {
-		return s.holds(t.head.Seq, t.hash)
+	if t.head.Seq == 0 || t.point() == s.from {
+		return nil
 	}
-	have := s.hash
-	if after > 0 {
-		have = s.recent[uint64(len(s.recent))-after].Prev
+	has := s.hash
+	if after := s.head.Seq - t.head.Seq; after > 0 {
+		if after >= uint64(len(s.hashes)) {
+			return errLate
+		}
+		has = s.hashes[uint64(len(s.hashes))-1-after]
 	}
-	if have != t.hash {
+	if has != t.hash {
 		return &Damage{headKey(t.head.Seq), "there are two of this number"}
 	}
 	return nil
 }
+
+// errLate is the error of a state of which it cannot be told any more whether another is of the same history.
+var errLate = errors.New("store: it came too late")
 
 // forget takes out of the cache what the commits touched by which s, about to be published, is later than old. What is published only: news
 // that could not be followed to their end, or came too late, may be of a history that a failover took back.
@@ -483,7 +489,7 @@ func (db *DB) start(f func()) {
 // advance makes the state of the news, which follows s. It owns the news' State, and calls each, if not nil, with every header that is new.
 func (db *DB) advance(s *state, news News, c Cipher, each func(*audit.Header)) (*state, error) {
 	next := db.newState(news.State, s.head, s.hash, c)
-	next.changed, next.recent = s.changed, slices.Clone(s.recent)
+	next.inherit(s)
 	err := next.follow(news, each)
 	if err == nil && next.head.Seq == s.head.Seq && db.shared != nil {
 		err = next.holds(s.head.Seq, s.hash)
@@ -527,7 +533,7 @@ func (s *state) step(chain *audit.Chain, e Stored, each func(*audit.Header)) err
 		return &Damage{e.Key, err.Error()}
 	}
 	s.note(h)
-	s.remember(*h)
+	s.remember(*h, chain.Hash())
 	if each != nil {
 		each(h)
 	}
@@ -555,8 +561,18 @@ const (
 	recentTouches = 1000
 )
 
-// remember takes down a header, which continues those before. The state has its list to itself.
-func (s *state) remember(h audit.Header) {
+// inherit has a new state know what the one knows from which it is reached.
+func (s *state) inherit(from *state) {
+	s.changed, s.from = from.changed, from.point()
+	s.recent, s.hashes = slices.Clone(from.recent), slices.Clone(from.hashes)
+}
+
+// remember takes down a header, which continues those before, and its hash. The state has its lists to itself.
+func (s *state) remember(h audit.Header, hash audit.Hash) {
+	if len(s.hashes) == 2*recentHeaders {
+		s.hashes = append(s.hashes[:0:0], s.hashes[recentHeaders:]...)
+	}
+	s.hashes = append(s.hashes, hash)
 	if len(h.Touched) > recentTouches {
 		s.recent = nil
 		return
@@ -663,7 +679,10 @@ func (db *DB) Close() error {
 		late.Stop()
 		db.breakOff()
 		err := db.storeAnchor()
-		if s := db.published.Swap(nil); s != nil {
+		db.publish.Lock()
+		s := db.published.Swap(nil)
+		db.publish.Unlock()
+		if s != nil {
 			close(s.next)
 			s.release()
 		}

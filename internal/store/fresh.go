@@ -23,8 +23,18 @@ func (db *DB) Fresh(ctx context.Context) error {
 	return db.fresh.wait(ctx, db.look)
 }
 
-// look publishes the backend's latest state.
+// look publishes the backend's latest state. What came too late to be told from what a failover took back is asked for again.
 func (db *DB) look() error {
+	ctx, cancel := context.WithTimeout(db.ctx, freshPatience)
+	defer cancel()
+	for {
+		if err := db.lookOnce(ctx); !errors.Is(err, errLate) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (db *DB) lookOnce(ctx context.Context) error {
 	s, err := db.latest()
 	if err != nil {
 		return err
@@ -34,8 +44,6 @@ func (db *DB) look() error {
 		return db.Refresh()
 	}
 	defer func() { s.release() }()
-	ctx, cancel := context.WithTimeout(db.ctx, freshPatience)
-	defer cancel()
 	news, err := db.shared.Look(ctx, s.snap, s.head.Seq)
 	if err != nil {
 		if db.ctx.Err() != nil {
@@ -133,13 +141,16 @@ func (db *DB) astray(s *state, cause error) error {
 // parted tells what it means that something does not continue the published state s, nor is before it: if the backend has the head of s, it was of another
 // history, and came late.
 func (db *DB) parted(s *state, cause error) error {
-	if errors.As(cause, new(*Damage)) {
-		err := db.missing(s)
-		if errors.Is(err, ErrLost) || errors.Is(err, ErrBehind) {
-			db.fail(err)
-			return err
-		}
-		cause = errors.Join(cause, err)
+	if errors.Is(cause, errLate) {
+		return fmt.Errorf("%w: %w", ErrUnreachable, cause)
+	}
+	err := db.missing(s)
+	switch {
+	case errors.Is(err, ErrLost) || errors.Is(err, ErrBehind):
+		db.fail(err)
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: which of two histories it has: %w", ErrUnreachable, err)
 	}
 	return fmt.Errorf("%w: it told of what a failover took back: %w", ErrUnreachable, cause)
 }

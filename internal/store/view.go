@@ -15,12 +15,22 @@ type state struct {
 	hash    audit.Hash // of head; zero for an empty store
 	changed [tables]uint64
 	recent  []*audit.Header // the last ones, in order, up to head; nobody changes them
+	hashes  []audit.Hash    // of the last headers, in order, up to head's; nobody changes them
+	from    point           // what the chain was followed from to head
 	cipher  Cipher          // nil while sealed
 	rows    *rowCache       // of the DB; nil for a state that stands alone
 	next    chan struct{}   // closed once a later state is published
 	refs    atomic.Int64
 	open    *sync.WaitGroup
 }
+
+// point is a commit on the chain.
+type point struct {
+	seq  uint64
+	hash audit.Hash
+}
+
+func (s *state) point() point { return point{s.head.Seq, s.hash} }
 
 // acquire adds a reference, unless the state is gone already.
 func (s *state) acquire() bool {

@@ -351,3 +351,93 @@ func TestAddOfWhatIsThere(t *testing.T) {
 	}
 	put(t, one, "y", "")
 }
+
+// held is a Backend that gives no hints; its node's commits are held up when they are done.
+type held struct {
+	*Backend
+	done func()
+}
+
+type heldWrite struct {
+	store.Exact
+	b *held
+}
+
+func (*held) Moved() <-chan struct{} { return nil }
+
+func (b *held) Enter(ctx context.Context, at store.Snapshot, after uint64, keys []store.Key, versions []uint64) (store.Write, store.News, error) {
+	w, news, err := b.Backend.Enter(ctx, at, after, keys, versions)
+	return heldWrite{w.(store.Exact), b}, news, err
+}
+
+func (b *held) Guess(at store.Snapshot, keys []store.Key, versions []uint64) store.Write {
+	return heldWrite{b.Backend.Guess(at, keys, versions).(store.Exact), b}
+}
+
+func (w heldWrite) Commit() error {
+	err := w.Exact.Commit()
+	if done := w.b.done; done != nil && err == nil {
+		w.b.done = nil
+		done()
+	}
+	return err
+}
+
+// A commit is done, and taken back by a failover before its node shows it; others have committed since, and the node has heard. Nobody is told that it is done.
+func TestOwnCommitIsLostBeforeItIsShown(t *testing.T) {
+	for since := range 3 {
+		t.Run(fmt.Sprint(since), func(t *testing.T) {
+			disk := new(Disk)
+			b := &held{Backend: disk.Open()}
+			one := openNode(t, b)
+			put(t, one, "k", "first")
+			back := disk.Save()
+			b.done = func() {
+				back()
+				for i := range since {
+					put(t, openNode(t, disk.Open()), fmt.Sprint("new", i), "")
+				}
+				if err := one.Fresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			var x store.Txn
+			x.Put(store.Config, "k", []byte("second"))
+			_, err := one.Commit(t.Context(), x)
+			fresh := one.Fresh(t.Context())
+			if since == 0 { // nothing tells yet that it is lost
+				if err != nil || !errors.Is(fresh, store.ErrBehind) {
+					t.Errorf("%v; then %v", err, fresh)
+				}
+				return
+			}
+			if !errors.Is(err, store.ErrUncertain) || !errors.Is(one.Fault(), store.ErrLost) {
+				t.Errorf("%v; the fault is %v", err, one.Fault())
+			}
+		})
+	}
+}
+
+// A store is put back while a node is sealed, which then opens it as it is.
+func TestSealedWhileItIsPutBack(t *testing.T) {
+	disk := new(Disk)
+	one := openNode(t, disk.Open())
+	put(t, one, "k", "first")
+	back := disk.Save()
+	put(t, one, "k", "second")
+	sealed, err := store.Open(disk.Open(), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sealed.Close()
+	back()
+	if err := sealed.Refresh(); err != nil || sealed.Head().Seq != 1 {
+		t.Fatalf("commit %d, %v", sealed.Head().Seq, err)
+	}
+	if err := sealed.Unseal(storetest.NewCipher("nodes")); err != nil {
+		t.Fatal(err)
+	}
+	if row := get(t, sealed, "k"); string(row.Value) != "first" {
+		t.Errorf("it is %q", row.Value)
+	}
+}
