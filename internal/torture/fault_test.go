@@ -262,7 +262,10 @@ func killSession(c *cluster, _ fault) (func() error, error) {
 func pauseSession(c *cluster, _ fault) (func() error, error) {
 	s := c.server("primary")
 	resume, err := s.PauseBackend("lessor")
-	return func() error { resume(); return nil }, c.unless(s, err)
+	if err != nil {
+		return func() error { return nil }, c.unless(s, err)
+	}
+	return func() error { resume(); return nil }, nil
 }
 
 func failover(c *cluster, _ fault) (func() error, error) {
@@ -276,7 +279,7 @@ func splitFailover(c *cluster, f fault) (func() error, error) {
 	time.Sleep(300 * time.Millisecond) // for commits to come and wait
 	s := c.server("primary")
 	if _, err := s.CrashBackend("lessor"); err != nil {
-		return nil, c.unless(s, err)
+		return func() error { return nil }, c.unless(s, err)
 	}
 	time.Sleep(f.For) // for nodes to come back and look
 	return func() error { return nil }, c.failover()
