@@ -66,6 +66,7 @@ type Core struct {
 	reaper   *lease.Reaper
 	rotator  *rotation.Worker
 	turning  claims
+	crowd    crowd
 	strays   searching
 	counters counters
 
@@ -96,7 +97,7 @@ func New(o Options) (*Core, error) {
 	if o.Patience == 0 {
 		o.Patience = 45 * time.Second
 	}
-	c := &Core{Options: o, routers: map[string]*engine.Router{}, tidying: make(chan struct{}, 1)}
+	c := &Core{Options: o, routers: map[string]*engine.Router{}, tidying: make(chan struct{}, 1), crowd: newCrowd()}
 	for name, b := range o.Backends {
 		c.routers[name] = engine.NewRouter(b.Routes())
 	}

@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -19,12 +18,6 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
 )
-
-// attempts bounds how often an operation walks again because the ground under its decision moved.
-const attempts = 64
-
-// patient is how often it does so at once.
-const patient = 8
 
 // walk is one operation on its way through the gate. It lives for one attempt.
 type walk struct {
@@ -65,13 +58,14 @@ func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 		return nil, outcome(err)
 	}
 	var t trial
-	for n := range attempts {
+	turn := turn{crowd: &c.crowd}
+	defer turn.end()
+	for more := true; more; more = turn.again(ctx) {
 		answer, err := c.attempt(ctx, op, &t)
 		if conflict := (*store.Conflict)(nil); !errors.As(err, &conflict) {
 			c.counters.count(err)
 			return answer, outcome(err)
 		}
-		giveWay(ctx, n)
 	}
 	if t.begun != nil {
 		rec := *t.begun
@@ -81,19 +75,6 @@ func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 		}
 	}
 	return nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
-}
-
-// giveWay waits before an operation that lost n times already walks again: where very many want the same, they take turns.
-func giveWay(ctx context.Context, n int) {
-	if n < patient {
-		return
-	}
-	timer := time.NewTimer(time.Duration(n) * time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.

@@ -75,12 +75,13 @@ func (w *walk) issue(ctx context.Context) (*lessor.Answer, error) {
 // settle commits what became of the touch of a target: the lease goes live, or is ended at once. The request's context
 // counts no more: what happened must be on record. If the ground moves meanwhile, it looks again.
 func (w *walk) settle(ctx context.Context, l *lease.Lease, failure error, done func(*store.Txn, *audit.Record) (*lessor.Answer, error)) (*lessor.Answer, error) {
-	for n := range attempts {
+	turn := turn{crowd: &w.crowd}
+	defer turn.end()
+	for more := true; more; more = turn.again(ctx) {
 		answer, err := w.conclude(ctx, l, failure, done)
 		if !errors.As(err, new(*store.Conflict)) {
 			return answer, err
 		}
-		giveWay(ctx, n)
 	}
 	// It stays pending, and so is reverted.
 	rec := w.record(audit.Outcome)

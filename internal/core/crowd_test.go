@@ -1,0 +1,54 @@
+package core
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Forty want the same again and again: each attempt takes some time, and fails if another was through meanwhile. All get it, and without the line
+// some do not.
+func TestCrowd(t *testing.T) {
+	gaveUp := func(again func(*turn) bool) (n int64) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCrowd()
+			var version, lost atomic.Int64
+			var all sync.WaitGroup
+			for who := range uint64(40) {
+				all.Go(func() {
+					rng := rand.New(rand.NewPCG(1, who))
+					for range 20 {
+						turn := turn{crowd: &c}
+						through := false
+						for more := true; more && !through; more = !through && again(&turn) {
+							seen := version.Load()
+							time.Sleep(time.Millisecond + time.Duration(rng.IntN(1000))*time.Microsecond)
+							through = version.CompareAndSwap(seen, seen+1)
+						}
+						if turn.end(); !through {
+							lost.Add(1)
+						}
+					}
+				})
+			}
+			all.Wait()
+			if len(c.head) != 0 {
+				t.Error("somebody is at the head of the line still")
+			}
+			n = lost.Load()
+		})
+		return n
+	}
+	if n := gaveUp(func(t *turn) bool { return t.again(context.Background()) }); n != 0 {
+		t.Errorf("%d of 800 gave up", n)
+	}
+	without := gaveUp(func(t *turn) bool { t.lost++; return t.lost < attempts })
+	t.Logf("without the line, %d of 800 give up", without)
+	if without == 0 {
+		t.Error("without the line none gives up: this shows nothing")
+	}
+}
