@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -13,7 +14,7 @@ const (
 	attempts = 64                     // how often an operation walks, at most
 	patient  = 8                      // how often it loses before it lines up
 	inLine   = 2 * time.Second        // how long it waits there, at most
-	atHead   = 200 * time.Millisecond // how long it may keep the others waiting
+	atHead   = 200 * time.Millisecond // how long it keeps the others waiting, at most: it may have a target to wait for
 )
 
 // crowd is the line of a node.
@@ -25,7 +26,8 @@ func newCrowd() crowd { return crowd{make(chan struct{}, 1)} }
 type turn struct {
 	crowd *crowd
 	lost  int
-	since time.Time // when it came to the head of the line; zero: it is not there
+	until time.Time // it is at the head of the line
+	leave func()    // the head; nil: it never was there
 }
 
 // again is called before an operation that lost walks again: at once at first, and once it is at the head of the line; and now and then after a pause,
@@ -34,20 +36,17 @@ func (t *turn) again(ctx context.Context) bool {
 	if t.lost++; t.lost == attempts {
 		return false
 	}
-	switch {
-	case t.lost < patient:
-		return true
-	case !t.since.IsZero():
-		if time.Since(t.since) > atHead {
-			t.end()
-		}
+	if t.lost < patient || time.Now().Before(t.until) {
 		return true
 	}
+	t.end()
 	wait := time.NewTimer(inLine)
 	defer wait.Stop()
 	select {
 	case t.crowd.head <- struct{}{}:
-		t.since = time.Now()
+		leave := sync.OnceFunc(func() { <-t.crowd.head })
+		late := time.AfterFunc(atHead, leave)
+		t.until, t.leave = time.Now().Add(atHead), func() { late.Stop(); leave() }
 	case <-wait.C:
 	case <-ctx.Done():
 	}
@@ -56,8 +55,7 @@ func (t *turn) again(ctx context.Context) bool {
 
 // end leaves the line. It may be called at any time.
 func (t *turn) end() {
-	if !t.since.IsZero() {
-		t.since = time.Time{}
-		<-t.crowd.head
+	if t.leave != nil {
+		t.leave()
 	}
 }

@@ -52,3 +52,41 @@ func TestCrowd(t *testing.T) {
 		t.Error("without the line none gives up: this shows nothing")
 	}
 }
+
+// Who is at the head of the line and then waits for something else keeps nobody waiting for longer than he may.
+func TestHeadOfTheLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd()
+		line := func() *turn {
+			turn := &turn{crowd: &c}
+			for range patient {
+				if !turn.again(t.Context()) {
+					t.Fatal("it gave up")
+				}
+			}
+			return turn
+		}
+		first, began := line(), time.Now()
+		second := line()
+		if waited := time.Since(began); waited != atHead {
+			t.Errorf("the second waited for %s", waited)
+		}
+		first.end() // late, and not for the second
+		if len(c.head) != 1 {
+			t.Error("the second is not at the head")
+		}
+		second.end()
+		second.end()
+		if len(c.head) != 0 {
+			t.Error("somebody is at the head still")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		third := line()
+		fourth := turn{crowd: &c, lost: patient}
+		if began = time.Now(); !fourth.again(ctx) || time.Since(began) != 0 {
+			t.Error("who has gone waits in line")
+		}
+		third.end()
+	})
+}
