@@ -219,18 +219,25 @@ func TestRetire(t *testing.T) {
 	}
 }
 
+// working has a node do something until the test ends. The context is that of the work.
+func working(t *testing.T, c *node) context.Context {
+	t.Helper()
+	var held *Hold
+	for i := 0; held == nil; i++ {
+		held, _ = c.Take(fmt.Sprint(i))
+	}
+	t.Cleanup(held.Release)
+	ctx, cancel := held.Context(t.Context())
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // Who does not finish what it does holds up the handover for some seconds only, and then finds its work ended.
 func TestRetireEndsWorkThatHangs(t *testing.T) {
 	c := newCluster(t)
 	one, two := c.join(), c.join()
 	await(t, "two nodes share", 10*time.Second, balanced(one, two))
-	var held *Hold
-	for i := 0; held == nil; i++ {
-		held, _ = one.Take(fmt.Sprint(i))
-	}
-	defer held.Release()
-	ctx, cancel := held.Context(t.Context())
-	defer cancel()
+	ctx := working(t, one)
 	one.Retire()
 	await(t, "the other one has everything", parting, balanced(two))
 	if ctx.Err() == nil {
@@ -277,13 +284,7 @@ func TestLastToRetireKeepsItsWork(t *testing.T) {
 	c := newCluster(t)
 	one, two := c.join(), c.join()
 	await(t, "two nodes share", 10*time.Second, balanced(one, two))
-	var held *Hold
-	for i := 0; held == nil; i++ {
-		held, _ = one.Take(fmt.Sprint(i))
-	}
-	defer held.Release()
-	ctx, cancel := held.Context(t.Context())
-	defer cancel()
+	ctx := working(t, one)
 	began := time.Now()
 	one.Retire() // and waits for what it does
 	two.Retire()

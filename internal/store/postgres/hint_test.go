@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -61,12 +60,7 @@ func TestHints(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			err = two.Await(ctx, r.Seq)
-			cancel()
-			if err != nil {
-				t.Fatalf("no hint of commit %d: %v", r.Seq, err)
-			}
+			hears(t, two, r.Seq)
 		}
 		t.Logf("%s from one commit to the next", (time.Since(began) / commits).Round(10*time.Microsecond))
 		if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid, 5000) `+listeners); err != nil {
@@ -90,12 +84,7 @@ func TestNoHints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		err = two.Await(ctx, r.Seq)
-		cancel()
-		if err != nil {
-			t.Fatalf("commit %d was not heard of: %v", r.Seq, err)
-		}
+		hears(t, two, r.Seq)
 	}
 }
 

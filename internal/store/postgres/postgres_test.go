@@ -539,12 +539,17 @@ func TestNodesHearThoughTheyLook(t *testing.T) {
 			t.Fatal(err)
 		}
 		snap.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		err = db.Await(ctx, r.Seq)
-		cancel()
-		if err != nil {
-			t.Fatalf("commit %d was not heard of: %v", r.Seq, err)
-		}
+		hears(t, db, r.Seq)
+	}
+}
+
+// hears fails the test unless a node soon shows a commit.
+func hears(t *testing.T, db *store.DB, seq uint64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := db.Await(ctx, seq); err != nil {
+		t.Fatalf("commit %d was not heard of: %v", seq, err)
 	}
 }
 
