@@ -181,9 +181,9 @@ func (d *server) Remove(ctx context.Context, as []database.Account) []error {
 				some[n] = as[i]
 			}
 			out := make([]error, len(part))
-			if err := d.session(ctx, func(s *session) error { return s.remove(some, out) }); err != nil {
+			if err := d.removeAll(ctx, some, out); err != nil {
 				for n := range out {
-					out[n] = err
+					out[n] = d.fail(err)
 				}
 			}
 			for n, i := range part {
@@ -195,11 +195,23 @@ func (d *server) Remove(ctx context.Context, as []database.Account) []error {
 	return errs
 }
 
-// remove is Remove over one session. An error that it returns is true of all the accounts.
+// removeAll removes accounts over one session, or over another when that one is ended: who ends the session of an account's maker may be late, and
+// hit what the session does next. An error that it returns is true of all the accounts.
+func (d *server) removeAll(ctx context.Context, as []database.Account, errs []error) error {
+	for try := 1; ; try++ {
+		clear(errs)
+		err := d.session(ctx, func(s *session) error { return s.remove(as, errs) })
+		if try == attempts || !terminated(err) {
+			return err
+		}
+	}
+}
+
+// remove is removeAll over one session.
 func (s *session) remove(as []database.Account, errs []error) error {
 	found, err := s.look(as)
 	if err != nil {
-		return s.fail(err)
+		return err
 	}
 	var easy, hard []int
 	for i, a := range as {
@@ -218,13 +230,15 @@ func (s *session) remove(as []database.Account, errs []error) error {
 	if len(easy) > 0 {
 		if err := s.dropAll(as, found, easy); err != nil {
 			if code(err) == "" {
-				return s.fail(err)
+				return err
 			}
 			hard = append(hard, easy...)
 		}
 	}
 	for _, i := range hard {
-		if err := s.dropOne(as[i], found[as[i].Username]); err != nil {
+		if err := s.dropOne(as[i], found[as[i].Username]); terminated(err) {
+			return err
+		} else if err != nil {
 			errs[i] = s.fail(err)
 		}
 	}

@@ -31,6 +31,7 @@ const (
 	notPermitted     = "42501"
 	noSuchDatabase   = "3D000"
 	tooMany          = "53300"
+	adminShutdown    = "57P01"
 	invalidText      = "22P02"
 )
 
@@ -50,6 +51,12 @@ func code(err error) string {
 // fatal reports whether the server ended the session along with the error.
 func fatal(e *pgconn.PgError) bool {
 	return e.SeverityUnlocalized == "FATAL" || e.SeverityUnlocalized == "PANIC" || e.Severity == "FATAL" || e.Severity == "PANIC"
+}
+
+// terminated reports whether somebody told the server to end the session.
+func terminated(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && fatal(e) && e.Code == adminShutdown
 }
 
 // inTheWay reports whether another transaction was, and the same may succeed now.
