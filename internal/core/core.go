@@ -17,6 +17,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/claim"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/event"
 	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -49,6 +50,8 @@ type Options struct {
 	ExportWait   time.Duration             // how much longer than retention says audit records are kept for devices that lag; 0: not at all
 	Poll         time.Duration             // how often the background looks for what became due; 0: 1 s
 	Claims       *claim.Claims             // which background work is this node's; nil: all of it, since there is no other node
+	Cluster      string                    // what events name as their source; empty: vault://lessor
+	Subscribers  int                       // to events, at once; 0: no bound
 	Patience     time.Duration             // how long an answer waits for what the background does at targets; 0: 45 s, less than clients wait
 }
 
@@ -65,6 +68,7 @@ type Core struct {
 	headers  cache[exporter.Headers]
 	reaper   *lease.Reaper
 	rotator  *rotation.Worker
+	feed     *event.Feed
 	turning  claims
 	crowd    crowd
 	strays   searching
@@ -97,6 +101,9 @@ func New(o Options) (*Core, error) {
 	if o.Patience == 0 {
 		o.Patience = 45 * time.Second
 	}
+	if o.Cluster == "" {
+		o.Cluster = "vault://lessor"
+	}
 	c := &Core{Options: o, routers: map[string]*engine.Router{}, tidying: make(chan struct{}, 1), crowd: newCrowd()}
 	for name, b := range o.Backends {
 		c.routers[name] = engine.NewRouter(b.Routes())
@@ -106,6 +113,7 @@ func New(o Options) (*Core, error) {
 	if c.quotas, err = quota.NewGuard(o.Store, func(err error) { o.Log.Error("quotas are not up to date; it is tried again", "error", err) }); err != nil {
 		return nil, err
 	}
+	c.feed = event.NewFeed(event.Options{Store: o.Store, Derive: c.announce, Log: o.Log, Most: o.Subscribers, PerSource: o.Subscribers / 4})
 	c.reaper = lease.New(lease.Options{
 		Store: o.Store, Revert: c.revert, Belongings: c.belongings, Random: o.Random, Log: o.Log, Fenced: c.Fenced, Poll: o.Poll,
 		Claims: o.Claims,
@@ -128,6 +136,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.countStrangers(ctx) })
 	all.Go(func() { c.rotator.Run(ctx) })
 	all.Go(func() { c.quotas.Run(ctx) })
+	all.Go(func() { c.feed.Run(ctx) })
 	all.Go(func() { c.every(ctx, removalEvery, "removing a mount", c.removeMounts) })
 	all.Go(func() { c.every(ctx, removalEvery, "upgrading a mount", c.Upgrade) })
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })

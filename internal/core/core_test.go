@@ -96,7 +96,7 @@ func startOn(t *testing.T, b store.Backend, options store.Options, set ...func(*
 		t.Fatal(err)
 	}
 	tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
-	sys.Quotas = c.Quotas()
+	sys.Quotas, sys.Events, sys.Listen = c.Quotas(), c.Events(), c.Listen
 	sys.Reaper, sys.Backends, sys.RequireOwner = c.Reaper(), backends, o.RequireOwner
 	sys.Node = system.Node{
 		Version: "test", Members: func(context.Context) ([]system.Member, error) {

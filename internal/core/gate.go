@@ -45,7 +45,11 @@ type trial struct {
 	begun  *audit.Record // that the target is about to be touched; nil: it was not. It asks for a record of the outcome
 	passed bool
 	rows   []store.Check // that it was about
+	later  makes         // the data of an answer that is on record; nil: it is there
 }
+
+// makes makes an answer's data.
+type makes = func(context.Context) (map[string]any, error)
 
 // Handle is the gate. It answers op, or refuses it with an *api.Error; either way the audit record of it is durable when
 // it returns, but for what strangers ask in vain, or without effect, which is counted (package tally). An error that is no *api.Error is
@@ -53,9 +57,20 @@ type trial struct {
 //
 // It sees what any node of the cluster acknowledged before the operation arrived: a policy, a revocation, a new version.
 func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) {
+	answer, later, err := c.handle(ctx, op)
+	if err == nil && later != nil {
+		if answer.Data, err = later(ctx); err != nil {
+			return nil, outcome(err)
+		}
+	}
+	return answer, err
+}
+
+// handle is Handle, but for what follows when nothing is held up by it any more: the answer's data, if later is not nil.
+func (c *Core) handle(ctx context.Context, op *lessor.Op) (answer *lessor.Answer, later makes, err error) {
 	if err := c.Store.Fresh(ctx); err != nil {
 		c.counters.count(err)
-		return nil, outcome(err)
+		return nil, nil, outcome(err)
 	}
 	var t trial
 	turn := turn{crowd: &c.crowd}
@@ -64,17 +79,17 @@ func (c *Core) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 		answer, err := c.attempt(ctx, op, &t)
 		if conflict := (*store.Conflict)(nil); !errors.As(err, &conflict) {
 			c.counters.count(err)
-			return answer, outcome(err)
+			return answer, t.later, outcome(err)
 		}
 	}
 	if t.begun != nil {
 		rec := *t.begun
 		rec.Phase, rec.ErrorKind = audit.Outcome, api.Unavailable.String()
 		if _, err := c.Store.Commit(context.WithoutCancel(ctx), store.Txn{Audit: []audit.Record{rec}}); err != nil {
-			return nil, outcome(err)
+			return nil, nil, outcome(err)
 		}
 	}
-	return nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
+	return nil, nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
 }
 
 // attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.
@@ -287,7 +302,7 @@ func (w *walk) plan(ctx context.Context) error {
 	if w.reply == nil {
 		w.reply = &engine.Reply{}
 	}
-	if w.op.WrapTTL > 0 && (w.reply.Raw != nil || w.reply.Later != nil || w.who.Anonymous() && w.reply.Login == nil) {
+	if w.op.WrapTTL > 0 && (w.reply.Raw != nil || w.reply.Later != nil || w.reply.Feed != nil || w.who.Anonymous() && w.reply.Login == nil) {
 		return api.Errorf(api.Invalid, "this answer cannot be wrapped") // nor does who proves nothing leave anything behind
 	}
 	return nil
@@ -340,9 +355,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 			return nil, err
 		}
 	}
-	if w.reply.Later != nil {
-		answer.Data, err = w.reply.Later(ctx)
-	}
+	w.trial.later = w.reply.Later
 	return answer, err
 }
 
@@ -390,6 +403,7 @@ func (w *walk) answer(ctx context.Context, txn *store.Txn, rec *audit.Record) (*
 	if !w.route.Open && r.Status != 404 {
 		a.Mount = w.mount.Type
 	}
+	a.Feed = r.Feed
 	if r.Raw != nil {
 		a.Raw, a.RawType = r.Raw.Write, r.Raw.Type
 	}

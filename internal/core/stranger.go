@@ -28,7 +28,7 @@ func (w *walk) counted(cause error, rec audit.Record) bool {
 func (w *walk) idle(txn *store.Txn, rec *audit.Record) bool {
 	r := w.reply
 	return len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges)+len(rec.Secrets) == 0 && r.Login == nil && r.Mint == nil &&
-		r.Raw == nil && r.First == nil && r.Do == nil && r.Then == nil && r.Later == nil
+		r.Raw == nil && r.First == nil && r.Do == nil && r.Then == nil && r.Later == nil && r.Feed == nil
 }
 
 // Counts reports whether an act of somebody who holds no token, which has no effect on what is kept, is only counted, since this

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/event"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -167,7 +168,8 @@ type Reply struct {
 	Unwrapped string                                            // id of the lease inside what is unwrapped: the caller becomes its holder
 	WrappedAt time.Time                                         // when what is unwrapped was wrapped first
 	First     func(ctx context.Context) error                   // touches a target, after it is on record that it is about to be and before the commit, which an error prevents
-	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit: a long read of what is no secret
+	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit, when the View is closed: a long read of what is no secret
+	Feed      lessor.Feed                                       // messages that follow, instead of an answer; none is a secret
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
 	Then      func(ctx context.Context) error                   // after the commit, before the answer: what it changes on this node
 	Extend    *Extend
@@ -321,6 +323,13 @@ type Versioner interface {
 	// Current is the current version of the secret at a path within the mount, 0 if there is none, and which secret it is a version of, as
 	// Static.Born says it.
 	Current(v store.View, m *mount.Entry, path string) (version uint64, born uint64, err error)
+}
+
+// Announcer is a Backend that tells what commits did to what a mount keeps.
+type Announcer interface {
+	// Announce tells it as events, in the order of what was touched, four of one touched row at most, as of a View that shows the commit: of later
+	// commits, too, if they were made meanwhile. It knows no more than the commit's header, its records, while they are kept, and rows.
+	Announce(v store.View, c *event.Commit) ([]*event.Event, error)
 }
 
 // Guide is a Backend that tells who asks for a path that is not in its method table what they may have meant.

@@ -22,6 +22,15 @@ type Answer struct {
 	Verbatim *SecretJSON                                  // the whole body, ready (an unwrapped answer)
 	Raw      func(ctx context.Context, w io.Writer) error // the whole body, streamed
 	RawType  string                                       // its content type
+	Feed     Feed                                         // messages, one by one, instead of a body
+}
+
+// Feed is messages that a client hears until it leaves. It is for one goroutine at a time.
+type Feed interface {
+	// Next waits for messages. The errors are ctx's, after which it may be called again, and an *api.Error that ends it.
+	Next(ctx context.Context) ([][]byte, error)
+	// Close is called once, when nobody listens any more.
+	Close()
 }
 
 // Terms are those of a lease as clients see them.
@@ -60,7 +69,7 @@ type Wrap struct {
 // Empty reports whether there is nothing to say: a 204.
 func (a *Answer) Empty() bool {
 	return a.Data == nil && a.Auth == nil && a.Wrap == nil && a.Lease.ID == "" && len(a.Warnings) == 0 &&
-		a.Verbatim == nil && a.Raw == nil
+		a.Verbatim == nil && a.Raw == nil && a.Feed == nil
 }
 
 // Append writes the answer's body as Vault's clients expect it, nulls included. It reveals the secrets in it.

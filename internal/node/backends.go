@@ -60,7 +60,7 @@ func (b backends) connect(l *life) {
 		},
 		Outside: n.outside(),
 	}
-	b.system.Quotas = c.Quotas()
+	b.system.Quotas, b.system.Events, b.system.Listen = c.Quotas(), c.Events(), c.Listen
 }
 
 // close drops what engines keep open: connections to targets.

@@ -24,7 +24,7 @@ const (
 	List
 	Sudo      // root-protected paths
 	Recover   // of a deleted value from a snapshot; accepted, nothing asks for it
-	Subscribe // to events; accepted, nothing asks for it
+	Subscribe // to events about the path (Hears)
 )
 
 var capabilityNames = [...]string{"deny", "create", "read", "update", "patch", "delete", "list", "sudo", "recover", "subscribe"}
@@ -178,6 +178,10 @@ path "sys/tools/hash/*"   { capabilities = ["update"] }
 
 # How far the approvals of a request are.
 path "sys/control-group/request" { capabilities = ["update"] }
+
+# Hearing of changes, of what the token's other policies let it read or subscribe to.
+path "sys/events/subscribe/*" { capabilities = ["read"] }
+path "sys/lessor/events/*"    { capabilities = ["read"] }
 
 # Which mounts there are, as far as the token's other policies reach them.
 path "sys/internal/ui/mounts"   { capabilities = ["read"] }

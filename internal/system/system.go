@@ -13,6 +13,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/archive"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/event"
 	"github.com/lessor-dev/lessor/internal/exporter"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -42,6 +43,8 @@ type Backend struct {
 	Info         func() map[string]any // answer of sys/lessor/info
 	Keys         *seal.Keyring
 	Seal         Seal
+	Events       *event.Feed // what commits tell
+	Listen       Listen
 	Welcome      func(url bool) Welcome // for a machine that joins, with the database's URL or without; nil: none can
 	Outside      []engine.Route         // below sys/, what the node answers before the gate: told in Front
 }
@@ -62,7 +65,7 @@ func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
 		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(), b.drillRoutes(),
-		b.lockedUserRoutes(),
+		b.lockedUserRoutes(), b.eventRoutes(),
 	} {
 		routes = append(routes, part...)
 	}
