@@ -224,6 +224,9 @@ func TestASubscriptionEndsWithItsToken(t *testing.T) {
 		g.policy("may", `path "sys/events/subscribe/*" { capabilities = ["read"] }`)
 		made := g.do(g.root, lessor.Update, "auth/token/create", `{"policies":["may"],"no_default_policy":true}`)
 		a := g.do(made.Auth.Token, lessor.Read, "sys/events/subscribe/kv*", "")
+		if err := a.Feed.Open(); err != nil {
+			t.Fatal(err)
+		}
 		ended := make(chan error, 1)
 		go func() {
 			_, err := a.Feed.Next(t.Context())
@@ -250,6 +253,9 @@ func TestSubscriptionsEndWhenTheServerLeaves(t *testing.T) {
 	g := start(t)
 	_, cursor := g.poll(g.root, "*", "")
 	a := g.do(g.root, lessor.Read, "sys/events/subscribe/*", "")
+	if err := a.Feed.Open(); err != nil {
+		t.Fatal(err)
+	}
 	defer a.Feed.Close()
 	polled, ended := make(chan string, 1), make(chan error, 1)
 	go func() {

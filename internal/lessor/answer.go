@@ -27,9 +27,11 @@ type Answer struct {
 
 // Feed is messages that a client hears until it leaves. It is for one goroutine at a time.
 type Feed interface {
+	// Open begins; an error, an *api.Error, refuses. After it, nothing else is called.
+	Open() error
 	// Next waits for messages. The errors are ctx's, after which it may be called again, and an *api.Error that ends it.
 	Next(ctx context.Context) ([][]byte, error)
-	// Close is called once, when nobody listens any more.
+	// Close is called once, when it was opened and nobody listens any more.
 	Close()
 }
 

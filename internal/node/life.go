@@ -133,7 +133,7 @@ func (l *life) newCore() (*core.Core, error) {
 	return core.New(core.Options{
 		Store: l.db, Keys: l.keys, Random: l.n.o.Random, Log: l.n.log, Backends: l.backends.all,
 		RequireOwner: c.RequireOwner, Reported: c.ReportedVersion, Lockout: c.Lockout, DefaultTTL: c.DefaultLeaseTTL, MaxTTL: c.MaxLeaseTTL,
-		ExportWait: c.Audit.Patience, Claims: l.claims,
+		ExportWait: c.Audit.Patience, Claims: l.claims, Subscribers: server.Most(server.Files()) / 2,
 	})
 }
 
@@ -206,6 +206,9 @@ func (n *Node) Handle(ctx context.Context, op *lessor.Op) (*lessor.Answer, error
 	if err == nil && answer.Raw != nil {
 		answer.Raw = n.within(l, answer.Raw)
 	}
+	if err == nil && answer.Feed != nil {
+		answer.Feed = &feed{answer.Feed, n, l}
+	}
 	return answer, err
 }
 
@@ -232,6 +235,34 @@ func (n *Node) within(l *life, write func(context.Context, io.Writer) error) fun
 		}
 		return write(ctx, w)
 	}
+}
+
+// feed is messages of a life. It keeps the life up while somebody hears them.
+type feed struct {
+	lessor.Feed
+	n *Node
+	l *life
+}
+
+func (f *feed) Open() error {
+	now := f.n.enter()
+	if now == nil {
+		return f.n.unavailable()
+	}
+	if now != f.l {
+		now.leave()
+		return errSealed
+	}
+	err := f.Feed.Open()
+	if err != nil {
+		now.leave()
+	}
+	return err
+}
+
+func (f *feed) Close() {
+	f.Feed.Close()
+	f.l.leave()
 }
 
 // Help implements server.Gate.
@@ -353,6 +384,7 @@ func (l *life) Rest() {
 	}
 	l.n.log.Warn("sealing: told to")
 	l.claims.Retire()
+	l.core.Events().Leave()
 	l.n.resting.Go(func() {
 		defer close(rested)
 		l.settle()

@@ -287,6 +287,7 @@ func (n *Node) retire(ctx context.Context) {
 	case <-ctx.Done():
 	case <-time.After(n.config.DrainDelay):
 	}
+	l.core.Events().Leave() // whoever waits for news waits elsewhere from now on
 }
 
 // stop ends the listener: no more connections, then no more requests.

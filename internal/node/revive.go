@@ -140,6 +140,7 @@ func (n *Node) revive(ctx context.Context, s *state, fault error) {
 // lay ends a life, if there is one, once its requests under way have ended or had sealGrace, and closes its store. It returns the keys.
 func (n *Node) lay(l *life) *seal.Keyring {
 	if l != nil {
+		l.core.Events().Leave()
 		l.settle()
 	}
 	n.turn.Lock()

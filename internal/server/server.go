@@ -173,6 +173,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, op, err)
 	case answer.Raw != nil:
 		h.stream(w, r, op, answer)
+	case answer.Feed != nil:
+		h.converse(w, r, op, answer.Feed)
 	case op.Path == "sys/unseal" && !help:
 		h.sendStatus(w)
 	default:

@@ -129,18 +129,17 @@ func (b *Backend) subscribe(_ context.Context, r *engine.Request) (*engine.Reply
 // messages are events as they are sent.
 type messages struct {
 	listen   func() (Listener, error)
-	listener Listener // nil: it has not begun
+	listener Listener // once it is open
+}
+
+// Open implements lessor.Feed.
+func (m *messages) Open() (err error) {
+	m.listener, err = m.listen()
+	return err
 }
 
 // Next implements lessor.Feed.
 func (m *messages) Next(ctx context.Context) ([][]byte, error) {
-	if m.listener == nil {
-		l, err := m.listen()
-		if err != nil {
-			return nil, err
-		}
-		m.listener = l
-	}
 	events, err := m.listener.Next(ctx)
 	if err != nil {
 		return nil, err
@@ -153,8 +152,4 @@ func (m *messages) Next(ctx context.Context) ([][]byte, error) {
 }
 
 // Close implements lessor.Feed.
-func (m *messages) Close() {
-	if m.listener != nil {
-		m.listener.Close()
-	}
-}
+func (m *messages) Close() { m.listener.Close() }
