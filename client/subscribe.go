@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -25,6 +26,7 @@ type Event struct {
 	Mount    string            // path of the mount: "secret/"
 	Time     time.Time         // of the commit, by the server's clock
 	Cursor   string            // goes on behind it
+	Raw      json.RawMessage   // as it came: CloudEvents
 }
 
 // ErrLostPlace is the error of Subscription.Next when what happened in between cannot be told any more: it was too long ago, or the server's store was put back
@@ -34,8 +36,9 @@ var ErrLostPlace = errors.New("events were missed: read again what you follow")
 // Subscription hears of events, by calls that wait for them; from whichever server of a cluster answers. It is for one goroutine at a
 // time.
 type Subscription struct {
-	Types []string // of the events; * stands for any characters
-	Paths []string // only what is read by these; a * at the end of one stands for any characters. None: all that the token may read
+	Types  []string // of the events; * stands for any characters
+	Paths  []string // only what is read by these; a * at the end of one stands for any characters. None: all that the token may read
+	Filter string   // only what this is true of: `operation == "data-delete"`. Empty: all
 
 	client *Client
 	cursor string
@@ -125,13 +128,16 @@ func (s *Subscription) ask(ctx context.Context, c *Client, query url.Values) ([]
 	if query["path"] = s.Paths; len(s.Paths) == 1 {
 		query["path"] = []string{s.Paths[0], s.Paths[0]} // a single text would be a list, separated by commas
 	}
+	if s.Filter != "" {
+		query.Set("filter", s.Filter)
+	}
 	answer, err := c.Do(ctx, Request{Method: http.MethodGet, Path: eventsPath + kind, Query: query})
 	if err != nil {
 		return nil, err
 	}
 	var page struct {
-		Cursor string       `json:"cursor"`
-		Events []cloudEvent `json:"events"`
+		Cursor string            `json:"cursor"`
+		Events []json.RawMessage `json:"events"`
 	}
 	if err := answer.Decode(&page); err != nil {
 		return nil, err
@@ -139,13 +145,21 @@ func (s *Subscription) ask(ctx context.Context, c *Client, query url.Values) ([]
 	if page.Cursor == "" {
 		return nil, fmt.Errorf("%s: the server did not say where to go on; is it a lessor server?", eventsPath)
 	}
-	s.cursor = page.Cursor
 	events := make([]Event, len(page.Events))
-	for i := range page.Events {
-		events[i] = page.Events[i].event()
+	for i, raw := range page.Events {
+		var e cloudEvent
+		if json.Unmarshal(raw, &e) != nil {
+			return nil, errForm
+		}
+		if events[i], events[i].Raw = e.event(), raw; e.Data.Type == "" {
+			return nil, errForm
+		}
 	}
+	s.cursor = page.Cursor
 	return events, nil
 }
+
+var errForm = errors.New("an event of the server's is not of the expected form; client and server may be of different versions")
 
 const eventsPath = "sys/lessor/events/"
 

@@ -56,6 +56,7 @@ type Feed struct {
 
 	mu      sync.RWMutex // guards what is kept
 	ready   chan struct{}
+	keeps   int       // events at most
 	on      bool      // what follows is kept
 	low     uint64    // commits after this one
 	places  [][8]byte // of the commits low to high
@@ -76,7 +77,7 @@ func NewFeed(o Options) *Feed {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Feed{
-		Options: o, wanted: make(chan struct{}, 1), replays: make(chan struct{}, 2), ready: make(chan struct{}),
+		Options: o, wanted: make(chan struct{}, 1), replays: make(chan struct{}, 2), ready: make(chan struct{}), keeps: mostEvents,
 		all: set{}, in: newInterested(), sources: map[netip.Prefix]int{}, leaving: make(chan struct{}),
 	}
 }
@@ -217,7 +218,7 @@ func (f *Feed) keep(h *audit.Header, events []*Event, known bool) {
 	switch {
 	case !known:
 		f.drop(h.Seq)
-	case len(f.events) > mostEvents:
+	case len(f.events) > f.keeps:
 		f.drop(f.events[len(f.events)/2].place.Seq)
 	case len(f.places) > mostPlaces:
 		f.drop(f.low + mostPlaces/2)
@@ -495,6 +496,9 @@ func (f *Feed) replay(ctx context.Context, c Cursor, i *Interest) (found []*Even
 	}
 	for h, err := range f.Store.Watch(ctx, c.Seq) {
 		if err != nil {
+			if ctx.Err() != nil && next.Seq > 0 {
+				break // so that it comes further next time
+			}
 			return nil, c, err
 		}
 		events, err := f.derive(&h)
