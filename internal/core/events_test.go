@@ -171,7 +171,7 @@ path "secret/data/hidden" { capabilities = ["deny"] }`)
 func TestCursorsThatLeadNowhere(t *testing.T) {
 	g := start(t)
 	_, cursor := g.poll(g.root, "*", "")
-	b, err := base64.RawURLEncoding.DecodeString(cursor)
+	b, err := base64.RawURLEncoding.DecodeString(cursor[:strings.IndexByte(cursor, '.')])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +188,37 @@ func TestCursorsThatLeadNowhere(t *testing.T) {
 		g.refused(api.Invalid, g.root, lessor.Read, "sys/lessor/events/kv*", data)
 	}
 	g.refused(api.Invalid, g.root, lessor.Read, "sys/events/subscribe/*", `{"json":"false"}`)
+}
+
+// A subscription is on record when it begins, and each hour, and not with each poll that goes on with it; a cursor proves nothing in other hands.
+func TestASubscriptionIsOnRecordOnce(t *testing.T) {
+	g := start(t)
+	g.kv2("secret")
+	other := g.token(`{"policies":["default"]}`)
+	recorded := func(path string) int { return len(g.last("sys/lessor/events/" + path)) }
+	after := func(cursor string) string { return fmt.Sprintf(`{"after":%q,"wait":"1ms"}`, cursor) }
+	_, cursor := g.poll(g.root, "kv*", "")
+	for range 5 {
+		g.do(g.root, lessor.Update, "secret/data/app", `{"data":{"k":"v"}}`)
+		_, cursor = g.hear(g.root, "kv*", cursor, 1)
+	}
+	if n := recorded("kv*"); n != 1 {
+		t.Errorf("a subscription is on record %d times", n)
+	}
+	g.poll(other, "kv*", after(cursor))
+	if n := recorded("kv*"); n != 2 {
+		t.Errorf("somebody else's is on record %d times", n-1)
+	}
+	g.poll(g.root, "*", after(cursor))
+	if n := recorded("*"); n != 1 {
+		t.Errorf("one to other types is on record %d times", n)
+	}
+	g.clock.Advance(time.Hour)
+	_, cursor = g.poll(g.root, "kv*", after(cursor))
+	g.poll(g.root, "kv*", after(cursor))
+	if n := recorded("kv*"); n != 3 {
+		t.Errorf("an hour later it is on record %d times more", n-2)
+	}
 }
 
 // A poll that names paths, types or a filter hears of nothing else.
@@ -274,10 +305,16 @@ func TestSubscriptionsEndWhenTheServerLeaves(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	g.core.Events().Leave()
-	if _, err := event.Parse(<-polled); err != nil {
-		t.Errorf("the poll: %v", err)
+	answer := <-polled
+	if text, _, _ := strings.Cut(answer, "."); !parses(text) {
+		t.Errorf("the poll: %s", answer)
 	}
 	if err := <-ended; !errors.Is(err, event.ErrLeaving) {
 		t.Errorf("the subscription ended with %v", err)
 	}
+}
+
+func parses(cursor string) bool {
+	_, err := event.Parse(cursor)
+	return err == nil
 }

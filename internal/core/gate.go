@@ -327,7 +327,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	if err := w.wrap(txn, answer, &rec); err != nil {
 		return nil, err
 	}
-	if !w.idle(txn, &rec) || !w.counted(nil, rec) {
+	if !w.continues(txn) && (!w.idle(txn, &rec) || !w.counted(nil, rec)) {
 		if err := w.commit(ctx, txn, rec); err != nil {
 			return nil, err
 		}

@@ -31,6 +31,11 @@ func (w *walk) idle(txn *store.Txn, rec *audit.Record) bool {
 		r.Raw == nil && r.First == nil && r.Do == nil && r.Then == nil && r.Later == nil && r.Feed == nil
 }
 
+// continues reports whether an operation only goes on with what is on record already.
+func (w *walk) continues(txn *store.Txn) bool {
+	return w.reply.Continues && len(txn.Puts)+len(txn.Deletes)+len(txn.Ranges) == 0
+}
+
 // Counts reports whether an act of somebody who holds no token, which has no effect on what is kept, is only counted, since this
 // source has had enough records of its own of that kind in this second.
 func (c *Core) Counts(client netip.Addr, rec audit.Record) bool {

@@ -173,6 +173,7 @@ type Reply struct {
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself
 	Then      func(ctx context.Context) error                   // after the commit, before the answer: what it changes on this node
 	Extend    *Extend
+	Continues bool   // goes on with what the same token began, which is on record, and shows nothing secret: without a record of its own, unless something is written
 	Tidy      bool   // asks for what Tidiers do in the background, soon
 	Accessor  string // of the credential in Data: who wraps it learns of it
 	Note      string // audit.Record.Note, a fixed text

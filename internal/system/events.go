@@ -2,7 +2,9 @@ package system
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,6 +51,35 @@ func (b *Backend) eventRoutes() []engine.Route {
 	}
 }
 
+// thread is what polls have in common that follow each other. It begins with a poll that is on record; who goes on within the hour, with the same
+// token, on the same path, is not put on record again. So a thread's cursors say when it began, and prove it.
+type thread struct {
+	r     *engine.Request
+	begun time.Time
+}
+
+const longestThread = time.Hour
+
+// pick finds the thread of the cursor that a poll goes on from, or begins one.
+func pick(r *engine.Request) (t thread, continues bool) {
+	cursor, proof, _ := strings.Cut(r.Str("after"), ".")
+	if seconds, err := strconv.ParseInt(proof[:max(0, strings.IndexByte(proof, '.'))], 36, 64); err == nil {
+		t = thread{r, time.Unix(seconds, 0)}
+		since := r.Now.Sub(t.begun)
+		if r.Principal.Accessor != "" && since >= -time.Second && since < longestThread && t.mark(cursor) == r.Str("after") {
+			return t, true
+		}
+	}
+	return thread{r, r.Now}, false
+}
+
+// mark is a cursor with what proves that it is the thread's.
+func (t thread) mark(cursor string) string {
+	begun := strconv.FormatInt(t.begun.Unix(), 36)
+	proof := t.r.Opener.Fingerprint(t.r.Mount.UUID, "events/"+t.r.Principal.Accessor, []byte(t.r.Op.Path+"\x00"+begun+"\x00"+cursor))
+	return cursor + "." + begun + "." + base64.RawURLEncoding.EncodeToString(proof)
+}
+
 // interest is what a request wants to hear of, and from where on. first: it did not say where.
 func (b *Backend) interest(r *engine.Request) (i event.Interest, after event.Cursor, first bool, err error) {
 	kind := r.Param("type")
@@ -69,7 +100,7 @@ func (b *Backend) interest(r *engine.Request) (i event.Interest, after event.Cur
 			return i, after, false, err
 		}
 	}
-	if text := r.Str("after"); text != "" {
+	if text, _, _ := strings.Cut(r.Str("after"), "."); text != "" {
 		after, err = b.Events.Resume(text)
 		return i, after, false, err
 	}
@@ -84,11 +115,12 @@ func (b *Backend) pollEvents(_ context.Context, r *engine.Request) (*engine.Repl
 	if err != nil {
 		return nil, err
 	}
+	thread, continues := pick(r)
 	if first {
-		return &engine.Reply{Data: heard(nil, after)}, nil
+		return &engine.Reply{Data: thread.heard(nil, after)}, nil
 	}
 	op, wait := r.Op, min(max(r.Dur("wait"), 0), longestPoll)
-	return &engine.Reply{Later: func(ctx context.Context) (map[string]any, error) {
+	return &engine.Reply{Continues: continues, Later: func(ctx context.Context) (map[string]any, error) {
 		l, err := b.Listen(op, i, after)
 		if err != nil {
 			return nil, err
@@ -100,17 +132,17 @@ func (b *Backend) pollEvents(_ context.Context, r *engine.Request) (*engine.Repl
 		if errors.Is(err, event.ErrLeaving) || waiting.Err() != nil && ctx.Err() == nil {
 			err = nil // there is nothing
 		}
-		return heard(events, l.Cursor()), err
+		return thread.heard(events, l.Cursor()), err
 	}}, nil
 }
 
 // heard is the answer to a poll.
-func heard(events []*event.Event, c event.Cursor) map[string]any {
+func (t thread) heard(events []*event.Event, c event.Cursor) map[string]any {
 	list := make([]any, 0, len(events))
 	for _, e := range events {
 		list = append(list, e.Raw())
 	}
-	return map[string]any{"cursor": c.String(), "events": list}
+	return map[string]any{"cursor": t.mark(c.String()), "events": list}
 }
 
 // subscribe tells events over a websocket, for as long as whoever asked may hear of them.
