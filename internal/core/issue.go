@@ -118,7 +118,9 @@ func (w *walk) conclude(ctx context.Context, l *lease.Lease, failure error, done
 		rec.ErrorKind = api.KindOf(failure).String()
 		txn.Urgent = true
 		if current != nil && current.State == lease.Pending {
-			lease.End(txn, row, current, "could not be made", now)
+			if err := lease.End(view, txn, row, current, "could not be made", now); err != nil {
+				return nil, err
+			}
 		}
 		txn.Audit = append(txn.Audit, rec)
 		if _, err := w.Store.Commit(ctx, *txn); err != nil {
@@ -246,7 +248,7 @@ func (w *walk) hold(txn *store.Txn, rec *audit.Record, s *engine.Static) (lessor
 	owner, _ := w.ownerOf(w.mount.Path + s.Path)
 	h := w.holder()
 	if w.op.WrapTTL > 0 {
-		h.Instance = "wrapped:" + w.op.ID // nobody's yet: who unwraps becomes the holder
+		h.Instance = lease.Wrapped + w.op.ID // nobody's yet: who unwraps becomes the holder
 	}
 	tombs, err := w.tombstones(w.view)
 	if err != nil {
@@ -254,7 +256,7 @@ func (w *walk) hold(txn *store.Txn, rec *audit.Record, s *engine.Static) (lessor
 	}
 	terms, id, err := lease.Hold(txn, lease.Reading{
 		View: w.view, Tombs: tombs, Mount: w.mount, Path: w.op.Path, Value: *s, Holder: h, Owner: owner, Renewable: w.op.Renewable,
-		Now: w.op.Time, Request: w.op.ID, Random: w.Random,
+		Least: w.op.WrapTTL, Now: w.op.Time, Request: w.op.ID, Random: w.Random,
 	})
 	rec.Lease, rec.Owner = id, owner
 	return terms, err

@@ -167,7 +167,7 @@ func (w *world) fill(all, dynamic int, due time.Time) {
 		Add(&txn, l)
 		if l.Kind == Static {
 			k := l.pointerKey()
-			txn.Put(k.Table, k.Name, l.pointer())
+			txn.Put(k.Table, k.Name, l.pointer().encode())
 		}
 		if len(txn.Puts) > 10_000 || i == all-1 {
 			_, err := w.db.Commit(ctx, txn)

@@ -97,19 +97,19 @@ func (r *Reaper) dueLease(j *job, name string, due store.Row) error {
 		l.moveDue(&j.txn, l.Expires)
 		j.txn.Put(row.Table, row.Name, l.Encode())
 	case l.State == Pending:
-		j.end(row, l, "revoke", "never confirmed")
 		j.after(func() { r.counts.unconfirmed.Add(1) })
+		return j.end(row, l, "revoke", "never confirmed")
 	case l.Kind == Dynamic:
-		j.end(row, l, "expire", "expired")
 		j.after(func() { r.counts.expired.Add(1) })
+		return j.end(row, l, "expire", "expired")
 	default:
-		r.lapse(j, row, held, l)
+		return r.lapse(j, row, held, l)
 	}
 	return nil
 }
 
 // lapse drops a static lease whose hold is over, on condition that nobody extends it meanwhile.
-func (r *Reaper) lapse(j *job, row, held store.Row, l *Lease) {
+func (r *Reaper) lapse(j *job, row, held store.Row, l *Lease) error {
 	j.left--
 	j.txn.Require(row)
 	j.txn.Require(held)
@@ -117,9 +117,9 @@ func (r *Reaper) lapse(j *job, row, held store.Row, l *Lease) {
 		j.txn.Delete(held.Table, held.Name)
 	}
 	j.txn.Delete(store.Due, l.dueName())
-	dropStatic(&j.txn, row, l)
 	j.txn.Audit = append(j.txn.Audit, record(l, "expire", audit.Done, "expired", j.now))
 	j.after(func() { r.counts.expired.Add(1) })
+	return dropStatic(j.view, &j.txn, row, l, j.now, false)
 }
 
 // dueToken ends a token if it is over.

@@ -29,6 +29,8 @@ const (
 	DefaultShown = 300 * time.Second
 	// MinHold is the shortest hold; else it is three times the holder's longest read interval.
 	MinHold = 24 * time.Hour
+	// Wrapped begins the Instance of a holder that is nobody yet: the answer lies in a wrapping, and who unwraps it becomes the holder (Rehold).
+	Wrapped = "wrapped:"
 )
 
 // Value is the version of a static secret that a reader is shown.
@@ -40,6 +42,10 @@ type Value struct {
 	Pinned   bool          // a version was asked for
 	Duration time.Duration // lease_duration that the secret asks for; 0: mount's "lease_duration" option, else DefaultShown
 	Quiet    bool          // the lease is shown only to those who say that they renew it
+
+	// Rotatable says that lessor rotates the secret: older versions are retired once nobody uses them any more, so who may is kept beyond the
+	// lease, until they are proven dead (Settle).
+	Rotatable bool
 }
 
 // Reading is one read of a static secret. The mount's option "lease" decides what comes of it: "shown" (the default), "quiet" (a lease that the
@@ -52,7 +58,8 @@ type Reading struct {
 	Value     Value
 	Holder    Holder
 	Owner     string
-	Renewable bool // the client said that it renews
+	Renewable bool          // the client said that it renews
+	Least     time.Duration // how long the hold lasts at least: what lies in a wrapping is unwrapped until then
 	Now       time.Time
 	Request   string // id
 	Random    io.Reader
@@ -65,8 +72,8 @@ type hold struct {
 	Longest time.Duration `cbor:"3,keyasint,omitempty"` // interval between reads on record
 }
 
-// pointer is a row of store.LeaseIdx: the live lease of one holder on one secret. A Static lease is Live, rather than Moved, exactly
-// while a pointer names it.
+// pointer is a row of store.LeaseIdx: the latest lease of one holder on one secret, and which versions that holder may use. A Static lease is Live,
+// rather than Moved, exactly while a pointer names it. CBOR keys are on disk: never renumber, only append.
 type pointer struct {
 	ID        string `cbor:"1,keyasint"`
 	Version   uint64 `cbor:"2,keyasint"`
@@ -75,6 +82,14 @@ type pointer struct {
 	Renewable bool   `cbor:"5,keyasint,omitempty"`
 	Hold      hold   `cbor:"6,keyasint"` // as the lease began
 	Born      uint64 `cbor:"7,keyasint,omitempty"`
+
+	Oldest    uint64    `cbor:"8,keyasint,omitempty"`  // version that the holder may still use; 0: whatever was there before
+	Newest    uint64    `cbor:"9,keyasint,omitempty"`  // that it has read, if that is not Version
+	Acked     uint64    `cbor:"10,keyasint,omitempty"` // that it has acknowledged last
+	Rotatable bool      `cbor:"11,keyasint,omitempty"` // the pointer outlives its lease
+	Holder    Holder    `cbor:"12,keyasint,omitempty"` // of a Rotatable one
+	Lapsed    time.Time `cbor:"13,keyasint,omitempty"` // when the lease ended; zero: it has not
+	Revoked   bool      `cbor:"14,keyasint,omitempty"` // Lapsed: by a revocation
 }
 
 // Hold gives the reader a lease: the live one that the same holder instance has on the same version, else a new one, in whose
@@ -97,7 +112,7 @@ func (r *Reading) hold(txn *store.Txn) (id string, err error) {
 		return "", err
 	}
 	if !row.Exists() {
-		return r.take(txn, row, hold{})
+		return r.take(txn, row, nil, hold{})
 	}
 	p, err := decodePointer(row)
 	if err != nil {
@@ -110,7 +125,9 @@ func (r *Reading) hold(txn *store.Txn) (id string, err error) {
 			return "", err
 		}
 	}
-	if p.Version != r.Value.Version || p.Born != r.Value.Born || r.Renewable && !p.Renewable || !r.Now.Before(held.Expires) || r.buried(p) {
+	switch {
+	case p.Version != r.Value.Version || p.Born != r.Value.Born, r.Renewable && !p.Renewable, r.Value.Rotatable && !p.Rotatable,
+		!p.Lapsed.IsZero(), !r.Now.Before(held.Expires), r.buried(p):
 		return r.replace(txn, row, p, held)
 	}
 	if !held.fresh(r.Now) {
@@ -126,22 +143,25 @@ func (r *Reading) buried(p *pointer) bool {
 	})
 }
 
-// take makes a new lease and points to it. before is what is known of the holder's reads so far.
-func (r *Reading) take(txn *store.Txn, at store.Row, before hold) (string, error) {
+// take makes a new lease and points to it, as p did to the one before, if there was one. before is what is known of the holder's reads so far.
+func (r *Reading) take(txn *store.Txn, at store.Row, p *pointer, before hold) (string, error) {
 	id, err := NewID(r.path(), r.Random)
 	if err != nil {
 		return "", err
 	}
 	begun := before.next(r.Now)
+	if least := r.Now.Add(r.Least); least.After(begun.Expires) {
+		begun.Expires = least
+	}
 	l := &Lease{
 		ID: id, Namespace: r.Mount.Namespace, Mount: r.Mount.UUID, Kind: Static, State: Live,
 		Issued: r.Now, Expires: begun.Expires, TTL: r.shown(), Renewable: r.Renewable, Holder: r.Holder, Owner: r.Owner,
 		Version: r.Value.Version, Born: r.Value.Born, Pinned: r.Value.Pinned, Secret: r.Value.Path, Request: r.Request, Position: r.View.Position(),
-		Shown: r.shown(), Longest: begun.Longest,
+		Shown: r.shown(), Longest: begun.Longest, Rotatable: r.Value.Rotatable,
 	}
 	Add(txn, l)
 	txn.Require(at)
-	txn.Put(at.Table, at.Name, l.pointer())
+	txn.Put(at.Table, at.Name, l.pointer().after(p).encode())
 	return id, nil
 }
 
@@ -151,7 +171,7 @@ func (r *Reading) replace(txn *store.Txn, at store.Row, p *pointer, before hold)
 	if err := move(r.View, txn, store.MountKey(r.Mount.Namespace, r.Mount.UUID, p.ID)); err != nil {
 		return "", err
 	}
-	return r.take(txn, at, before)
+	return r.take(txn, at, p, before)
 }
 
 // move takes the holder's pointer away from a lease. It stays until its end, so that who renews it is told to read again.
@@ -230,11 +250,16 @@ func extension(v store.View, name string) (h hold, row store.Row, err error) {
 	if err != nil || !row.Exists() {
 		return hold{}, row, err
 	}
+	h, err = decodeHold(row)
+	return h, row, err
+}
+
+func decodeHold(row store.Row) (h hold, err error) {
 	if err := decoding.Unmarshal(row.Value, &h); err != nil {
-		return hold{}, row, fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
+		return hold{}, fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
 	}
 	exact(&h.Expires, &h.Last)
-	return h, row, nil
+	return h, nil
 }
 
 // pointerPrefix begins the pointers to the leases on a secret.
@@ -242,10 +267,13 @@ func pointerPrefix(namespace uint32, mount, path string) string {
 	return store.MountKey(namespace, mount, "h/", path, "\x00")
 }
 
+// pointerSum is the length of what stands for the holder in a pointer's name.
+const pointerSum = 16
+
 // pointerKey names a pointer. Reads of a pinned version have pointers of their own: they are never superseded.
 func pointerKey(namespace uint32, mount, path string, h Holder, pinned uint64) store.Key {
 	sum := sha256.Sum256([]byte(h.Entity + "\x00" + h.Alias + "\x00" + h.Instance))
-	name := pointerPrefix(namespace, mount, path) + string(sum[:16])
+	name := pointerPrefix(namespace, mount, path) + string(sum[:pointerSum])
 	if pinned != 0 {
 		name += store.Uint64Key(pinned)
 	}
@@ -260,9 +288,21 @@ func (l *Lease) pointerKey() store.Key {
 	return pointerKey(l.Namespace, l.Mount, l.Secret, l.Holder, pinned)
 }
 
-// pointer is the value of the pointer to l.
-func (l *Lease) pointer() []byte {
-	return encode(&pointer{ID: l.ID, Version: l.Version, Position: l.Position, Owner: l.Owner, Renewable: l.Renewable, Hold: l.hold(), Born: l.Born})
+// pointer is the pointer to l, of a holder that has read nothing before.
+func (l *Lease) pointer() *pointer {
+	p := &pointer{
+		ID: l.ID, Version: l.Version, Position: l.Position, Owner: l.Owner, Renewable: l.Renewable, Hold: l.hold(), Born: l.Born, Oldest: l.Version,
+		Rotatable: l.Rotatable,
+	}
+	if l.Rotatable {
+		p.Holder = l.Holder
+	}
+	return p
+}
+
+func (p *pointer) encode() []byte {
+	exact(&p.Lapsed)
+	return encode(p)
 }
 
 // hold is how the lease's own row has it.
@@ -273,7 +313,7 @@ func decodePointer(row store.Row) (*pointer, error) {
 	if err := decoding.Unmarshal(row.Value, p); err != nil {
 		return nil, fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
 	}
-	exact(&p.Hold.Expires, &p.Hold.Last)
+	exact(&p.Hold.Expires, &p.Hold.Last, &p.Lapsed)
 	return p, nil
 }
 
@@ -329,59 +369,19 @@ func Rehold(v store.View, txn *store.Txn, row store.Row, l *Lease, h Holder) err
 	if err != nil {
 		return err
 	}
+	var before *pointer
 	if at.Exists() {
-		p, err := decodePointer(at)
-		if err != nil {
+		if before, err = decodePointer(at); err != nil {
 			return err
 		}
-		if err := move(v, txn, store.MountKey(l.Namespace, l.Mount, p.ID)); err != nil {
+		if err := move(v, txn, store.MountKey(l.Namespace, l.Mount, before.ID)); err != nil {
 			return err
 		}
 	}
 	txn.Require(at)
-	txn.Put(to.Table, to.Name, l.pointer())
+	txn.Put(to.Table, to.Name, l.pointer().after(before).encode())
 	txn.Delete(from.Table, from.Name)
 	return nil
-}
-
-// Holding is one holder's lease on a static secret, the latest it has.
-type Holding struct {
-	*Lease           // Expires is the end of the hold
-	Last   time.Time // read on record: the holder may have read later, by up to an eighth of the hold
-}
-
-// Holders lists who holds a static secret (its path within the mount), pinned versions included, those whose hold is over but for the
-// reaper too.
-func Holders(v store.View, e *mount.Entry, path string) ([]Holding, error) {
-	var all []Holding
-	prefix := pointerPrefix(e.Namespace, e.UUID, path)
-	for row, err := range v.Scan(store.LeaseIdx, prefix, store.PrefixEnd(prefix)) {
-		if err != nil {
-			return nil, err
-		}
-		p, err := decodePointer(row)
-		if err != nil {
-			return nil, err
-		}
-		name := store.MountKey(e.Namespace, e.UUID, p.ID)
-		l, _, err := load(v, name)
-		if err != nil {
-			return nil, err
-		}
-		if l == nil {
-			continue
-		}
-		h, err := l.hold().extended(v, name)
-		if err != nil {
-			return nil, err
-		}
-		last := h.Last
-		if last.IsZero() {
-			last = l.Issued
-		}
-		all = append(all, Holding{Lease: l, Last: last})
-	}
-	return all, nil
 }
 
 // Exposure is a finding: a lease on this version of a static secret was revoked, or its holder was removed, while the holder may
@@ -394,6 +394,7 @@ type Exposure struct {
 	Holder  Holder    `cbor:"3,keyasint"`
 	Owner   string    `cbor:"4,keyasint,omitempty"`
 	Lease   string    `cbor:"5,keyasint"`
+	Born    uint64    `cbor:"6,keyasint,omitempty"` // which of the secrets that were at the path, see Value.Born
 }
 
 func exposurePrefix(namespace uint32, mount, path string) string {
@@ -404,27 +405,51 @@ func exposureName(namespace uint32, mount, path string, version uint64, lease st
 	return exposurePrefix(namespace, mount, path) + "\x00" + store.Uint64Key(version) + lease
 }
 
-// dropStatic deletes a static lease, required to be still what it was, but for its row of store.Holds.
-func dropStatic(txn *store.Txn, row store.Row, l *Lease) {
+// dropStatic deletes a static lease that is over at now, required to be still what it was, but for its row of store.Holds. Where lessor rotates
+// the secret, its pointer stays: the holder may use what it has read for long.
+func dropStatic(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.Time, revoked bool) error {
 	txn.Delete(row.Table, row.Name)
-	if l.State == Live {
-		k := l.pointerKey()
-		txn.Delete(k.Table, k.Name)
+	if l.State != Live {
+		return nil
 	}
+	k := l.pointerKey()
+	if !l.Rotatable || strings.HasPrefix(l.Holder.Instance, Wrapped) {
+		txn.Delete(k.Table, k.Name)
+		return nil
+	}
+	at, err := v.Get(k)
+	if err != nil || !at.Exists() {
+		return err
+	}
+	p, err := decodePointer(at)
+	if err != nil {
+		return err
+	}
+	if p.Hold, err = p.Hold.extended(v, row.Name); err != nil {
+		return err
+	}
+	p.lapse(now, revoked)
+	txn.Require(at)
+	txn.Put(at.Table, at.Name, p.encode())
+	return nil
 }
 
 // expose puts the finding that a version is known to somebody who should not use it any more.
 func expose(txn *store.Txn, l *Lease, cause string, now time.Time) {
 	exact(&now)
 	name := exposureName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID)
-	txn.Put(store.LeaseIdx, name, encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID}))
+	txn.Put(store.LeaseIdx, name, encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID, Born: l.Born}))
 }
 
 // Exposures lists the exposed versions of a mount's static secrets, by path and version: of those whose path begins with prefix.
 // Versions that are not current any more are listed too; what became of them the engine knows.
 func Exposures(v store.View, e *mount.Entry, prefix string) ([]Exposure, error) {
+	return exposures(v, e, exposurePrefix(e.Namespace, e.UUID, prefix))
+}
+
+// exposures lists those whose rows' names begin with from.
+func exposures(v store.View, e *mount.Entry, from string) ([]Exposure, error) {
 	var all []Exposure
-	from := exposurePrefix(e.Namespace, e.UUID, prefix)
 	base := len(exposurePrefix(e.Namespace, e.UUID, ""))
 	for row, err := range v.Scan(store.LeaseIdx, from, store.PrefixEnd(from)) {
 		if err != nil {

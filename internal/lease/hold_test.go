@@ -283,7 +283,7 @@ func TestStatic(t *testing.T) {
 	})
 }
 
-func TestHolders(t *testing.T) {
+func TestUsers(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.read(1, alice)
 		w.read(2, alice)
@@ -293,10 +293,10 @@ func TestHolders(t *testing.T) {
 		holders := func() map[string]int {
 			n := map[string]int{}
 			w.view(func(v store.View) {
-				all, err := Holders(v, secret, "app")
+				all, err := Users(v, secret, "app")
 				w.must(err)
-				for _, h := range all {
-					n[fmt.Sprint(h.Holder.Entity, " ", h.Version, " ", h.Pinned)]++
+				for _, u := range all {
+					n[fmt.Sprint(u.Entity, " ", u.Version, " ", u.Pinned)]++
 				}
 			})
 			return n

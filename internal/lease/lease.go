@@ -5,9 +5,9 @@
 //
 // A dynamic credential's lease is durable, pending, before its target is touched, and holds all that is needed to undo
 // it; whatever dies midway, the reaper reverts. A lease on a static secret is born live and records who holds which
-// version; it is gone when it ends, since no target has to be asked.
+// version; it is gone when it ends, since no target has to be asked. What its holder may still use then is in use.go.
 //
-// What is in lease.go, hold.go, renew.go and tomb.go decides: it reads a store.View, fills a store.Txn and touches nothing.
+// What is in lease.go, hold.go, use.go, renew.go and tomb.go decides: it reads a store.View, fills a store.Txn and touches nothing.
 // Reaper is the one that acts.
 package lease
 
@@ -108,6 +108,7 @@ type Lease struct {
 	Tomb      string        `cbor:"32,keyasint,omitempty"` // Revoking: id of the tombstone that ended it
 	Longest   time.Duration `cbor:"33,keyasint,omitempty"` // Static: longest interval between the holder's reads before this lease
 	Born      uint64        `cbor:"34,keyasint,omitempty"` // Static: which of the secrets that were at this path, see Value.Born
+	Rotatable bool          `cbor:"35,keyasint,omitempty"` // Static: lessor rotates the secret, so that its end leaves who may still use it
 }
 
 // PendingMargin is what a pending lease is given beyond the deadline of its apply, before the reaper reverts it.
@@ -298,23 +299,22 @@ func (l *Lease) moveDue(txn *store.Txn, to time.Time) {
 // End ends a lease at now, required to be still what row was; l.Forced and l.Tomb are the caller's to set before. A
 // dynamic one becomes Revoking and stands first in its target's queue; the commit should carry the audit record that the target is
 // about to be touched. A static one is gone with the commit, which
-// leaves an Exposure of its version. Ending what is Revoking already means: try again at once.
-func End(txn *store.Txn, row store.Row, l *Lease, cause string, now time.Time) {
+// leaves an Exposure of its version and, where lessor rotates the secret, a User who is Revoked. Ending what is Revoking already means: try again at once.
+func End(v store.View, txn *store.Txn, row store.Row, l *Lease, cause string, now time.Time) error {
 	txn.Urgent = true
 	txn.Require(row)
 	if l.State == Revoking {
 		requeue(txn, l, now)
-		return
+		return nil
 	}
 	txn.Delete(store.Due, l.dueName())
 	if l.Token != "" {
 		txn.Delete(store.LeaseIdx, tokenPrefix(l.Token)+row.Name)
 	}
 	if l.Kind == Static {
-		dropStatic(txn, row, l)
 		txn.Delete(store.Holds, row.Name)
 		expose(txn, l, cause, now)
-		return
+		return dropStatic(v, txn, row, l, now, true)
 	}
 	l.Watch = l.Watch || l.State == Pending
 	l.State, l.Ended, l.Cause, l.Due = Revoking, now, cause, time.Time{}
@@ -325,6 +325,7 @@ func End(txn *store.Txn, row store.Row, l *Lease, cause string, now time.Time) {
 		txn.Put(store.LeaseIdx, tombPrefix(l.Tomb)+row.Name, nil)
 	}
 	txn.Put(row.Table, row.Name, l.Encode())
+	return nil
 }
 
 // firstTry is when a revert is due that somebody waits for: now; with force, before all others and past the breaker.

@@ -64,8 +64,7 @@ func (m *member) revoke(l *Lease) {
 	_, err := m.db.Update(ctx, func(v store.View, txn *store.Txn) error {
 		cur, row, err := Get(v, l)
 		m.must(err)
-		End(txn, row, cur, "asked for", m.db.Now())
-		return nil
+		return End(v, txn, row, cur, "asked for", m.db.Now())
 	})
 	m.must(err)
 }

@@ -400,16 +400,19 @@ func record(l *Lease, operation string, phase audit.Phase, cause string, now tim
 }
 
 // end ends a lease for the reaper's own reasons, with the audit record.
-func (j *job) end(row store.Row, l *Lease, operation, cause string) {
+func (j *job) end(row store.Row, l *Lease, operation, cause string) error {
 	j.left--
 	phase := audit.Done
 	if l.Kind == Dynamic {
 		phase = audit.Begun
 	}
-	End(&j.txn, row, l, cause, j.now)
+	if err := End(j.view, &j.txn, row, l, cause, j.now); err != nil {
+		return err
+	}
 	rec := record(l, operation, phase, cause, j.now)
 	if l.Kind == Static {
 		rec.Secrets = []audit.Shown{{Path: l.Path(), Version: l.Version, How: "exposed"}}
 	}
 	j.txn.Audit = append(j.txn.Audit, rec)
+	return nil
 }

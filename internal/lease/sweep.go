@@ -90,8 +90,11 @@ func (r *Reaper) sweepLeases(j *job, t *Tomb, s sweep) (sweep, error) {
 		if err != nil {
 			return s, err
 		}
-		if t.hits(l) {
-			r.bury(j, row, l, t)
+		if !t.hits(l) {
+			continue
+		}
+		if err := r.bury(j, row, l, t); err != nil {
+			return s, err
 		}
 	}
 	if t.Selector.Kind == ByPrefix && !strings.HasPrefix(t.Selector.Value, "auth/") {
@@ -101,15 +104,14 @@ func (r *Reaper) sweepLeases(j *job, t *Tomb, s sweep) (sweep, error) {
 }
 
 // bury ends a lease that the tombstone hits. One that is being reverted already is only made to go as the tombstone says.
-func (r *Reaper) bury(j *job, row store.Row, l *Lease, t *Tomb) {
+func (r *Reaper) bury(j *job, row store.Row, l *Lease, t *Tomb) error {
 	if l.State != Revoking {
 		l.Tomb, l.Forced = t.ID, t.Forced
-		j.end(row, l, "revoke", t.Cause)
 		j.after(func() { r.counts.revoked.Add(1) })
-		return
+		return j.end(row, l, "revoke", t.Cause)
 	}
 	if l.Tomb != "" && (l.Forced || !t.Forced) {
-		return
+		return nil
 	}
 	j.left--
 	if l.Tomb == "" {
@@ -119,6 +121,7 @@ func (r *Reaper) bury(j *job, row store.Row, l *Lease, t *Tomb) {
 	l.Forced = l.Forced || t.Forced
 	j.txn.Require(row)
 	requeue(&j.txn, l, j.now)
+	return nil
 }
 
 // sweepTokens ends the tokens that the tombstone hits, and returns where to go on. What they leave gets tombstones of their own.
@@ -185,7 +188,9 @@ func (r *Reaper) fell(j *job, hash string, t *Tomb) (bool, error) {
 			j.left--
 			continue
 		}
-		r.bury(j, row, l, t)
+		if err := r.bury(j, row, l, t); err != nil {
+			return false, err
+		}
 	}
 	full := false
 	var failure error

@@ -367,7 +367,7 @@ func (w *world) tryRevoke(l *Lease, forced bool) error {
 			return
 		}
 		cur.Forced = forced
-		End(txn, row, cur, "revoked by request r-1", w.db.Now())
+		w.must(End(v, txn, row, cur, "revoked by request r-1", w.db.Now()))
 	})
 }
 
@@ -467,7 +467,7 @@ func (w *world) sound() {
 		for _, table := range []store.Table{store.Due, store.LeaseIdx, store.Holds} {
 			for row, err := range v.Scan(table, "", "") {
 				w.must(err)
-				if !want[row.Key] && !w.others(row.Key) {
+				if !want[row.Key] && !w.others(row.Key) && !w.outlives(row, leases) {
 					w.Errorf("stray row %s", row.Key)
 				}
 				delete(want, row.Key)
@@ -499,6 +499,17 @@ func (w *world) others(k store.Key) bool {
 		return strings.HasPrefix(rest, "x/") || strings.HasPrefix(rest, "k/")
 	}
 	return false
+}
+
+// outlives reports whether a row is a pointer whose lease has ended, of a secret that is rotated.
+func (w *world) outlives(row store.Row, leases map[string]*Lease) bool {
+	w.Helper()
+	if _, _, rest := store.SplitMountKey(row.Name); row.Table != store.LeaseIdx || !strings.HasPrefix(rest, "h/") {
+		return false
+	}
+	p, err := decodePointer(row)
+	w.must(err)
+	return p.Rotatable && !p.Lapsed.IsZero() && leases[p.ID] == nil
 }
 
 // empty checks that nothing is left but findings.

@@ -177,7 +177,9 @@ func (b *Backend) revokeLease(_ context.Context, r *engine.Request) (*engine.Rep
 		return reply, nil
 	}
 	reply := &engine.Reply{Lease: id, Shown: exposed(l)}
-	lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)
+	if err := lease.End(r.View, &reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now); err != nil {
+		return nil, err
+	}
 	if asked(r) {
 		reply.Do = func(ctx context.Context) error { return b.Reaper.SettleLease(ctx, l) }
 	} else {

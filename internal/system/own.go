@@ -450,21 +450,22 @@ func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, 
 	if m == nil {
 		return nil, notFound("no mount serves %q", r.Param("path"))
 	}
-	held, err := lease.Holders(r.View, m, secretPath(m, rest))
+	users, err := lease.Users(r.View, m, secretPath(m, rest))
 	if err != nil {
 		return nil, err
 	}
 	out := []any{}
-	for _, h := range held {
-		if !r.Now.Before(h.Expires) {
-			continue
+	for _, u := range users {
+		if u.Lapsed.IsZero() && !r.Now.Before(u.Expires) {
+			continue // it lapses in a moment
 		}
-		if survivor, err := r.System.EntityID(h.Holder.Entity); err == nil {
-			h.Holder.Entity = survivor // the entity that read it may have been merged since
+		if survivor, err := r.System.EntityID(u.Entity); err == nil {
+			u.Entity = survivor // the entity that read it may have been merged since
 		}
 		out = append(out, map[string]any{
-			"entity_id": h.Holder.Entity, "display_name": h.Holder.Name, "alias": h.Holder.Alias, "instance": h.Holder.Instance, "version": h.Version,
-			"pinned": h.Pinned, "first_read": stamp(h.Issued), "last_read": stamp(h.Last), "lease_id": h.ID, "expires": stamp(h.Expires),
+			"entity_id": u.Entity, "display_name": u.Name, "alias": u.Alias, "instance": u.Instance, "version": u.Version,
+			"pinned": u.Pinned, "first_read": stamp(u.Since), "last_read": stamp(u.Last), "lease_id": u.Lease, "expires": stamp(u.Expires),
+			"owner": u.Owner, "oldest": u.Oldest, "newest": u.Newest, "acknowledged": u.Acked, "lapsed": stamp(u.Lapsed), "revoked": u.Revoked,
 		})
 	}
 	return &engine.Reply{Data: map[string]any{"holders": out}}, nil
@@ -563,7 +564,9 @@ func (b *Backend) revokeBy(ctx context.Context, r *engine.Request) (*engine.Repl
 		}
 		reply.Shown = exposed(l)
 		l.Forced = l.Forced || forced
-		lease.End(&reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now)
+		if err := lease.End(r.View, &reply.Txn, row, l, "revoked by request "+r.Op.ID, r.Now); err != nil {
+			return nil, err
+		}
 		if wait {
 			reply.Do = func(ctx context.Context) error { return b.Reaper.SettleLease(ctx, l) }
 		}

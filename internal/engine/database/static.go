@@ -329,7 +329,7 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 	path := staticCreds + name
 	return &engine.Reply{
 		Data: data, Warnings: worries(t.Account, r.Now), Shown: []audit.Shown{t.shown(path, "shown")},
-		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true},
+		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
 	}, nil
 }
 
