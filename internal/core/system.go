@@ -20,6 +20,9 @@ import (
 // Caller is the caller's own token.
 func (w *walk) Caller() *token.Token { return w.who.token }
 
+// Holder is who the caller is as the holder of a lease.
+func (w *walk) Holder() lease.Holder { return w.holder() }
+
 // Sudo reports whether the caller's policies grant sudo on the request's path.
 func (w *walk) Sudo() bool {
 	if w.who.Root {

@@ -123,6 +123,8 @@ type System interface {
 	OwnerOf(path string) (owner, from string)
 	// Caller is the caller's own token; nil for an anonymous caller.
 	Caller() *token.Token
+	// Holder is who the caller is as the holder of a lease.
+	Holder() lease.Holder
 	// Sudo reports whether the caller's policies grant sudo on the request's path.
 	Sudo() bool
 	// Reaches reports whether the caller's policies grant anything at the path or somewhere below it.

@@ -161,6 +161,7 @@ path "identity/entity/name/{{identity.entity.name}}" { capabilities = ["read"] }
 path "sys/leases/lookup" { capabilities = ["update"] }
 path "sys/leases/renew"  { capabilities = ["update"] }
 path "sys/renew"         { capabilities = ["update"] }
+path "sys/lessor/leases/acknowledge" { capabilities = ["update"] } # the token's own
 
 # A private place that ends with the token.
 path "cubbyhole/*" { capabilities = ["create", "read", "update", "delete", "list"] }

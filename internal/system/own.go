@@ -58,6 +58,9 @@ func (b *Backend) ownRoutes() []engine.Route {
 		{Pattern: "lessor/owners/{path...}", Help: "who answers for a path and all below it", Fields: []engine.Field{{Name: "owner", Type: engine.String, Help: "name of the owner"}},
 			Ops: ops{lessor.Read: b.readOwner, lessor.Update: b.writeOwner, lessor.Delete: b.deleteOwner}},
 		{Pattern: "lessor/holders/{path...}", Help: "who holds which version of a static secret", Ops: read(b.holders)},
+		{Pattern: "lessor/leases/acknowledge", Help: "say that the version which a lease of one's own is on is used, and nothing older", Fields: []engine.Field{
+			{Name: "lease_id", Type: engine.String, Help: "id of the lease"},
+		}, Ops: update(b.acknowledge)},
 		{Pattern: "lessor/exposures/{path...}", Help: "versions that somebody may know who should not any more", Ops: read(b.exposures)},
 		{Pattern: "lessor/revoke", Help: "revoke widely: by prefix, token, mount, holder, owner or lease", Sudo: true, Ops: update(b.revokeBy), Fields: []engine.Field{
 			{Name: "by", Type: engine.String, Help: "prefix, token (its accessor), mount (its path), holder (entity id or name), owner, lease"},
@@ -469,6 +472,38 @@ func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, 
 		})
 	}
 	return &engine.Reply{Data: map[string]any{"holders": out}}, nil
+}
+
+// acknowledge has the holder of a lease on a static secret say that it uses that version, and nothing older.
+func (b *Backend) acknowledge(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	id, err := leaseID(r)
+	if err != nil {
+		return nil, err
+	}
+	missing := api.Errorf(api.Invalid, "lease not found")
+	l, row, _, err := findLease(r, id)
+	if err != nil {
+		return nil, err
+	}
+	if l == nil || !own(r, l.Holder) {
+		return nil, missing
+	}
+	if live, err := r.System.Alive(l); err != nil {
+		return nil, err
+	} else if !live {
+		return nil, missing
+	}
+	reply := &engine.Reply{Lease: l.ID, Note: "acknowledged", Shown: []audit.Shown{{Path: l.Path(), Version: l.Version, How: "acknowledged"}}}
+	return reply, lease.Acknowledge(r.View, &reply.Txn, row, l, r.Now)
+}
+
+// own reports whether the caller is the holder h, or the one that it was merged into.
+func own(r *engine.Request, h lease.Holder) bool {
+	if survivor, err := r.System.EntityID(h.Entity); h.Entity != "" && err == nil {
+		h.Entity = survivor
+	}
+	me := r.System.Holder()
+	return h.Entity == me.Entity && h.Alias == me.Alias && h.Instance == me.Instance
 }
 
 func (b *Backend) exposures(_ context.Context, r *engine.Request) (*engine.Reply, error) {

@@ -107,7 +107,11 @@ func ownerList(a *session.Session) *cobra.Command {
 
 // Holders is the command holders.
 func Holders(a *session.Session) *cobra.Command {
-	return a.CompleteArgument(a.Remote("holders PATH", "List who holds a secret: which version, since when, until when", "",
+	return a.CompleteArgument(a.Remote("holders PATH", "List who holds a secret, and which versions each may still use", `
+May Use has the versions that a holder may still use: reading a newer one is not adopting it. State tells whether it has acknowledged a version,
+saying that it uses nothing older, or whether its hold has lapsed or was revoked: of secrets that lessor rotates, such holders are kept until
+what they have read is proven dead.
+  lessor holders database/static-creds/app`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.Connect()
 			if err != nil {
@@ -128,6 +132,11 @@ func Holders(a *session.Session) *cobra.Command {
 					Alias    string    `json:"alias"`
 					Instance string    `json:"instance"`
 					Version  uint64    `json:"version"`
+					Oldest   uint64    `json:"oldest"`
+					Newest   uint64    `json:"newest"`
+					Acked    uint64    `json:"acknowledged"`
+					Lapsed   time.Time `json:"lapsed"`
+					Revoked  bool      `json:"revoked"`
 					First    time.Time `json:"first_read"`
 					Last     time.Time `json:"last_read"`
 					Lease    string    `json:"lease_id"`
@@ -145,14 +154,36 @@ func Holders(a *session.Session) *cobra.Command {
 				var rows []session.Row
 				for _, h := range found.Holders {
 					who := (&record{Name: h.Name, Alias: h.Alias, Entity: h.Entity}).identity()
+					state := "reading"
+					switch {
+					case h.Revoked:
+						state, h.Lease = "revoked", ""
+					case !h.Lapsed.IsZero():
+						state, h.Lease = "lapsed", ""
+					case h.Acked > 0:
+						state = fmt.Sprintf("acknowledged %d", h.Acked)
+					}
 					rows = append(rows, session.Row{
-						session.PrintableLine(who), session.Dash(session.PrintableLine(h.Instance)), fmt.Sprint(h.Version),
+						session.PrintableLine(who), session.Dash(session.PrintableLine(h.Instance)), fmt.Sprint(h.Version), versions(h.Oldest, h.Newest), state,
 						session.Moment(h.First), session.Moment(h.Last), session.Moment(h.Expires), session.Dash(h.Lease),
 					})
 				}
-				return a.Table(session.Row{"Holder", "Instance", "Version", "First Read", "Last Read", "Expires", "Lease"}, rows)
+				return a.Table(session.Row{"Holder", "Instance", "Version", "May Use", "State", "First Read", "Last Read", "Expires", "Lease"}, rows)
 			})
 		}), 0, session.CompletePath)
+}
+
+// versions says which versions somebody may use who has read the newest and may use the oldest; 0: one that is not known any more.
+func versions(oldest, newest uint64) string {
+	switch {
+	case oldest == 0:
+		return fmt.Sprintf("up to %d", newest)
+	case oldest > newest:
+		return "none in force"
+	case oldest == newest:
+		return fmt.Sprint(newest)
+	}
+	return fmt.Sprintf("%d to %d", oldest, newest)
 }
 
 // Exposures is the command exposures.

@@ -1,0 +1,105 @@
+package core_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/lessor"
+)
+
+// as does an operation as one of somebody's instances.
+func (g *gate) as(instance string, token lessor.Secret, verb lessor.Verb, path, data string) (*lessor.Answer, error) {
+	g.Helper()
+	op := g.op(token, verb, path, data)
+	op.Instance, op.Renewable = instance, true
+	return g.core.Handle(g.Context(), op)
+}
+
+// reads has an instance read the secret, and returns the lease.
+func (g *gate) reads(instance string, token lessor.Secret, path string) string {
+	g.Helper()
+	a, err := g.as(instance, token, lessor.Read, path, "")
+	if err != nil {
+		g.Fatal(err)
+	}
+	return a.Lease.ID
+}
+
+// holders tells who may use a secret: "instance oldest-newest acknowledged".
+func (g *gate) holders(path string) string {
+	g.Helper()
+	var all []string
+	for _, h := range g.do(g.root, lessor.Read, "sys/lessor/holders/"+path, "").Data["holders"].([]any) {
+		h := h.(map[string]any)
+		all = append(all, fmt.Sprintf("%s %d-%d %d", h["instance"], h["oldest"], h["newest"], h["acknowledged"]))
+	}
+	return strings.Join(all, ", ")
+}
+
+func TestAcknowledge(t *testing.T) {
+	g := start(t)
+	g.kv2("secret")
+	g.policy("app", `path "secret/data/*" { capabilities = ["read"] }`)
+	g.do(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass"}`)
+	user := func(name string) lessor.Secret {
+		g.do(g.root, lessor.Update, "auth/userpass/users/"+name, `{"password":"a long password","token_policies":"app"}`)
+		return g.login("userpass", name).Auth.Token
+	}
+	ann, bob := user("ann"), user("bob")
+	g.do(g.root, lessor.Update, "secret/data/app", `{"data":{"k":"1"}}`)
+	first := g.reads("pod-1", ann, "secret/data/app")
+	g.do(g.root, lessor.Update, "secret/data/app", `{"data":{"k":"2"}}`)
+	second := g.reads("pod-1", ann, "secret/data/app")
+	if got := g.holders("secret/app"); got != "pod-1 1-2 0" {
+		t.Errorf("after reading the second: %s", got)
+	}
+	const path = "sys/lessor/leases/acknowledge"
+	body := func(id string) string { return `{"lease_id":"` + id + `"}` }
+	for who, by := range map[string]struct {
+		instance string
+		token    lessor.Secret
+	}{"another instance": {"pod-2", ann}, "no instance": {"", ann}, "somebody else": {"pod-1", bob}, "root": {"pod-1", g.root}} {
+		_, err := g.as(by.instance, by.token, lessor.Update, path, body(second))
+		if api.KindOf(err) != api.Invalid || err.Error() != "lease not found" {
+			t.Errorf("%s acknowledges: %v", who, err)
+		}
+	}
+	for what, id := range map[string]string{"no such lease": "secret/data/app/nothing", "no mount": "nowhere/x", "empty": ""} {
+		if _, err := g.as("pod-1", ann, lessor.Update, path, body(id)); api.KindOf(err) != api.Invalid {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if got := g.holders("secret/app"); got != "pod-1 1-2 0" {
+		t.Errorf("after others tried: %s", got)
+	}
+	for range 2 {
+		if a, err := g.as("pod-1", ann, lessor.Update, path, body(second)); err != nil || a.Status != 0 && a.Status != 204 || a.Data != nil {
+			t.Errorf("acknowledging: %+v, %v", a, err)
+		}
+		if got := g.holders("secret/app"); got != "pod-1 2-2 2" {
+			t.Errorf("after acknowledging: %s", got)
+		}
+	}
+	rec := g.last(path)[0]
+	if rec.Lease != second || rec.Note != "acknowledged" || len(rec.Secrets) != 1 || rec.Secrets[0].Version != 2 || rec.Secrets[0].Path != "secret/data/app" || rec.Instance != "pod-1" {
+		t.Errorf("on record: %+v", rec.Record)
+	}
+	if _, err := g.as("pod-1", ann, lessor.Update, path, body(first)); err != nil { // said late
+		t.Error(err)
+	}
+	if got := g.holders("secret/app"); got != "pod-1 2-2 2" {
+		t.Errorf("after acknowledging the first: %s", got)
+	}
+	g.do(g.root, lessor.Update, "sys/leases/revoke", body(second))
+	if _, err := g.as("pod-1", ann, lessor.Update, path, body(second)); api.KindOf(err) != api.Invalid {
+		t.Errorf("acknowledging what was revoked: %v", err)
+	}
+	// A dynamic credential is its holder's only.
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	l := g.reads("pod-1", g.root, "target/creds/app")
+	if _, err := g.as("pod-1", g.root, lessor.Update, path, body(l)); api.KindOf(err) != api.Invalid || !strings.Contains(err.Error(), "static") {
+		t.Errorf("acknowledging a dynamic credential: %v", err)
+	}
+}
