@@ -262,9 +262,23 @@ func decodeHold(row store.Row) (h hold, err error) {
 	return h, nil
 }
 
+// pointerRows begins the pointers of a mount.
+func pointerRows(namespace uint32, mount string) string {
+	return store.MountKey(namespace, mount, "h/")
+}
+
 // pointerPrefix begins the pointers to the leases on a secret.
 func pointerPrefix(namespace uint32, mount, path string) string {
-	return store.MountKey(namespace, mount, "h/", path, "\x00")
+	return pointerRows(namespace, mount) + path + "\x00"
+}
+
+// lease is what the pointer says of the lease that it names; rest is the pointer's name without namespace and mount.
+func (p *pointer) lease(namespace uint32, mount, rest string) *Lease {
+	path, _, _ := strings.Cut(strings.TrimPrefix(rest, "h/"), "\x00")
+	return &Lease{
+		ID: p.ID, Namespace: namespace, Mount: mount, Kind: Static, Holder: p.Holder, Owner: p.Owner, Version: p.Version, Secret: path,
+		Position: p.Position, Born: p.Born,
+	}
 }
 
 // pointerSum is the length of what stands for the holder in a pointer's name.
@@ -428,8 +442,12 @@ func dropStatic(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.
 	if p.Hold, err = p.Hold.extended(v, row.Name); err != nil {
 		return err
 	}
-	p.lapse(now, revoked)
 	txn.Require(at)
+	if p.Oldest > p.newest() { // all that it has read is dead
+		txn.Delete(at.Table, at.Name)
+		return nil
+	}
+	p.lapse(now, revoked)
 	txn.Put(at.Table, at.Name, p.encode())
 	return nil
 }

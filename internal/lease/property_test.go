@@ -16,6 +16,12 @@ import (
 // TestHistories lives random lives: leases are issued, renewed, revoked one by one and widely, their makers die at every step, the target
 // and the server go down, and time passes. What must hold after each step is in sound and history.check.
 func TestHistories(t *testing.T) {
+	inBubbles(t, live)
+}
+
+// inBubbles checks a property, each time in a bubble of its own.
+func inBubbles(t *testing.T, live func(*rapid.T)) {
+	t.Helper()
 	rapid.Check(t, func(rt *rapid.T) {
 		var failure any // of rapid's, which must not leave the bubble by itself
 		synctest.Test(t, func(*testing.T) {

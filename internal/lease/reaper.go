@@ -411,8 +411,13 @@ func (j *job) end(row store.Row, l *Lease, operation, cause string) error {
 	}
 	rec := record(l, operation, phase, cause, j.now)
 	if l.Kind == Static {
-		rec.Secrets = []audit.Shown{{Path: l.Path(), Version: l.Version, How: "exposed"}}
+		rec.Secrets = exposed(l)
 	}
 	j.txn.Audit = append(j.txn.Audit, rec)
 	return nil
+}
+
+// exposed is what an audit record says of the version that the end of a static lease exposes.
+func exposed(l *Lease) []audit.Shown {
+	return []audit.Shown{{Path: l.Path(), Version: l.Version, How: "exposed"}}
 }

@@ -13,7 +13,7 @@ import (
 // ended before is not there any more.
 type sweep struct {
 	id    string
-	table store.Table // leases first, then tokens; 0: not begun
+	table store.Table // leases first, then the pointers that outlived theirs, then tokens; 0: not begun
 	from  string      // name of the next row to look at
 }
 
@@ -35,6 +35,8 @@ func (r *Reaper) sweepTombs(j *job) (time.Duration, error) {
 	switch next.table {
 	case store.Leases:
 		next, err = r.sweepLeases(j, t, next)
+	case store.LeaseIdx:
+		next, err = r.sweepLapsed(j, t, next)
 	case store.Tokens:
 		next, err = r.sweepTokens(j, t, next)
 	}
@@ -97,10 +99,71 @@ func (r *Reaper) sweepLeases(j *job, t *Tomb, s sweep) (sweep, error) {
 			return s, err
 		}
 	}
+	from, _ := t.pointers()
+	return sweep{id: t.ID, table: store.LeaseIdx, from: from}, nil
+}
+
+// pointers is the range of names of the pointers that the tombstone can hit, among others.
+func (t *Tomb) pointers() (from, to string) {
+	switch s := t.Selector; s.Kind {
+	case ByPrefix:
+		from = pointerRows(namespaceOf(tombRows), s.Mount)
+	case ByMount:
+		from = pointerRows(namespaceOf(tombRows), s.Value)
+	default:
+		return t.leases()
+	}
+	return from, store.PrefixEnd(from)
+}
+
+// sweepLapsed has the tombstone hit those who may still use a secret though their lease has ended, and returns where to go on.
+func (r *Reaper) sweepLapsed(j *job, t *Tomb, s sweep) (sweep, error) {
+	_, to := t.pointers()
+	looked := 0
+	for row, err := range j.view.Scan(store.LeaseIdx, s.from, to) {
+		if err != nil {
+			return s, err
+		}
+		namespace, mount, rest := store.SplitMountKey(row.Name)
+		pointers := pointerRows(namespace, mount)
+		switch {
+		case row.Name < pointers:
+			s.from = pointers
+			return s, nil
+		case row.Name >= store.PrefixEnd(pointers):
+			s.from = store.PrefixEnd(store.MountKey(namespace, mount))
+			return s, nil
+		case j.left <= 0 || looked == examined:
+			s.from = row.Name
+			return s, nil
+		}
+		looked++
+		p, err := decodePointer(row)
+		if err != nil {
+			return s, err
+		}
+		l := p.lease(namespace, mount, rest)
+		if p.Lapsed.IsZero() || p.Revoked || !t.hits(l) {
+			continue
+		}
+		j.left--
+		p.Revoked, l.Tomb = true, t.ID
+		j.txn.Require(row)
+		j.txn.Put(row.Table, row.Name, p.encode())
+		j.expose(l, "revoke", t.Cause)
+	}
 	if t.Selector.Kind == ByPrefix && !strings.HasPrefix(t.Selector.Value, "auth/") {
 		return sweep{id: t.ID}, nil
 	}
 	return sweep{id: t.ID, table: store.Tokens, from: tokenRows}, nil
+}
+
+// expose puts the finding that a version is known to somebody whose lease on it has ended before, with the audit record.
+func (j *job) expose(l *Lease, operation, cause string) {
+	expose(&j.txn, l, cause, j.now)
+	rec := record(l, operation, audit.Done, cause, j.now)
+	rec.Secrets = exposed(l)
+	j.txn.Audit = append(j.txn.Audit, rec)
 }
 
 // bury ends a lease that the tombstone hits. One that is being reverted already is only made to go as the tombstone says.

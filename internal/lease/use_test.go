@@ -152,7 +152,7 @@ func TestUse(t *testing.T) {
 		w.used("e-alice 1-2")
 		w.settle(1, 0)
 		w.used("e-alice 2-2")
-		time.Sleep(1000 * 24 * time.Hour)
+		time.Sleep(100 * 24 * time.Hour)
 		w.used("e-alice 2-2 lapsed")
 		w.settle(1, 0)
 		w.used("e-alice 2-2 lapsed")
