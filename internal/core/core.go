@@ -75,6 +75,7 @@ type Core struct {
 	counters counters
 
 	tidying   chan struct{} // asks for a round before its time
+	demanding chan struct{} // says that there are demands
 	strangers *tally.Tally
 	guard     lockout.Guard
 	quotas    *quota.Guard
@@ -104,7 +105,7 @@ func New(o Options) (*Core, error) {
 	if o.Cluster == "" {
 		o.Cluster = "vault://lessor"
 	}
-	c := &Core{Options: o, routers: map[string]*engine.Router{}, tidying: make(chan struct{}, 1), crowd: newCrowd()}
+	c := &Core{Options: o, routers: map[string]*engine.Router{}, tidying: make(chan struct{}, 1), demanding: make(chan struct{}, 1), crowd: newCrowd()}
 	for name, b := range o.Backends {
 		c.routers[name] = engine.NewRouter(b.Routes())
 	}
@@ -144,6 +145,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.every(ctx, retentionEvery, "dropping locks that are over", c.expireLocks) })
 	all.Go(func() { c.every(ctx, strayEvery, "searching targets", c.seekStrays) })
 	all.Go(func() { c.keepTidy(ctx) })
+	all.Go(func() { c.keepDemands(ctx) })
 	all.Wait()
 }
 

@@ -335,6 +335,7 @@ func (w *walk) finish(ctx context.Context) (*lessor.Answer, error) {
 	w.welcomed()
 	if txn.Urgent {
 		w.reaper.Nudge()
+		w.demandsSoon() // a lease that was revoked may leave one
 	}
 	if w.reply.Tidy {
 		w.tidySoon()

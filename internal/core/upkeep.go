@@ -75,6 +75,9 @@ func (c *Core) follow(ctx context.Context) {
 			}
 			c.reaper.Heard(&h)
 			c.rotator.Heard(&h)
+			if lease.Demanding(&h) {
+				c.demandsSoon()
+			}
 			for _, b := range c.Backends {
 				if f, ok := b.(engine.Follower); ok {
 					f.Heard(&h)

@@ -232,6 +232,8 @@ type Rotator interface {
 	// Turn touches the target as the account's rows say, and tells what came of it. It may be called again after it succeeded, and
 	// after one that died. For one account it is called once at a time by this process.
 	Turn(ctx context.Context, a Access, account string) Turned
+	// AccountOf is the account that a path within the mount is about: whose password its readers are shown, or which it configures.
+	AccountOf(path string) (account string, ok bool)
 }
 
 // Turned is what came of a touch.

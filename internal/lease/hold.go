@@ -277,7 +277,7 @@ func (p *pointer) lease(namespace uint32, mount, rest string) *Lease {
 	path, _, _ := strings.Cut(strings.TrimPrefix(rest, "h/"), "\x00")
 	return &Lease{
 		ID: p.ID, Namespace: namespace, Mount: mount, Kind: Static, Holder: p.Holder, Owner: p.Owner, Version: p.Version, Secret: path,
-		Position: p.Position, Born: p.Born,
+		Position: p.Position, Born: p.Born, Rotatable: p.Rotatable,
 	}
 }
 
@@ -457,6 +457,9 @@ func expose(txn *store.Txn, l *Lease, cause string, now time.Time) {
 	exact(&now)
 	name := exposureName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID)
 	txn.Put(store.LeaseIdx, name, encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID, Born: l.Born}))
+	if l.Rotatable {
+		demand(txn, l, cause)
+	}
 }
 
 // Exposures lists the exposed versions of a mount's static secrets, by path and version: of those whose path begins with prefix.

@@ -496,7 +496,7 @@ func (w *world) others(k store.Key) bool {
 		_, rest, ok := store.ParseTimeKey(k.Name)
 		return ok && strings.HasPrefix(rest, token.DueToken)
 	case store.LeaseIdx:
-		return strings.HasPrefix(rest, "x/") || strings.HasPrefix(rest, "k/")
+		return strings.HasPrefix(rest, "x/") || strings.HasPrefix(rest, "d/") || strings.HasPrefix(rest, "k/")
 	}
 	return false
 }
@@ -517,7 +517,10 @@ func (w *world) empty() {
 	w.Helper()
 	w.sound()
 	for _, table := range []store.Table{store.Leases, store.Due, store.Holds, store.Tombs, store.Tokens, store.TokenIdx, store.Secrets, store.LeaseIdx} {
-		names := slices.DeleteFunc(w.names(table), func(n string) bool { _, _, rest := store.SplitMountKey(n); return strings.HasPrefix(rest, "x/") })
+		names := slices.DeleteFunc(w.names(table), func(n string) bool {
+			_, _, rest := store.SplitMountKey(n)
+			return strings.HasPrefix(rest, "x/") || strings.HasPrefix(rest, "d/")
+		})
 		if len(names) > 0 {
 			w.Errorf("%d rows left of %s: %q…", len(names), table, names[0])
 		}

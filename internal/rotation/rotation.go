@@ -48,6 +48,7 @@ type Account struct {
 	New       bool      `cbor:"11,keyasint,omitempty"` // made a moment ago, and withdrawn if its target was not touched
 	Born      uint64    `cbor:"12,keyasint,omitempty"` // when it was made, Unix microseconds: tells accounts apart that had the same name in turn
 	Loose     uint32    `cbor:"13,keyasint"`           // attempts at Pending that are under way, or of which nobody knows how they ended
+	Cause     string    `cbor:"14,keyasint,omitempty"` // of the rotation that is due or begun, where that is not its schedule (Demand)
 }
 
 // Passwords are the secrets of an Account: a row of store.Secrets.
@@ -118,7 +119,7 @@ func (a *Account) Confirm(p *Passwords, s Schedule, now time.Time) {
 	a.supersede(p, now)
 	p.Current, p.Pending = p.Pending, lessor.Secret{}
 	a.Version, a.Pending, a.Loose, a.Rotated, a.New = a.Pending, 0, 0, now, false
-	a.Attempts, a.LastError, a.Retry = 0, "", time.Time{}
+	a.Attempts, a.LastError, a.Retry, a.Cause = 0, "", time.Time{}, ""
 	a.Due = s.Next(now)
 	if a.Check.IsZero() {
 		a.Check = now.Add(Watch)
@@ -211,7 +212,7 @@ func (a *Account) Step(s Schedule, now time.Time) Step {
 	case a.Pending != 0:
 		return Resume
 	case !a.Due.IsZero() && !now.Before(a.Due):
-		if s.Missed(a.Due, now) {
+		if a.Cause == "" && s.Missed(a.Due, now) {
 			return Miss
 		}
 		return Rotate

@@ -1,0 +1,150 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// demandBatch is how many demands one commit sees to.
+const demandBatch = 200
+
+// demandCause is why, for rotation: whose lease it was is on record with the demand.
+const demandCause = "a holder's lease was revoked"
+
+// keepDemands sees to demands: soon after this node hears of one, and every now and then, where that is this node's work.
+func (c *Core) keepDemands(ctx context.Context) {
+	every := c.Poll
+	if every == 0 {
+		every = time.Second
+	}
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		changed := c.Claims.Changed()
+		c.claimed(ctx, "demanding rotations", c.meetDemands)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-changed:
+		case <-c.demanding:
+		}
+	}
+}
+
+// demandsSoon asks for a look at them now.
+func (c *Core) demandsSoon() {
+	select {
+	case c.demanding <- struct{}{}:
+	default:
+	}
+}
+
+// meetDemands has the secrets rotated whose version in force is exposed. A restored copy that is still fenced leaves that for later.
+func (c *Core) meetDemands(ctx context.Context) error {
+	if c.Fenced() {
+		return nil
+	}
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	mounts, err := c.rotated(v)
+	v.Close()
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, m := range mounts {
+		for from, more := "", true; more; more = from != "" {
+			if from, err = c.meetSome(ctx, m.UUID, from); err != nil && !errors.As(err, new(*store.Conflict)) { // else somebody changed an account: the next look does it
+				failed = append(failed, err)
+			}
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// meetSome sees to some of a mount's demands from one on, and says where to go on; "" means that there are no more.
+func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, err error) {
+	v, err := c.Store.View()
+	if err != nil {
+		return "", err
+	}
+	defer v.Close()
+	m, rotator, err := c.rotatorOf(v, uuid)
+	if err != nil {
+		return "", err
+	}
+	demands, next, err := lease.Demands(v, m, from, demandBatch)
+	if err != nil {
+		return "", err
+	}
+	txn := &store.Txn{}
+	for len(demands) > 0 {
+		n := 1
+		for n < len(demands) && demands[n].Secret == demands[0].Secret {
+			n++
+		}
+		met, err := c.meet(v, txn, m, rotator, demands[:n])
+		if err != nil {
+			return "", err
+		}
+		if met {
+			for _, d := range demands[:n] {
+				lease.Met(txn, m, d)
+			}
+		}
+		demands = demands[n:]
+	}
+	if len(txn.Deletes) == 0 {
+		return next, nil
+	}
+	if err := c.commit(ctx, txn); err != nil {
+		return "", err
+	}
+	c.rotator.Nudge()
+	return next, nil
+}
+
+// meet sees to the demands on one secret, and reports whether that is all there is to do about them. It is not while another password is on its
+// way: it comes in the place of the exposed one, unless it is given up.
+func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine.Rotator, demands []lease.Demand) (bool, error) {
+	secret := demands[0].Secret
+	account, ok := rotator.AccountOf(secret)
+	versions, versioned := rotator.(engine.Versioner)
+	if !ok || !versioned {
+		return true, nil // it stays a finding
+	}
+	current, born, err := versions.Current(v, m, secret)
+	if err != nil {
+		return false, err
+	}
+	a, row, err := rotation.Load(v, m.Namespace, m.UUID, account)
+	if err != nil || !row.Exists() {
+		return err == nil, err
+	}
+	for _, d := range demands {
+		if d.Version != current || d.Born != born {
+			continue // it is succeeded already
+		}
+		now := c.Store.Now()
+		if !a.Demand(demandCause, now) {
+			return a.Cause != "", nil
+		}
+		txn.Audit = append(txn.Audit, audit.Record{
+			Time: now, Operation: "demand", Namespace: m.Namespace, Path: m.Path + secret, Phase: audit.Done, System: "rotation", Granted: true,
+			Rule: "system:rotation", Policy: "system", Cause: d.Cause, Note: "a rotation was demanded", Lease: d.Lease,
+		})
+		return true, rotation.Save(txn, row, a)
+	}
+	return true, nil
+}

@@ -1,0 +1,127 @@
+package database_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// reads has an instance read a static role's password, and returns its lease. One that renews is shown it.
+func (w *world) reads(instance, role string) string {
+	w.Helper()
+	op := w.op(lessor.Read, "db/static-creds/"+role, "")
+	op.Instance, op.Renewable = instance, true
+	a, err := w.core.Handle(context.Background(), op)
+	w.must(err)
+	return a.Lease.ID
+}
+
+// demands are the audit records of rotations of a role that were demanded.
+func (w *world) demands(role string) (all []audit.At) {
+	w.Helper()
+	for _, r := range w.records("db/static-creds/" + role) {
+		if r.Operation == "demand" {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+func (w *world) managed(name, period string) string {
+	w.Helper()
+	username := w.account("")
+	w.do(lessor.Update, "db/static-roles/"+name, fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":%q}`, username, period))
+	return username
+}
+
+// Whoever should not know the password any more has it rotated: once, however many they are, with the reason on record.
+func TestRevocationDemandsRotation(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	username := w.managed("app", "1000h")
+	first := w.password("app")
+	one := w.reads("pod-0", "app")
+	revoke := w.op(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, one))
+	_, err := w.core.Handle(context.Background(), revoke)
+	w.must(err)
+	w.until("the exposed password is rotated", func() bool { return w.state("static/app").Version == 2 })
+	if second := w.password("app"); second == first || w.logsIn(username, first) || !w.logsIn(username, second) {
+		t.Error("the password that was exposed is in force")
+	}
+	if found := w.demands("app"); len(found) != 1 || found[0].Lease != one || found[0].System != "rotation" || !strings.Contains(found[0].Cause, revoke.ID) {
+		t.Errorf("on record: %+v", found)
+	}
+	// Of many that are thrown out at once, and of one that was moved on, it is one rotation.
+	for i := range 20 {
+		w.reads(fmt.Sprint("pod-", i), "app")
+	}
+	w.do(lessor.Update, "sys/leases/revoke-prefix/db/static-creds/app", "")
+	w.until("the exposed password is rotated", func() bool { return w.state("static/app").Version == 3 })
+	w.until("all demands are met", func() bool { return w.unmet() == 0 })
+	if s := w.state("static/app"); s.Version != 3 || s.Pending != 0 || len(w.demands("app")) != 2 {
+		t.Errorf("%d demands, and %+v", len(w.demands("app")), s)
+	}
+	// A version that is not in force any more is nobody's worry.
+	old := w.reads("pod-1", "app")
+	w.do(lessor.Update, "db/rotate-role/app", "")
+	w.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, old))
+	w.until("all demands are met", func() bool { return w.unmet() == 0 })
+	if s := w.state("static/app"); s.Version != 4 || len(w.demands("app")) != 2 {
+		t.Errorf("%d demands, and %+v", len(w.demands("app")), s)
+	}
+}
+
+// unmet counts the demands that nobody has seen to.
+func (w *world) unmet() (n int) {
+	w.Helper()
+	v, err := w.db.View()
+	w.must(err)
+	defer v.Close()
+	for row, err := range v.Scan(store.LeaseIdx, "", "") {
+		w.must(err)
+		if _, _, rest := store.SplitMountKey(row.Name); strings.HasPrefix(rest, "d/") {
+			n++
+		}
+	}
+	return n
+}
+
+// A crash between a revocation and what it demands loses nothing.
+func TestDemandOutlivesCrash(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	w.managed("app", "1000h")
+	id := w.reads("pod-0", "app")
+	_, err := w.db.Commit(context.Background(), store.Txn{Puts: []store.Put{{Key: store.Fenced, Value: []byte("x")}}})
+	w.must(err)
+	w.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q,"sync":false}`, id))
+	w.crash()
+	if n, s := w.unmet(), w.state("static/app"); n != 1 || s.Version != 1 || s.Pending != 0 {
+		t.Fatalf("%d demands, and %+v, of a copy that touches nothing", n, s)
+	}
+	w.do(lessor.Delete, "sys/lessor/fence", "")
+	w.until("the exposed password is rotated", func() bool { return w.state("static/app").Version == 2 })
+	w.until("the demand is met", func() bool { return w.unmet() == 0 })
+}
+
+// A program that reads once, at boot, is known for as long as it may run.
+func TestBootReaderIsNotForgotten(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	w.managed("app", "10000h")
+	w.reads("boot", "app")
+	w.clock.advance(30 * 24 * time.Hour)
+	holders := func() []any { return w.do(lessor.Read, "sys/lessor/holders/db/static-creds/app", "").Data["holders"].([]any) }
+	w.until("its hold has lapsed", func() bool {
+		all := holders()
+		return len(all) == 1 && all[0].(map[string]any)["lapsed"] != nil
+	})
+	w.reads("boot", "app")
+	if h := holders()[0].(map[string]any); h["lapsed"] != nil || h["instance"] != "boot" || h["oldest"] != uint64(1) {
+		t.Errorf("after it was started anew: %v", h)
+	}
+}
