@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -171,6 +172,119 @@ func await(t *testing.T, done func() bool) {
 	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("waited in vain")
+		}
+	}
+}
+
+// One holder's threads read newer and newer versions at one node and acknowledge them at another, while the versions die and leases are revoked. What is on
+// record of the holder is at each moment what it has said and read, whoever commits first.
+func TestNodesAcknowledge(t *testing.T) {
+	w := newWorld(t)
+	defer w.close()
+	nodes := []*member{w.member(t), w.member(t)}
+	type progress struct{ said, heard, read atomic.Uint64 } // versions: acknowledged, before and after; read
+	var dying, dead atomic.Uint64
+	holders := map[Holder]*progress{}
+	for i := range 6 {
+		holders[Holder{Entity: "e-app", Alias: "a-app", Instance: fmt.Sprint("pod-", i)}] = &progress{}
+	}
+	var all sync.WaitGroup
+	const versions = 30
+	for who, p := range holders {
+		all.Go(func() {
+			var late sync.WaitGroup
+			for version := uint64(1); version <= versions; version++ {
+				at, other := nodes[version%2], nodes[(version+1)%2]
+				_, id, _ := at.read(version, who, rotatable)
+				p.read.Store(version)
+				switch version % 5 {
+				case 1, 3:
+					late.Go(func() { // while it reads on
+						raise(&p.said, version)
+						if _, err := other.acknowledge(id); err == nil {
+							raise(&p.heard, version)
+						}
+					})
+				case 4:
+					late.Go(func() {
+						if l := other.find(id); l != nil {
+							other.must(other.world.revoke(l, false))
+						}
+					})
+				}
+			}
+			late.Wait()
+		})
+	}
+	all.Go(func() {
+		for version := uint64(1); version < versions; version += 4 {
+			await(t, func() bool { // nobody reads what is dead
+				for _, p := range holders {
+					if p.read.Load() <= version {
+						return false
+					}
+				}
+				return true
+			})
+			dying.Store(version)
+			nodes[version%2].settle(version, 0)
+			dead.Store(version)
+		}
+	})
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	check := func(at *member) {
+		type bounds struct{ oldest, newest uint64 }
+		before, gone := map[Holder]bounds{}, dead.Load()
+		for who, p := range holders {
+			before[who] = bounds{p.heard.Load(), p.read.Load()}
+		}
+		var found []User
+		if err := at.db.Fresh(ctx); err != nil {
+			t.Fatal(err)
+		}
+		at.view(func(v store.View) {
+			var err error
+			found, err = Users(v, secret, "app")
+			at.must(err)
+		})
+		known := map[Holder]User{}
+		for _, u := range found {
+			known[u.Holder] = u
+		}
+		for who, p := range holders {
+			b := before[who]
+			u, ok := known[who]
+			if !ok && b.newest > 0 {
+				t.Errorf("%s has read %d, and is forgotten", who.Instance, b.newest)
+			}
+			least, most := max(b.oldest, gone+1), max(1, p.said.Load(), dying.Load()+1)
+			if ok && (u.Oldest < least || u.Oldest > most || u.Newest < b.newest) {
+				t.Errorf("%s acknowledged %d, and read %d, of which %d are dead: known of it is %d to %d", who.Instance, b.oldest, b.newest, gone, u.Oldest, u.Newest)
+			}
+		}
+	}
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		for _, at := range nodes {
+			check(at)
+		}
+	}
+	for _, at := range nodes {
+		check(at)
+		at.sound()
+	}
+}
+
+// raise makes it n at least.
+func raise(to *atomic.Uint64, n uint64) {
+	for {
+		if old := to.Load(); old >= n || to.CompareAndSwap(old, n) {
+			return
 		}
 	}
 }
