@@ -62,6 +62,13 @@ type Database interface {
 	// SetPassword changes the password of an account that is not lessor's making. Again, with the same, it changes nothing. What an earlier call
 	// for the same account left under way is ended first.
 	SetPassword(ctx context.Context, c Change) error
+	// Sessions lists the sessions that the accounts have open now, wherever they come from, lessor's own included. It changes nothing. Whoever gets
+	// an error knows nothing: neither that the accounts are in use nor that they are not. A database that cannot show sessions at all returns
+	// ErrUnseen.
+	Sessions(ctx context.Context, usernames []string) ([]Session, error)
+	// End ends the sessions that an account has open, and returns when the database says that they are over. New ones are not kept away: whoever
+	// wants that changes the password first. Again, when there is none, it changes nothing.
+	End(ctx context.Context, username string) error
 	// Marked lists the accounts that bear lessor's mark.
 	Marked(ctx context.Context) ([]Marked, error)
 	// Close ends all sessions; those in use when they are given back. It does not wait.
@@ -97,6 +104,17 @@ type Change struct {
 	Statements []string        // empty: the Driver's own
 	Self       []lessor.Secret // not empty: the account does it itself, logged in by one of these
 }
+
+// Session is one that an account has open at a database, as far as the database tells.
+type Session struct {
+	Username    string
+	Client      string    // address it comes from, without the port; "local" for a socket of the same machine; empty: not told
+	Application string    // what the client calls itself, at most LongestApplication bytes; may be empty: it is the client's word
+	Since       time.Time // when it was opened, by the database's clock; zero: not told
+}
+
+// LongestApplication is how much is kept of what a client calls itself, in bytes.
+const LongestApplication = 64
 
 // Skew is how much later than its lease an account ends at the database by itself. The database's clock may be ahead of
 // lessor's by as much without a lease ending early; the reaper removes the account in time, this is the net below it.
@@ -144,6 +162,9 @@ func roleMark(uuid, name string) string {
 // ErrUnreachable marks errors of a database that cannot be asked at present: down, hanging, out of sessions. Others say that
 // it was asked and refused.
 var ErrUnreachable = errors.New("database: unreachable")
+
+// ErrUnseen marks the error of a database that shows lessor no sessions: there is no evidence to be had, whatever it is asked.
+var ErrUnseen = errors.New("database: sessions are not shown")
 
 // ErrUntouched marks those of them that came before anything was sent: nothing can have happened.
 var ErrUntouched = fmt.Errorf("%w: no session", ErrUnreachable)

@@ -361,7 +361,7 @@ func (s *session) evict(oid string) error {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return &refusal{"the role cannot log in any more, but its sessions do not end"}
+			return &refusal{"the sessions of the role do not end"}
 		}
 	}
 }
