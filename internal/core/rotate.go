@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (w *walk) rotate(ctx context.Context) (*lessor.Answer, error) {
 // rotateDue does what is due with an account, for package rotation.
 func (c *Core) rotateDue(ctx context.Context, uuid, account string) error {
 	m, r, err := c.planDue(ctx, uuid, account)
-	if err != nil || r == nil {
+	if err != nil || r == nil || r.Done {
 		return err
 	}
 	op := &lessor.Op{Verb: lessor.Update, Namespace: m.Namespace, Path: m.Path + r.Path}
@@ -79,12 +80,29 @@ func (c *Core) tryPlan(ctx context.Context, uuid, account string) (*mount.Entry,
 	if err != nil {
 		return nil, nil, err
 	}
-	if r != nil {
-		txn.Audit = []audit.Record{c.rotation(audit.Begun, m, r)}
-	} else if len(txn.Puts)+len(txn.Deletes) == 0 {
-		return m, nil, nil
+	switch {
+	case r == nil || r.Look:
+		if len(txn.Puts)+len(txn.Deletes) == 0 {
+			return m, r, nil
+		}
+	case r.Done:
+		txn.Audit = c.rotations(audit.Done, m, r)
+	default:
+		txn.Audit = c.rotations(audit.Begun, m, r)
 	}
 	return m, r, c.commit(ctx, &txn)
+}
+
+// rotations are the audit records of what a Rotator planned.
+func (c *Core) rotations(phase audit.Phase, m *mount.Entry, r *engine.Rotate) []audit.Record {
+	all := []audit.Record{c.rotation(phase, m, r)}
+	for _, also := range r.Also {
+		rec := all[0]
+		rec.Phase, rec.Note, rec.Lease, rec.Owner, rec.Instance, rec.Client = audit.Done, also.Note, also.Lease, also.Owner, also.Instance, also.Client
+		rec.Entity, rec.Name = also.Entity, also.Name
+		all = append(all, rec)
+	}
+	return all
 }
 
 // turn touches the target of an account, and records what came of it. In this process one account is turned once at a time; the
@@ -174,13 +192,16 @@ func (c *Core) turned(ctx context.Context, m *mount.Entry, g policy.Grant, t eng
 			return err
 		}
 	}
+	if len(txn.Audit)+len(txn.Puts)+len(txn.Deletes) == 0 {
+		return nil // a look that came too late
+	}
 	return c.commit(ctx, &txn)
 }
 
 func (c *Core) access(v store.View, m *mount.Entry, g policy.Grant) engine.Access {
 	return engine.Access{
 		Mount: m, View: v, Grant: g, Opener: c.Keys, Now: c.Store.Now(),
-		Password: func(name string) (lessor.Secret, error) { return c.password(v, name) },
+		Password: func(name string) (lessor.Secret, error) { return c.password(v, name) }, Chance: c.rotator.Jitter(),
 	}
 }
 
@@ -202,9 +223,10 @@ func (c *Core) rotatorOf(v store.View, uuid string) (*mount.Entry, engine.Rotato
 
 // rotation is the audit record of a rotation that was due.
 func (c *Core) rotation(phase audit.Phase, m *mount.Entry, r *engine.Rotate) audit.Record {
+	cause := cmp.Or(r.Cause, "due")
 	return audit.Record{
 		Time: c.Store.Now(), Operation: "rotate", Namespace: m.Namespace, Path: m.Path + r.Path, Phase: phase, System: "rotation",
-		Granted: true, Rule: "system:rotation", Policy: "system", Cause: "due", Note: r.Note,
+		Granted: true, Rule: "system:rotation", Policy: "system", Cause: cause, Note: r.Note,
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/policy"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/token"
 )
@@ -219,6 +220,13 @@ type Rotate struct {
 	Account string // within the mount, as the Rotator knows it
 	Path    string // within the mount, of what is rotated: for the audit record of a background act
 	Note    string // for the audit record, a fixed text
+	Cause   string // of a background act, a fixed text; empty: it is due
+	// Done says that nothing is to be touched: with what is recorded by Plan it is done.
+	Done bool
+	// Look says that the target is only looked at: that changes nothing and shows no secret, so it is not on record before, but what comes of it is.
+	Look bool
+	// Also are what is on record besides: of each the core fills in whose act it is, when and why.
+	Also []audit.Record
 	// Untouched fills what is recorded if, after all that, Turn is not called, on a View of then; may be called again. nil: nothing
 	Untouched func(a Access, txn *store.Txn) error
 }
@@ -236,12 +244,27 @@ type Rotator interface {
 	AccountOf(path string) (account string, ok bool)
 }
 
+// Explainer is a Rotator that tells on which terms it rotates an account.
+type Explainer interface {
+	Rotator
+	// Terms are an account's as v has them; nil: it does not exist.
+	Terms(v store.View, m *mount.Entry, account string) (*Terms, error)
+}
+
+// Terms are those on which an account is rotated.
+type Terms struct {
+	Path     string   // within the mount, of what configures it
+	Reads    string   // within the mount, where its password is read; empty: nobody is shown it
+	Accounts []string // their names at the target
+	Schedule rotation.Schedule
+}
+
 // Turned is what came of a touch.
 type Turned struct {
 	Err   error                                                       // for whoever asked, free of secrets; nil: it is done
 	Shown []audit.Shown                                               // what is in force now
 	Note  string                                                      // for the audit record, a fixed text
-	Then  func(a Access, txn *store.Txn, jitter func() float64) error // fills what is recorded of it, on a View of after the touch; may be called again. nil: nothing; with an Err the target was not touched
+	Then  func(a Access, txn *store.Txn, jitter func() float64) error // fills what is recorded of it, on a View of after the touch; may be called again. txn has the audit record, which is taken out of it where a Look showed nothing worth one. nil: nothing; with an Err the target was not touched
 }
 
 // Extend asks to renew a lease (sys/leases/renew).
@@ -258,6 +281,7 @@ type Access struct {
 	Opener   Opener
 	Now      time.Time
 	Password func(policy string) (lessor.Secret, error) // System.Password; for a Rotator only
+	Chance   float64                                    // in [0, 1), drawn afresh; for a Rotator only
 }
 
 // Issuer is a Backend that makes leased credentials. Every method is idempotent, keyed by the lease's id: it may be called

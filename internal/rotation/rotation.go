@@ -10,6 +10,15 @@
 // What dies in between leaves a pending password. It is not replaced by another: whoever comes next brings that same one into force, as
 // often as it takes, so that an attempt which lands late does no harm. Only one that the target refused, each time that it was asked, is
 // withdrawn (Account.Withdraw): a target that wants other passwords would refuse it for ever. It is kept, too, until it is proven dead.
+//
+// Where two accounts with equal rights take turns (Account.Pair) nobody is broken by that: the pending password is the other account's, Confirm
+// promotes it, and what was in force stays so while its holders move. handover.go has what follows:
+//
+//	Wait      until everybody is known to have moved, the target shows no use, or a deadline has passed
+//	Retire    the outgoing account gets a password that nobody is told: recorded, set, tried like any other
+//	Prove     each password that the outgoing account had is refused
+//
+// Only then the next rotation begins: two of a pair never overlap.
 package rotation
 
 import (
@@ -31,8 +40,8 @@ const Watch = 2 * time.Minute
 // Head is the start that whoever begins has before somebody else takes over what looks abandoned.
 const Head = 5 * time.Second
 
-// Account is how rotation stands with one account: a row of store.Engine, free of secrets. CBOR keys are on disk: never
-// renumber, only append.
+// Account is how rotation stands with one account, or with two that take turns: a row of store.Engine, free of secrets. CBOR keys are on disk:
+// never renumber, only append.
 type Account struct {
 	Name      string    `cbor:"-"`                     // within the mount: "static/app", "root/pg"
 	Target    string    `cbor:"1,keyasint"`            // whose queue it stands in
@@ -48,27 +57,55 @@ type Account struct {
 	New       bool      `cbor:"11,keyasint,omitempty"` // made a moment ago, and withdrawn if its target was not touched
 	Born      uint64    `cbor:"12,keyasint,omitempty"` // when it was made, Unix microseconds: tells accounts apart that had the same name in turn
 	Loose     uint32    `cbor:"13,keyasint"`           // attempts at Pending that are under way, or of which nobody knows how they ended
-	Cause     string    `cbor:"14,keyasint,omitempty"` // of the rotation that is due or begun, where that is not its schedule (Demand)
+
+	Cause   string    `cbor:"14,keyasint,omitempty"` // of the rotation that is due or begun, where that is not its schedule (Demand)
+	Since   time.Time `cbor:"15,keyasint,omitempty"` // when its phase began; zero: before that was kept
+	Foreign uint64    `cbor:"16,keyasint,omitempty"` // the last version that somebody else had put into force: others than its readers may know it
+	Dead    uint64    `cbor:"17,keyasint,omitempty"` // versions up to this one are proven dead
+	Settled uint64    `cbor:"18,keyasint,omitempty"` // and up to this one their holders are told of it
+	Abort   bool      `cbor:"19,keyasint,omitempty"` // somebody wants the rotation under way to be given up (GiveUp)
+
+	Pair       bool          `cbor:"20,keyasint,omitempty"` // two accounts take turns
+	Grace      time.Duration `cbor:"21,keyasint,omitempty"` // with Pair: how long holders are waited for; 0: for ever
+	QuietFor   time.Duration `cbor:"22,keyasint,omitempty"` // with Pair: how long no use must be seen to be evidence that there is none
+	Slot       uint8         `cbor:"23,keyasint,omitempty"` // which of the two Version is of, 0 or 1
+	From       uint64        `cbor:"24,keyasint,omitempty"` // version as which the password in force was handed out first; 0: Version
+	Outgoing   uint64        `cbor:"25,keyasint,omitempty"` // version of the other account that is handed over from; 0: none
+	OutFrom    uint64        `cbor:"26,keyasint,omitempty"` // From of Outgoing
+	Back       bool          `cbor:"27,keyasint,omitempty"` // it is handed back: the rotation was given up while it waited
+	Over       Over          `cbor:"28,keyasint,omitempty"` // why the wait for holders of Outgoing ended; 0: it has not
+	Retired    time.Time     `cbor:"29,keyasint,omitempty"` // since when the outgoing account has a password that nobody is told; zero: it has not
+	Look       time.Time     `cbor:"30,keyasint,omitempty"` // of the next look at who uses it, while it is waited for
+	Looked     time.Time     `cbor:"31,keyasint,omitempty"` // when the target answered one last
+	Looks      uint32        `cbor:"32,keyasint,omitempty"` // that showed nothing new, one after the other
+	Behind     uint32        `cbor:"33,keyasint,omitempty"` // holders that had not moved at the last look
+	QuietSince time.Time     `cbor:"34,keyasint,omitempty"` // since when each look has shown no use; zero: the last one did
+	Seen       []Seen        `cbor:"35,keyasint,omitempty"` // who used it at the last look that showed use, MostSeen at most
+	SeenAt     time.Time     `cbor:"36,keyasint,omitempty"` // when that was
+	Stragglers []Straggler   `cbor:"37,keyasint,omitempty"` // who had not moved when the wait ended last, MostStragglers at most
+	Beyond     uint32        `cbor:"38,keyasint,omitempty"` // how many more
 }
 
 // Passwords are the secrets of an Account: a row of store.Secrets.
 type Passwords struct {
 	Current lessor.Secret // Account.Version
 	Pending lessor.Secret // Account.Pending
+	Other   lessor.Secret // of a Pair's account that Version is not of: Account.Outgoing, or one that nobody is told; empty: it was never set
 	Former  []Former      // newest last
 }
 
 // Former is a password that was in force, or may have come into force, and may be again if an attempt of long ago lands.
 type Former struct {
-	Version  uint64 // 0: lessor never knew it to be in force
+	Version  uint64 // 0: lessor never knew it to be in force, or told nobody
+	Slot     uint8  // which of a Pair's accounts it is of
 	Password lessor.Secret
 	Until    time.Time // when it was succeeded, or given up
 }
 
-// Candidates are all passwords that may log in, likely ones first.
+// Candidates are all passwords that may log in, likely ones first. Of a Pair they are both accounts'.
 func (p *Passwords) Candidates() []lessor.Secret {
 	var all []lessor.Secret
-	for _, s := range []lessor.Secret{p.Current, p.Pending} {
+	for _, s := range []lessor.Secret{p.Current, p.Pending, p.Other} {
 		if !s.Empty() {
 			all = append(all, s)
 		}
@@ -79,11 +116,41 @@ func (p *Passwords) Candidates() []lessor.Secret {
 	return all
 }
 
+// Of is the password in force at one of an Account's accounts; empty: none is known.
+func (p *Passwords) Of(a *Account, slot uint8) lessor.Secret {
+	if slot == a.Slot {
+		return p.Current
+	}
+	return p.Other
+}
+
+// Formers are the passwords that one of the accounts had, or may have, and should not.
+func (p *Passwords) Formers(slot uint8) (all []Former) {
+	for _, f := range p.Former {
+		if f.Slot == slot {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// Turn is the slot of the account whose password is changed next: the other one's, where two take turns.
+func (a *Account) Turn() uint8 {
+	if a.Pair && a.Version != 0 {
+		return 1 - a.Slot
+	}
+	return a.Slot
+}
+
 // Begin records at now that somebody goes and brings a password into force: the one that is pending already, else fresh.
 // Nobody else does for a moment, Head.
 func (a *Account) Begin(p *Passwords, fresh lessor.Secret, now time.Time) {
 	if a.Pending == 0 {
 		a.Pending, p.Pending, a.Loose = a.Version+1, fresh, 0
+		if a.Outgoing != 0 {
+			a.Pending = a.Outgoing // in its place; nobody is told
+		}
+		a.Since = now
 	}
 	a.Loose++
 	a.Retry = now.Add(Head)
@@ -103,38 +170,58 @@ func (a *Account) Withdraw(p *Passwords, dead bool, now time.Time) {
 		return
 	}
 	if !dead {
-		p.Former = append(p.Former, Former{Password: p.Pending, Until: now})
-		if a.Check.IsZero() {
-			a.Check = now.Add(Watch)
-		}
+		p.Former = append(p.Former, Former{Slot: a.Turn(), Password: p.Pending, Until: now})
+		a.watch(now)
 	}
 	a.Pending, p.Pending = 0, lessor.Secret{}
-	if a.Due.IsZero() || now.Before(a.Due) {
+	if a.Outgoing == 0 && (a.Due.IsZero() || now.Before(a.Due)) {
 		a.Due = now
 	}
 }
 
-// Confirm records that the pending password is in force since now.
-func (a *Account) Confirm(p *Passwords, s Schedule, now time.Time) {
-	a.supersede(p, now)
-	p.Current, p.Pending = p.Pending, lessor.Secret{}
-	a.Version, a.Pending, a.Loose, a.Rotated, a.New = a.Pending, 0, 0, now, false
-	a.Attempts, a.LastError, a.Retry, a.Cause = 0, "", time.Time{}, ""
-	a.Due = s.Next(now)
+// watch has what came before tried once more, when nothing of it can land any more.
+func (a *Account) watch(now time.Time) {
 	if a.Check.IsZero() {
 		a.Check = now.Add(Watch)
 	}
+}
+
+// Confirm records that the pending password is in force since now: that of the account that is in force, of the other one, which is by that, or of the
+// one that is retired.
+func (a *Account) Confirm(p *Passwords, s Schedule, now time.Time) {
+	switch {
+	case a.Outgoing != 0:
+		a.retire(p, now)
+	case a.Turn() != a.Slot:
+		a.promote(p, now)
+		a.advance(a.Pending, s, now)
+	default:
+		a.supersede(p, now)
+		p.Current = p.Pending
+		a.advance(a.Pending, s, now)
+	}
+	a.Pending, p.Pending, a.Loose, a.New = 0, lessor.Secret{}, 0, false
+	a.Attempts, a.LastError, a.Retry = 0, "", time.Time{}
+	a.Since = now
+	a.watch(now)
+}
+
+// advance makes version the one in force since now.
+func (a *Account) advance(version uint64, s Schedule, now time.Time) {
+	a.Version, a.Rotated, a.Cause = version, now, ""
+	a.Due = s.Next(now)
 }
 
 // Import records a password that somebody else put into force.
 func (a *Account) Import(p *Passwords, password lessor.Secret, now time.Time) {
 	a.supersede(p, now)
 	a.Version, p.Current = a.Version+1, password
+	a.Foreign = a.Version
 	if a.Pending != 0 {
 		a.Pending = a.Version + 1
 	}
-	if len(p.Former) > 0 && a.Check.IsZero() {
-		a.Check = now.Add(Watch)
+	if len(p.Former) > 0 {
+		a.watch(now)
 	}
 }
 
@@ -144,31 +231,52 @@ func (a *Account) Recall(p *Passwords, password lessor.Secret, now time.Time) {
 		return
 	}
 	if !slices.ContainsFunc(p.Candidates(), password.Equal) {
-		p.Former = append(p.Former, Former{Password: password, Until: now})
+		p.Former = append(p.Former, Former{Slot: a.Slot, Password: password, Until: now})
 	}
 	a.Check = now
 }
 
 func (a *Account) supersede(p *Passwords, now time.Time) {
 	if !p.Current.Empty() {
-		p.Former = append(p.Former, Former{Version: a.Version, Password: p.Current, Until: now})
+		p.Former = append(p.Former, Former{Version: a.Version, Slot: a.Slot, Password: p.Current, Until: now})
 	}
 }
 
 // Proven records that at now the password in force logged in: an account has one password, so those before it are dead, but
-// for those so recent that an attempt may be under way.
+// for those so recent that an attempt may be under way. What is kept of a Pair's other account is not proven by that.
 func (a *Account) Proven(p *Passwords, now time.Time) {
-	a.Attempts, a.LastError, a.Retry, a.Check = 0, "", time.Time{}, time.Time{}
+	a.Attempts, a.LastError, a.Retry = 0, "", time.Time{}
+	a.forget(p, a.Slot, now)
+}
+
+// forget drops what an account had so long ago that it cannot come again, and has all that is left tried later.
+func (a *Account) forget(p *Passwords, slot uint8, now time.Time) {
+	a.Check = time.Time{}
 	kept := p.Former[:0]
 	for _, f := range p.Former {
-		if now.Before(f.Until.Add(Watch)) {
-			kept = append(kept, f)
-			if at := f.Until.Add(Watch); a.Check.Before(at) {
-				a.Check = at
-			}
+		if f.Slot == slot && !now.Before(f.Until.Add(Watch)) {
+			continue
+		}
+		kept = append(kept, f)
+		if at := f.Until.Add(Watch); a.Check.Before(at) {
+			a.Check = at
 		}
 	}
 	p.Former = kept
+}
+
+// Demand makes a rotation due at now, whatever the schedule says, and keeps why: cause is a fixed text, for the audit trail. One that is under way waits
+// for its end first. It reports whether anything changed: it did not if a password is on its way, in whose place this one would come, or if
+// a rotation was demanded already.
+func (a *Account) Demand(cause string, now time.Time) bool {
+	if a.Phase() == Setting || a.Cause != "" {
+		return false
+	}
+	if a.Due.IsZero() || now.Before(a.Due) {
+		a.Due = now
+	}
+	a.Cause = cause
+	return true
 }
 
 // longestError is how much of an error is kept, in bytes.
@@ -197,26 +305,41 @@ func Backoff(failures uint32, jitter float64) time.Duration {
 type Step uint8
 
 const (
-	Nothing Step = iota // but to look again at Account.When
-	Rotate              // record a new password, and bring it into force
-	Resume              // bring the pending one into force
-	Prove               // try the one in force
-	Miss                // the window of this rotation is over: wait for the next (Account.Skip)
+	Nothing  Step = iota // but to look again at Account.When
+	Rotate               // record a new password, and bring it into force
+	Resume               // bring the pending one into force
+	Prove                // try the one in force, and those before it
+	Miss                 // the window of this rotation is over: wait for the next (Account.Skip)
+	Watching             // look who uses the outgoing account, and decide whether it is waited for any longer (Account.Weigh)
+	Retire               // record a password for the outgoing account that nobody is told, and bring it into force
+	Settle               // tell those who hold versions that are proven dead (Account.Dead)
+	Yield                // give up the rotation under way (Account.GiveUp)
 )
 
 // Step decides what is to be done at now, by itself.
 func (a *Account) Step(s Schedule, now time.Time) Step {
+	due := func(t time.Time) bool { return !t.IsZero() && !now.Before(t) }
 	switch {
 	case now.Before(a.Retry):
 		return Nothing
+	case a.Abort:
+		return Yield
 	case a.Pending != 0:
 		return Resume
-	case !a.Due.IsZero() && !now.Before(a.Due):
+	case a.Phase() == Proving:
+		return Prove
+	case a.Phase() == Retiring:
+		return Retire
+	case a.Dead > a.Settled:
+		return Settle
+	case a.Phase() == Waiting && due(a.Look):
+		return Watching
+	case a.Outgoing == 0 && due(a.Due):
 		if a.Cause == "" && s.Missed(a.Due, now) {
 			return Miss
 		}
 		return Rotate
-	case !a.Check.IsZero() && !now.Before(a.Check):
+	case due(a.Check):
 		return Prove
 	}
 	return Nothing
@@ -227,13 +350,15 @@ func (a *Account) Skip(s Schedule, now time.Time) { a.Due = s.Next(now) }
 
 // When is when the account is to be looked at next; zero: never.
 func (a *Account) When() time.Time {
-	var next time.Time
-	for _, t := range []time.Time{a.Due, a.Check} {
-		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
-			next = t
-		}
+	next := a.Check
+	turn := a.Due
+	if a.Phase() == Waiting {
+		turn = a.Look
 	}
-	if a.Pending != 0 {
+	if !turn.IsZero() && (next.IsZero() || turn.Before(next)) {
+		next = turn
+	}
+	if a.Abort || a.Pending != 0 || a.Phase() > Waiting || a.Dead > a.Settled {
 		next = time.UnixMilli(0)
 	}
 	if !next.IsZero() && next.Before(a.Retry) {
@@ -242,9 +367,16 @@ func (a *Account) When() time.Time {
 	return next
 }
 
-// Overdue reports whether what should be done with the account has not been for longer than grace, or fails.
+// Overdue reports whether what should be done with the account has not been for longer than grace, or fails. Holders may take as long as it would take to
+// see that nobody uses the password any more.
 func (a *Account) Overdue(now time.Time, grace time.Duration) bool {
-	return a.Attempts > 0 || !a.Due.IsZero() && now.Sub(a.Due) > grace
+	switch {
+	case a.Attempts > 0:
+		return true
+	case a.Outgoing != 0:
+		return now.Sub(a.Since) > a.QuietFor+grace
+	}
+	return !a.Due.IsZero() && now.Sub(a.Due) > grace
 }
 
 // Rows of a mount. The queues are ordered by target and time.
@@ -281,7 +413,14 @@ var encoding, decoding = func() (cbor.EncMode, cbor.DecMode) {
 
 // exact makes times what a row says of them: UTC, to the microsecond.
 func (a *Account) exact() {
-	for _, t := range []*time.Time{&a.Rotated, &a.Due, &a.Check, &a.Retry, &a.Next} {
+	times := []*time.Time{&a.Rotated, &a.Due, &a.Check, &a.Retry, &a.Next, &a.Since, &a.Retired, &a.Look, &a.Looked, &a.QuietSince, &a.SeenAt}
+	for i := range a.Seen {
+		times = append(times, &a.Seen[i].Since)
+	}
+	for i := range a.Stragglers {
+		times = append(times, &a.Stragglers[i].Last, &a.Stragglers[i].Lapsed, &a.Stragglers[i].Since)
+	}
+	for _, t := range times {
 		if !t.IsZero() {
 			*t = t.Round(time.Microsecond).UTC()
 		}
@@ -354,12 +493,14 @@ type sealed struct {
 	Current string         `cbor:"1,keyasint,omitempty"`
 	Pending string         `cbor:"2,keyasint,omitempty"`
 	Former  []sealedFormer `cbor:"3,keyasint,omitempty"`
+	Other   string         `cbor:"4,keyasint,omitempty"`
 }
 
 type sealedFormer struct {
 	Version  uint64    `cbor:"1,keyasint"`
 	Password string    `cbor:"2,keyasint"`
 	Until    time.Time `cbor:"3,keyasint"`
+	Slot     uint8     `cbor:"4,keyasint,omitempty"`
 }
 
 // Open reads the opened value of a row of passwords; an empty one holds none.
@@ -372,18 +513,18 @@ func Open(value lessor.Secret) (*Passwords, error) {
 	if err := decoding.Unmarshal([]byte(value.Reveal()), &s); err != nil {
 		return nil, errors.New("rotation: the passwords of an account are damaged")
 	}
-	p.Current, p.Pending = lessor.NewSecret(s.Current), lessor.NewSecret(s.Pending)
+	p.Current, p.Pending, p.Other = lessor.NewSecret(s.Current), lessor.NewSecret(s.Pending), lessor.NewSecret(s.Other)
 	for _, f := range s.Former {
-		p.Former = append(p.Former, Former{Version: f.Version, Password: lessor.NewSecret(f.Password), Until: f.Until.UTC()})
+		p.Former = append(p.Former, Former{Version: f.Version, Slot: f.Slot, Password: lessor.NewSecret(f.Password), Until: f.Until.UTC()})
 	}
 	return p, nil
 }
 
 // Keep puts the passwords in row's place, provided that it is as it was read.
 func Keep(txn *store.Txn, row store.Row, p *Passwords) error {
-	s := sealed{Current: p.Current.Reveal(), Pending: p.Pending.Reveal()}
+	s := sealed{Current: p.Current.Reveal(), Pending: p.Pending.Reveal(), Other: p.Other.Reveal()}
 	for _, f := range p.Former {
-		s.Former = append(s.Former, sealedFormer{Version: f.Version, Password: f.Password.Reveal(), Until: f.Until.Round(time.Microsecond).UTC()})
+		s.Former = append(s.Former, sealedFormer{Version: f.Version, Slot: f.Slot, Password: f.Password.Reveal(), Until: f.Until.Round(time.Microsecond).UTC()})
 	}
 	value, err := encoding.Marshal(&s)
 	if err != nil {

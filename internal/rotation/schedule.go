@@ -14,6 +14,15 @@ type Schedule struct {
 	Period time.Duration // after each rotation
 	Cron   string        // or at these times, in UTC: minute, hour, day of month, month, day of week
 	Window time.Duration // with Cron: a rotation that did not begin within this is left to the next time; 0: at any time
+	Jitter time.Duration // up to so much later than that, so that not all are rotated at once
+
+	later time.Duration // how much of Jitter
+}
+
+// Drawn is the schedule whose next rotation is later by a part of Jitter: chance, in [0, 1).
+func (s Schedule) Drawn(chance float64) Schedule {
+	s.later = time.Duration(float64(s.Jitter) * chance)
+	return s
 }
 
 // Shortest are the smallest values that make sense, which are also Vault's.
@@ -35,15 +44,21 @@ func (s Schedule) Check(now time.Time) error {
 		return errors.New("rotation_window is invalid with use of rotation_period")
 	case s.Window != 0 && s.Window < ShortestWindow:
 		return fmt.Errorf("rotation_window must be %d seconds or more", ShortestWindow/time.Second)
-	case s.Cron == "":
-		return nil
 	}
-	times, err := s.times()
-	if err != nil {
-		return fmt.Errorf("could not parse rotation_schedule: %w", err)
+	if s.Cron != "" {
+		times, err := s.times()
+		if err != nil {
+			return fmt.Errorf("could not parse rotation_schedule: %w", err)
+		}
+		if times.Next(now).IsZero() {
+			return errors.New("could not parse rotation_schedule: that time never comes")
+		}
 	}
-	if times.Next(now).IsZero() {
-		return errors.New("could not parse rotation_schedule: that time never comes")
+	switch next := s.Next(now); {
+	case s.Jitter < 0 || s.Jitter > 0 && s.Jitter >= s.Next(next).Sub(next):
+		return errors.New("rotation_jitter must be shorter than the time from one rotation to the next")
+	case s.Window != 0 && s.Jitter >= s.Window:
+		return errors.New("rotation_jitter must be shorter than rotation_window")
 	}
 	return nil
 }
@@ -70,9 +85,13 @@ func (s Schedule) Next(after time.Time) time.Time {
 		if err != nil {
 			return time.Time{}
 		}
-		return times.Next(after.UTC())
+		next := times.Next(after.UTC())
+		if !next.IsZero() {
+			next = next.Add(s.later)
+		}
+		return next
 	case s.Period > 0:
-		return after.Add(s.Period)
+		return after.Add(s.Period + s.later)
 	}
 	return time.Time{}
 }

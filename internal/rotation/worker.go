@@ -338,9 +338,12 @@ func (w *Worker) call(ctx context.Context, t target, account string) (err error)
 }
 
 // Jitter is a random number in [0, 1).
-func (w *Worker) Jitter() float64 {
+func (w *Worker) Jitter() float64 { return Chance(w.Random) }
+
+// Chance draws a number in [0, 1). Without randomness it is 0.5: nothing of what it is for depends on it.
+func Chance(random io.Reader) float64 {
 	var b [8]byte
-	if _, err := io.ReadFull(w.Random, b[:]); err != nil {
+	if _, err := io.ReadFull(random, b[:]); err != nil {
 		return 0.5
 	}
 	return float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53)

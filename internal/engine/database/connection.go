@@ -372,7 +372,7 @@ func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn,
 		last = r.Now
 	}
 	if t.Due.IsZero() || !before.exists || before.schedule() != after.schedule() {
-		t.Due = after.schedule().Next(last)
+		t.Due = after.schedule().Drawn(rotation.Chance(r.Random)).Next(last)
 	}
 	return t.passwords.Candidates(), t.save(txn)
 }

@@ -3,8 +3,11 @@ package database
 import (
 	"context"
 	"math"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -14,11 +17,11 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// StaticRole is an account that exists at the database and stays there; lessor changes its password. CBOR keys are on disk: never renumber,
-// only append.
+// StaticRole is an account that exists at the database and stays there; lessor changes its password. Or it is two that take turns. CBOR keys are on disk: never
+// renumber, only append.
 type StaticRole struct {
 	Connection     string        `cbor:"1,keyasint"` // db_name
-	Username       string        `cbor:"2,keyasint"`
+	Usernames      accounts      `cbor:"2,keyasint"` // one, or two that take turns
 	Period         time.Duration `cbor:"3,keyasint,omitempty"`
 	Cron           string        `cbor:"4,keyasint,omitempty"`
 	Window         time.Duration `cbor:"5,keyasint,omitempty"`
@@ -26,15 +29,62 @@ type StaticRole struct {
 	PasswordPolicy string        `cbor:"7,keyasint,omitempty"`
 	SkipImport     bool          `cbor:"8,keyasint,omitempty"`
 	SelfManaged    bool          `cbor:"9,keyasint,omitempty"` // the account changes its password itself
+	Jitter         time.Duration `cbor:"10,keyasint,omitempty"`
+	Grace          time.Duration `cbor:"11,keyasint,omitempty"` // of two: how long holders are waited for; 0: for ever
+	Quiet          time.Duration `cbor:"12,keyasint,omitempty"` // of two: how long no use is evidence; 0: rotation.DefaultQuiet
 }
 
+// accounts are the names of a static role's accounts. One is encoded as the text that it always was. Two are a list, at which a version that knows of no
+// second account fails, rather than to rotate the first alone and to lose what the row has of the other.
+type accounts []string
+
+// MarshalCBOR makes accounts a cbor.Marshaler.
+func (a accounts) MarshalCBOR() ([]byte, error) {
+	if len(a) == 1 {
+		return cbor.Marshal(a[0])
+	}
+	return cbor.Marshal([]string(a))
+}
+
+// UnmarshalCBOR makes accounts a cbor.Unmarshaler.
+func (a *accounts) UnmarshalCBOR(b []byte) error {
+	var one string
+	if err := cbor.Unmarshal(b, &one); err == nil {
+		*a = accounts{one}
+		return nil
+	}
+	return cbor.Unmarshal(b, (*[]string)(a))
+}
+
+// pair reports whether two accounts take turns.
+func (a accounts) pair() bool { return len(a) == 2 }
+
 func (role *StaticRole) schedule() rotation.Schedule {
-	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window}
+	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window, Jitter: role.Jitter}
+}
+
+// strategy is what people call the way in which the role is rotated.
+func (role *StaticRole) strategy() string {
+	if role.Usernames.pair() {
+		return "alternating"
+	}
+	return "single"
+}
+
+func (role *StaticRole) quiet() time.Duration {
+	if role.Quiet == 0 {
+		return rotation.DefaultQuiet
+	}
+	return role.Quiet
 }
 
 var staticFields = []engine.Field{
 	{Name: "db_name", Type: engine.String, Help: "Connection that the role uses."},
 	{Name: "username", Type: engine.String, Help: "Account at the database whose password is managed. It exists already, and stays when the role is deleted."},
+	{Name: "usernames", Type: engine.Strings, Help: "Instead of username: two accounts with equal rights that take turns, so that a rotation breaks nobody. A role with one becomes one with two if the first is the one that it has."},
+	{Name: "rotation_grace", Type: engine.Duration, Help: "With usernames: how long holders of the old password are waited for, from when there is a new one; then it is retired all the same. 0, the default: for ever."},
+	{Name: "rotation_quiet", Type: engine.Duration, Help: "With usernames: for how long the database must show no session of the old account to be evidence that nobody uses it; default 10m, 5 seconds or more."},
+	{Name: "rotation_jitter", Type: engine.Duration, Help: "Up to so much later than its time each rotation is due, so that not all are at once; default 0."},
 	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
 	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
 	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
@@ -61,8 +111,15 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 		return nil, err
 	}
 	data := map[string]any{
-		"db_name": role.Connection, "username": role.Username, "credential_type": "password", "rotation_statements": nonNil(role.Rotation),
-		"skip_import_rotation": role.SkipImport,
+		"db_name": role.Connection, "username": role.Usernames[0], "credential_type": "password", "rotation_statements": nonNil(role.Rotation),
+		"skip_import_rotation": role.SkipImport, "strategy": role.strategy(),
+	}
+	if role.Usernames.pair() {
+		data["username"], data["usernames"] = role.Usernames[a.Slot], []string(role.Usernames)
+		data["rotation_grace"], data["rotation_quiet"] = whole(role.Grace), whole(role.quiet())
+	}
+	if role.Jitter > 0 {
+		data["rotation_jitter"] = whole(role.Jitter)
 	}
 	role.tell(data, a)
 	if role.PasswordPolicy != "" {
@@ -94,6 +151,10 @@ func worries(a *rotation.Account, now time.Time) []string {
 	switch {
 	case a.Attempts > 0:
 		return []string{"the last rotation failed and is tried again: " + a.LastError}
+	case a.Overdue(now, late) && a.Phase() == rotation.Waiting:
+		return []string{"a rotation has been waiting since " + a.Since.Format(time.RFC3339) + " for those who use the old password: see lessor rotation status"}
+	case a.Overdue(now, late) && a.Phase() != rotation.Idle:
+		return []string{"a rotation that began at " + a.Since.Format(time.RFC3339) + " is not done yet"}
 	case a.Overdue(now, late):
 		return []string{"the rotation that was due at " + a.Due.Format(time.RFC3339) + " has not happened yet"}
 	}
@@ -142,6 +203,13 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if err := t.imported(r, &role); err != nil {
 		return nil, err
 	}
+	if err := t.paired(&before); err != nil {
+		return nil, err
+	}
+	if !role.Usernames.pair() {
+		reply.Warnings = append(reply.Warnings, alone)
+	}
+	schedule := role.schedule().Drawn(rotation.Chance(r.Random))
 	if err := save(&reply.Txn, row, &role); err != nil {
 		return nil, err
 	}
@@ -152,10 +220,10 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 			last = r.Now
 		}
 		if before.schedule() != role.schedule() {
-			t.Due = role.schedule().Next(last)
+			t.Due = schedule.Next(last)
 		}
 	case role.SkipImport:
-		t.Due = role.schedule().Next(r.Now)
+		t.Due = schedule.Next(r.Now)
 	default:
 		fresh, err := t.fresh(r.System.Password)
 		if err != nil {
@@ -168,6 +236,30 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	return reply, t.save(&reply.Txn)
 }
 
+// alone warns of a role with one account.
+const alone = "the role has one account: whoever uses its password is locked out by each rotation until it reads the new one; give the role usernames, two accounts with equal rights that take turns, and nobody is"
+
+// paired refuses what goes with one account only, or with two.
+func (t *turn) paired(before *StaticRole) error {
+	switch role := t.role; {
+	case !role.Usernames.pair() && (role.Grace != 0 || role.Quiet != 0):
+		return api.Errorf(api.Invalid, "rotation_grace and rotation_quiet are for two accounts that take turns: a role with one cannot wait for anybody; send usernames")
+	case !role.Usernames.pair():
+		return nil
+	case role.Quiet != 0 && role.Quiet < rotation.ShortestQuiet:
+		return api.Errorf(api.Invalid, "rotation_quiet must be %d seconds or more", rotation.ShortestQuiet/time.Second)
+	case role.Grace < 0:
+		return api.Errorf(api.Invalid, "rotation_grace must not be negative")
+	case role.SelfManaged:
+		return api.Errorf(api.Invalid, "self_managed_password is for one account: two that take turns are changed by lessor's own account")
+	case role.SkipImport && t.Version == 0:
+		return api.Errorf(api.Invalid, "lessor must know the password of the first account, to hand over from it: send it as password, or let the role be rotated when it is made")
+	case len(before.Usernames) == 1 && (t.Phase() != rotation.Idle || t.Version == 0):
+		return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you give it a second account")
+	}
+	return nil
+}
+
 // amend takes over what the client sent.
 func (role *StaticRole) amend(r *engine.Request, create bool) error {
 	if r.Has("db_name") {
@@ -176,14 +268,13 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 	if role.Connection == "" {
 		return api.Errorf(api.Invalid, "database name is a required field")
 	}
-	if u := r.Str("username"); u != "" || create {
-		switch {
-		case u == "":
-			return api.Errorf(api.Invalid, "username is a required field to create a static account")
-		case role.Username != "" && role.Username != u:
-			return api.Errorf(api.Invalid, "cannot update static account username")
+	if err := role.rename(r, create); err != nil {
+		return err
+	}
+	for name, to := range map[string]*time.Duration{"rotation_grace": &role.Grace, "rotation_quiet": &role.Quiet, "rotation_jitter": &role.Jitter} {
+		if r.Has(name) {
+			*to = r.Dur(name)
 		}
-		role.Username = u
 	}
 	if err := role.reschedule(r, create); err != nil {
 		return err
@@ -202,6 +293,34 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 		role.SelfManaged = r.Str("self_managed_password") != ""
 	}
 	return credential(r, &role.PasswordPolicy)
+}
+
+// rename takes over which accounts the role has. They stay; a second one may come to the first.
+func (role *StaticRole) rename(r *engine.Request, create bool) error {
+	one, list := r.Str("username"), r.List("usernames")
+	switch {
+	case len(list) == 0 && one == "" && create:
+		return api.Errorf(api.Invalid, "username is a required field to create a static account")
+	case len(list) == 0 && one == "":
+		return nil
+	case len(list) == 0 && create:
+		role.Usernames = accounts{one}
+		return nil
+	case len(list) == 0 && slices.Contains(role.Usernames, one):
+		return nil
+	case len(list) == 0:
+		return api.Errorf(api.Invalid, "cannot update static account username")
+	case one != "" && one != list[0] && !slices.Contains(role.Usernames, one):
+		return api.Errorf(api.Invalid, "send username or usernames, not both")
+	case len(list) != 2 || list[0] == list[1] || list[0] == "" || list[1] == "":
+		return api.Errorf(api.Invalid, "usernames are two different accounts")
+	case len(role.Usernames) == 2 && !slices.Equal(role.Usernames, list):
+		return api.Errorf(api.Invalid, "the accounts of the role are %q: others need a role of their own", []string(role.Usernames))
+	case len(role.Usernames) == 1 && role.Usernames[0] != list[0]:
+		return api.Errorf(api.Invalid, "the first of usernames must be %q, the account that the role has", role.Usernames[0])
+	}
+	role.Usernames = list
+	return nil
 }
 
 // reschedule takes over when the role is rotated: one of the two ways.
@@ -226,6 +345,7 @@ func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
 	case r.Has("rotation_window"):
 		s.Window = r.Dur("rotation_window")
 	}
+	s.Jitter = role.Jitter
 	if err := s.Check(r.Now); err != nil {
 		return api.Errorf(api.Invalid, "%v", err)
 	}
@@ -255,28 +375,37 @@ func (t *turn) imported(r *engine.Request, role *StaticRole) error {
 func (e *Engine) lend(t *turn, txn *store.Txn, name string, before *StaticRole) error {
 	v, m := t.access.View, t.access.Mount
 	if before.Connection != "" && before.Connection != t.role.Connection {
-		if t.Pending != 0 {
+		if t.Phase() != rotation.Idle {
 			return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you change db_name")
 		}
-		txn.Delete(store.Engine, accountKey(m, before.Connection, before.Username).Name)
+		before.returned(txn, m)
 		t.Check = t.access.Now // it may have another password there
 	}
-	there, err := e.users(v, m, t.driver, t.connection, t.role.Connection, t.role.Username)
-	if err != nil {
-		return err
-	}
-	for _, u := range there {
-		if u.own {
-			return api.Errorf(api.Invalid, "%q is the account that lessor itself uses at connection %q: give the connection another one, or rotate it with rotate-root", t.role.Username, u.connection)
+	for _, username := range t.role.Usernames {
+		there, err := e.users(v, m, t.driver, t.connection, t.role.Connection, username)
+		if err != nil {
+			return err
 		}
-		if role := string(u.managed.Value); u.managed.Exists() && role != name {
-			return api.Errorf(api.Invalid, "the account %q at connection %q is managed by the static role %q already", t.role.Username, u.connection, role)
+		for _, u := range there {
+			if u.own {
+				return api.Errorf(api.Invalid, "%q is the account that lessor itself uses at connection %q: give the connection another one, or rotate it with rotate-root", username, u.connection)
+			}
+			if role := string(u.managed.Value); u.managed.Exists() && role != name {
+				return api.Errorf(api.Invalid, "the account %q at connection %q is managed by the static role %q already", username, u.connection, role)
+			}
+			txn.Require(u.managed)
 		}
-		txn.Require(u.managed)
+		txn.Put(store.Engine, accountKey(m, t.role.Connection, username).Name, []byte(name))
 	}
-	txn.Put(store.Engine, accountKey(m, t.role.Connection, t.role.Username).Name, []byte(name))
 	use(txn, m, t.role.Connection)
 	return nil
+}
+
+// returned deletes what says that the role manages its accounts.
+func (role *StaticRole) returned(txn *store.Txn, m *mount.Entry) {
+	for _, username := range role.Usernames {
+		txn.Delete(store.Engine, accountKey(m, role.Connection, username).Name)
+	}
 }
 
 func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -290,7 +419,7 @@ func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine
 	if err != nil {
 		return nil, err
 	}
-	reply := &engine.Reply{Warnings: []string{"the account " + role.Username + " stays at the database as it is, with its password, which lessor has forgotten"}}
+	reply := &engine.Reply{Warnings: []string{"the account " + strings.Join(role.Usernames, " and ") + " stays at the database as it is, with its password, which lessor has forgotten"}}
 	forget(&reply.Txn, r.Mount, row, &role)
 	rotation.Drop(&reply.Txn, account, a)
 	return reply, nil
@@ -300,7 +429,7 @@ func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine
 func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	txn.Require(row)
 	txn.Delete(row.Table, row.Name)
-	txn.Delete(store.Engine, accountKey(m, role.Connection, role.Username).Name)
+	role.returned(txn, m)
 }
 
 // staticCreds shows the password of a static role. Whoever reads it is on record as its holder.
@@ -324,13 +453,16 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 		}
 		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
 	}
-	data := map[string]any{"username": role.Username, "password": t.passwords.Current, "ttl": whole(max(0, t.Due.Sub(r.Now)))}
+	data := map[string]any{"username": t.account(t.Slot), "password": t.passwords.Current, "ttl": whole(max(0, t.Due.Sub(r.Now)))}
 	role.tell(data, t.Account)
 	path := staticCreds + name
-	return &engine.Reply{
+	reply := &engine.Reply{
 		Data: data, Warnings: worries(t.Account, r.Now), Shown: []audit.Shown{t.shown(path, "shown")},
 		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
-	}, nil
+	}
+	// Who is shown a password holds it by the same commit, or is not shown it: once another one is in force nobody comes to hold this one any more.
+	reply.Txn.Require(t.held)
+	return reply, nil
 }
 
 // Current is the version of a static role's password, for leases on it.

@@ -3,11 +3,15 @@ package database
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
@@ -29,10 +33,10 @@ type turn struct {
 	over       store.Row // of connection
 	secrets    Secrets
 	driver     Driver
-	username   string
+	usernames  accounts // of role, or of connection
 }
 
-var _ engine.Rotator = (*Engine)(nil)
+var _ engine.Explainer = (*Engine)(nil)
 
 // turn reads an account. nil: it does not exist any more.
 func (e *Engine) turn(a engine.Access, account string) (*turn, error) {
@@ -56,8 +60,10 @@ func (e *Engine) forRequest(r *engine.Request, account string, role *StaticRole)
 	if name := strings.TrimPrefix(account, staticPrefix); !t.connection.allows(name) {
 		return nil, api.Errorf(api.Invalid, "%q is not an allowed role: add it to allowed_roles of connection %q", name, role.Connection)
 	}
-	if err := t.driver.CheckRotation(role.Username, role.Rotation); err != nil {
-		return nil, api.Errorf(api.Invalid, "%v", err)
+	for _, username := range role.Usernames {
+		if err := t.driver.CheckRotation(username, role.Rotation); err != nil {
+			return nil, api.Errorf(api.Invalid, "%v", err)
+		}
 	}
 	return t, nil
 }
@@ -98,15 +104,20 @@ func (e *Engine) complete(t *turn, account string) (err error) {
 	}
 	t.Target = connection
 	if t.role != nil {
-		t.username = t.role.Username
+		t.usernames = t.role.Usernames
+		t.Pair, t.Grace, t.QuietFor = t.usernames.pair(), t.role.Grace, t.role.quiet()
 		return nil
 	}
 	if t.Version == 0 && !t.secrets.Password.Empty() { // never rotated: what was configured is in force
 		t.Import(t.passwords, t.secrets.Password, a.Now)
 	}
-	t.username, err = t.driver.Account(t.connection)
+	username, err := t.driver.Account(t.connection)
+	t.usernames = accounts{username}
 	return err
 }
+
+// account is the name of one of the accounts at the database.
+func (t *turn) account(slot uint8) string { return t.usernames[slot] }
 
 // passwords opens the passwords of an account.
 func passwords(a engine.Access, account string) (*rotation.Passwords, store.Row, error) {
@@ -173,6 +184,37 @@ func (t *turn) path() string {
 	return connectionPrefix + t.Target
 }
 
+// AccountOf is the account that a path is about.
+func (e *Engine) AccountOf(path string) (string, bool) {
+	for prefix, rows := range map[string]string{
+		staticCreds: staticPrefix, "static-roles/": staticPrefix, "rotate-role/": staticPrefix, connectionPrefix: rootPrefix, "rotate-root/": rootPrefix,
+	} {
+		if name, ok := strings.CutPrefix(path, prefix); ok && name != "" && !strings.Contains(name, "/") {
+			return rows + name, true
+		}
+	}
+	return "", false
+}
+
+// Terms are those on which an account is rotated.
+func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Terms, error) {
+	if name, ok := strings.CutPrefix(account, staticPrefix); ok {
+		var role StaticRole
+		row, err := load(v, m, staticPrefix, name, &role)
+		if err != nil || !row.Exists() {
+			return nil, err
+		}
+		return &engine.Terms{Path: "static-roles/" + name, Reads: staticCreds + name, Accounts: role.Usernames, Schedule: role.schedule()}, nil
+	}
+	var c Connection
+	name := strings.TrimPrefix(account, rootPrefix)
+	row, err := load(v, m, connectionPrefix, name, &c)
+	if err != nil || !row.Exists() {
+		return nil, err
+	}
+	return &engine.Terms{Path: connectionPrefix + name, Accounts: []string{c.Username}, Schedule: c.schedule()}, nil
+}
+
 // rotateRole changes the password of a static role now.
 func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := r.Param("name")
@@ -189,7 +231,15 @@ func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply
 		return nil, err
 	}
 	t.roleRow = row
-	return e.begin(r, t)
+	if t.Outgoing == 0 {
+		return e.begin(r, t)
+	}
+	// Two rotations of a pair never overlap: this one waits for its turn.
+	t.Demand("asked for", r.Now)
+	reply := &engine.Reply{Warnings: []string{fmt.Sprintf("a rotation is under way (%s since %s), and readers are shown its password already: this one begins when it is done. Who is waited for is shown by lessor rotation status %s%s; lessor rotation retire ends the wait",
+		t.Phase(), t.Since.Format(time.RFC3339), r.Mount.Path, staticCreds+name)}}
+	reply.Txn.Require(row)
+	return reply, t.save(&reply.Txn)
 }
 
 // rotateRoot changes the password of lessor's own account now. Nobody is told the new one.
@@ -211,14 +261,14 @@ func (t *turn) ownable(e *Engine) error {
 	if t.passwords.Current.Empty() {
 		return api.Errorf(api.Invalid, "unable to rotate root credentials: the connection has no password")
 	}
-	there, err := e.users(v, m, t.driver, t.connection, t.Target, t.username)
+	there, err := e.users(v, m, t.driver, t.connection, t.Target, t.account(0))
 	if err != nil {
 		return err
 	}
 	for _, u := range there {
 		switch {
 		case u.managed.Exists():
-			return api.Errorf(api.Invalid, "unable to rotate root credentials: the account %q is also that of the static role %q; give the connection an account of its own", t.username, u.managed.Value)
+			return api.Errorf(api.Invalid, "unable to rotate root credentials: the account %q is also that of the static role %q; give the connection an account of its own", t.account(0), u.managed.Value)
 		case u.own && u.connection != t.Target:
 			return api.Errorf(api.Invalid, "unable to rotate root credentials: connection %q logs in to the same database with the same account, and would be locked out; delete one of the two", u.connection)
 		}
@@ -302,24 +352,45 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 		}
 		return nil, err
 	}
-	r := &engine.Rotate{Account: account, Path: t.path()}
-	switch t.Step(t.schedule(), a.Now) {
-	case rotation.Rotate:
+	r := &engine.Rotate{Account: account, Path: t.path(), Cause: t.Cause}
+	schedule := t.schedule().Drawn(a.Chance)
+	switch step := t.Step(schedule, a.Now); step {
+	case rotation.Rotate, rotation.Retire:
 		fresh, err := t.fresh(a.Password)
 		if err != nil {
-			t.Failed(err, a.Now, 0.5)
+			t.Failed(err, a.Now, a.Chance)
 			return nil, t.save(txn)
 		}
+		if r.Note = "rotation"; step == rotation.Retire {
+			r.Note, r.Also = "the outgoing account is retired: "+t.Over.String(), t.named()
+		}
 		t.Begin(t.passwords, fresh, a.Now)
-		r.Note, r.Untouched = "rotation", e.untouched(t)
+		r.Untouched = e.untouched(t)
 	case rotation.Resume:
 		t.Begin(t.passwords, lessor.Secret{}, a.Now)
 		r.Note, r.Untouched = "rotation resumed", e.untouched(t)
 	case rotation.Prove:
 		t.Retry = a.Now.Add(rotation.Head)
 		r.Note = "password proven"
+	case rotation.Watching:
+		r.Note, r.Look = "nobody is waited for any more", true
+		return r, nil
+	case rotation.Settle:
+		more, err := lease.Settle(a.View, txn, a.Mount, credsPath(t), t.Dead, t.Born)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			t.Settled = t.Dead
+		}
+		r.Note, r.Done = "older versions are proven dead", true
+	case rotation.Yield:
+		if !t.GiveUp(t.passwords, schedule, a.Now) {
+			return nil, t.save(txn) // it came too late
+		}
+		r.Note, r.Done = "the rotation is given up", true
 	case rotation.Miss:
-		t.Skip(t.schedule(), a.Now)
+		t.Skip(schedule, a.Now)
 		return nil, t.save(txn)
 	default:
 		return nil, nil
@@ -338,30 +409,112 @@ func (e *Engine) Turn(ctx context.Context, a engine.Access, account string) engi
 	if err != nil {
 		return e.failed(t, false, true, err)
 	}
-	if t.Pending == 0 {
-		return e.prove(ctx, t, db)
+	switch {
+	case t.Pending != 0:
+		return e.set(ctx, t, db)
+	case t.Step(t.schedule(), a.Now) == rotation.Watching:
+		return e.look(ctx, t, db)
 	}
-	pending := t.passwords.Pending
-	note, touched, err := t.bring(ctx, db, pending)
+	return e.prove(ctx, t, db)
+}
+
+// set brings the pending password into force.
+func (e *Engine) set(ctx context.Context, t *turn, db Database) engine.Turned {
+	account, pending := t.Name, t.passwords.Pending
+	note, touched, err := t.bring(ctx, db, t.Turn(), pending)
+	if err == nil && t.Over.Forced() { // whoever uses it still is sent away, now that he cannot come back
+		touched, err = true, db.End(ctx, t.account(t.Turn()))
+	}
 	if err != nil {
 		dead := !touched && !errors.Is(err, ErrUnreachable) && t.dead(ctx, db, pending)
 		return e.failed(t, touched, dead, err)
 	}
-	done := *t
-	after := *t.Account
-	done.Account = &after
-	done.Version, done.passwords = t.Pending, &rotation.Passwords{Current: pending}
-	return engine.Turned{
-		Note: note, Shown: []audit.Shown{done.shown(credsPath(t), "written")},
-		Then: func(a engine.Access, txn *store.Txn, _ func() float64) error {
+	turned := engine.Turned{
+		Note: note,
+		Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
 			t, err := e.turn(a, account)
 			if err != nil || t == nil || t.Pending == 0 || !t.passwords.Pending.Equal(pending) {
 				return err // somebody else was faster
 			}
-			t.Confirm(t.passwords, t.schedule(), a.Now)
+			t.Confirm(t.passwords, t.schedule().Drawn(jitter()), a.Now)
 			return t.save(txn)
 		},
 	}
+	if t.Outgoing == 0 { // else nobody is told
+		done := *t
+		after := *t.Account
+		done.Account = &after
+		done.Version, done.passwords = t.Pending, &rotation.Passwords{Current: pending}
+		turned.Shown = []audit.Shown{done.shown(credsPath(t), "written")}
+	}
+	return turned
+}
+
+// look asks the database who uses the outgoing account, and decides whether they are waited for any longer. Only that is on record.
+func (e *Engine) look(ctx context.Context, t *turn, db Database) engine.Turned {
+	account, outgoing := t.Name, t.Outgoing
+	sessions, failure := db.Sessions(ctx, []string{t.account(1 - t.Slot)})
+	turned := engine.Turned{Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
+		t, err := e.turn(a, account)
+		if err != nil || t == nil || t.Phase() != rotation.Waiting || t.Outgoing != outgoing {
+			txn.Audit = nil
+			return err // somebody else was faster
+		}
+		users, err := lease.Users(a.View, a.Mount, credsPath(t))
+		if err != nil {
+			return err
+		}
+		holding, told := t.Holding(users), failure != nil && t.Attempts == 0
+		if failure == nil {
+			t.Sighted(grouped(sessions), a.Now)
+		} else {
+			t.Failed(failure, a.Now, jitter())
+		}
+		if why := t.Weigh(len(holding), a.Mount.Options["lease"] != "off", a.Now); why != 0 {
+			t.Close(why, holding, a.Now)
+			txn.Audit[0].Note, txn.Audit[0].ErrorKind = "nobody is waited for any more: "+why.String(), ""
+		} else if !told {
+			txn.Audit = nil
+		}
+		return t.save(txn)
+	}}
+	if failure != nil {
+		turned.Err = &api.Error{Kind: api.KindOf(failure), Cause: failure, Text: "whether the outgoing account is in use cannot be seen: " + failure.Error()}
+	}
+	return turned
+}
+
+// grouped are sessions by where they come from and what they call themselves, as many as are kept.
+func grouped(sessions []Session) (all []rotation.Seen) {
+	for _, s := range sessions {
+		i := slices.IndexFunc(all, func(g rotation.Seen) bool { return g.Client == s.Client && g.Application == s.Application })
+		if i < 0 {
+			if len(all) == rotation.MostSeen {
+				all[len(all)-1].Count++
+				continue
+			}
+			i = len(all)
+			all = append(all, rotation.Seen{Client: s.Client, Application: s.Application, Since: s.Since})
+		}
+		if all[i].Count++; !s.Since.IsZero() && s.Since.Before(all[i].Since) {
+			all[i].Since = s.Since
+		}
+	}
+	return all
+}
+
+// named are the audit records of those who had not moved when they were waited for no longer.
+func (t *turn) named() (all []audit.Record) {
+	for _, s := range t.Stragglers {
+		rec := audit.Record{
+			Note: "has not moved from the outgoing password", Lease: s.Lease, Owner: s.Owner, Entity: s.Holder.Entity, Name: s.Holder.Name, Instance: s.Holder.Instance,
+		}
+		if s.Lease == "" {
+			rec.Note, rec.Client = "sessions that use the outgoing password", s.Client
+		}
+		all = append(all, rec)
+	}
+	return all
 }
 
 // credsPath is the path whose readers are shown the password; for lessor's own account nobody is.
@@ -373,8 +526,9 @@ func credsPath(t *turn) string {
 }
 
 // bring brings a password into force, and sees that it is. touched: if it failed, it may be in force all the same.
-func (t *turn) bring(ctx context.Context, db Database, password lessor.Secret) (note string, touched bool, err error) {
-	c := Change{Name: t.access.Mount.UUID + t.Name, Username: t.username, Password: password}
+func (t *turn) bring(ctx context.Context, db Database, slot uint8, password lessor.Secret) (note string, touched bool, err error) {
+	username := t.account(slot)
+	c := Change{Name: t.access.Mount.UUID + t.Name, Username: username, Password: password}
 	if t.role != nil {
 		c.Statements = t.role.Rotation
 		if t.role.SelfManaged {
@@ -384,14 +538,14 @@ func (t *turn) bring(ctx context.Context, db Database, password lessor.Secret) (
 		c.Statements = t.connection.RootRotation
 	}
 	if t.Loose > 1 && len(c.Statements) > 0 { // statements of somebody's own may not bear to be run twice
-		if verdict, err := db.Login(ctx, t.username, password); err == nil && verdict == Accepted {
+		if verdict, err := db.Login(ctx, username, password); err == nil && verdict == Accepted {
 			return "", true, nil
 		}
 	}
 	if err := db.SetPassword(ctx, c); err != nil {
 		return "", errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUntouched), err
 	}
-	switch verdict, err := db.Login(ctx, t.username, password); {
+	switch verdict, err := db.Login(ctx, username, password); {
 	case err != nil:
 		return "", true, err
 	case verdict == Refused:
@@ -408,11 +562,12 @@ func (t *turn) dead(ctx context.Context, db Database, refused lessor.Secret) boo
 	if t.New || t.Loose > 1 {
 		return false // it is not made, or somebody else tries it, too
 	}
-	for _, password := range []lessor.Secret{t.passwords.Current, refused} {
+	username := t.account(t.Turn())
+	for _, password := range []lessor.Secret{t.passwords.Of(t.Account, t.Turn()), refused} {
 		if password.Empty() {
 			continue
 		}
-		verdict, err := db.Login(ctx, t.username, password)
+		verdict, err := db.Login(ctx, username, password)
 		if err != nil {
 			return false
 		}
@@ -423,31 +578,73 @@ func (t *turn) dead(ctx context.Context, db Database, refused lessor.Secret) boo
 	return true
 }
 
-// prove tries the password in force. One that is refused is brought into force again: somebody else changed it, or an attempt of long ago landed.
+// prove tries the password in force. One that is refused is brought into force again: somebody else changed it, or an attempt of long ago landed. Of
+// a pair's other account each password that it had before must be refused.
 func (e *Engine) prove(ctx context.Context, t *turn, db Database) engine.Turned {
-	current := t.passwords.Current
-	if current.Empty() {
-		return e.proven(t.Name, current, "")
-	}
-	verdict, err := db.Login(ctx, t.username, current)
 	note := ""
-	if err == nil && verdict == Refused {
-		note = "the password had been changed by somebody else, and was set again"
-		_, _, err = t.bring(ctx, db, current)
+	if current := t.passwords.Current; !current.Empty() {
+		verdict, err := db.Login(ctx, t.account(t.Slot), current)
+		if err == nil && verdict == Refused {
+			note = "the password had been changed by somebody else, and was set again"
+			_, _, err = t.bring(ctx, db, t.Slot, current)
+		}
+		if err != nil {
+			return e.failed(t, true, false, err)
+		}
 	}
-	if err != nil {
-		return e.failed(t, true, false, err)
+	found := lessor.Secret{}
+	if t.Pair {
+		var err error
+		if found, err = t.buried(ctx, db); err != nil {
+			return e.failed(t, true, false, err)
+		}
 	}
-	return e.proven(t.Name, current, note)
+	return e.proven(t, found, note)
 }
 
-func (e *Engine) proven(account string, current lessor.Secret, note string) engine.Turned {
+// buried tries that each password which the account that is not in force had before is refused. One that is not has landed since, and is replaced by the
+// one that it should have; if it never had one that it should have, it is found.
+func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, err error) {
+	slot := 1 - t.Slot
+	other := t.passwords.Other
+	for _, f := range t.passwords.Formers(slot) {
+		if f.Password.Equal(other) {
+			continue
+		}
+		verdict, err := db.Login(ctx, t.account(slot), f.Password)
+		if err == nil && verdict == Accepted && other.Empty() {
+			found = f.Password
+			continue
+		}
+		if err == nil && verdict == Accepted {
+			if _, _, err = t.bring(ctx, db, slot, other); err == nil {
+				verdict, err = db.Login(ctx, t.account(slot), f.Password)
+			}
+			if err == nil && verdict == Accepted {
+				err = api.Errorf(api.Upstream, "the database takes an old password of the account %q still, besides the one that it was given", t.account(slot))
+			}
+		}
+		if err != nil {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+func (e *Engine) proven(t *turn, found lessor.Secret, note string) engine.Turned {
+	account, current, other := t.Name, t.passwords.Current, t.passwords.Other
 	return engine.Turned{Note: note, Then: func(a engine.Access, txn *store.Txn, _ func() float64) error {
 		t, err := e.turn(a, account)
-		if err != nil || t == nil || t.Pending != 0 || !t.passwords.Current.Equal(current) {
+		if err != nil || t == nil || t.Pending != 0 || !t.passwords.Current.Equal(current) || !t.passwords.Other.Equal(other) {
 			return err
 		}
+		if !found.Empty() {
+			t.passwords.Other = found
+		}
 		t.Proven(t.passwords, a.Now)
+		if t.role != nil {
+			t.Buried(t.passwords, a.Now)
+		}
 		return t.save(txn)
 	}}
 }
