@@ -414,22 +414,35 @@ func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now tim
 	return "", nil
 }
 
-// Overdue counts the accounts of the mounts whose rotation fails, or is late by more than grace, at most limit.
-func Overdue(v store.View, mounts []Mount, now time.Time, grace time.Duration, limit int) ([]*Account, error) {
-	var all []*Account
+// Accounts yields those of a mount, in the order of their names, until yield says that it is enough.
+func Accounts(v store.View, m Mount, yield func(*Account) (bool, error)) error {
+	base := store.MountKey(m.Namespace, m.UUID, accountRows)
+	for row, err := range v.Scan(store.Engine, base, store.PrefixEnd(base)) {
+		if err != nil {
+			return err
+		}
+		a, _, err := Load(v, m.Namespace, m.UUID, row.Name[len(base):])
+		if err != nil {
+			return err
+		}
+		if more, err := yield(a); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// Overdue lists the accounts of the mounts whose rotation fails, or is late by more than grace, at most limit.
+func Overdue(v store.View, mounts []Mount, now time.Time, grace time.Duration, limit int) (all []*Account, err error) {
 	for _, m := range mounts {
-		base := store.MountKey(m.Namespace, m.UUID, accountRows)
-		for row, err := range v.Scan(store.Engine, base, store.PrefixEnd(base)) {
-			if err != nil || len(all) == limit {
-				return all, err
-			}
-			a, _, err := Load(v, m.Namespace, m.UUID, row.Name[len(base):])
-			if err != nil {
-				return nil, err
-			}
+		err := Accounts(v, m, func(a *Account) (bool, error) {
 			if a.Overdue(now, grace) {
 				all = append(all, a)
 			}
+			return len(all) < limit, nil
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return all, nil

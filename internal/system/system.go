@@ -66,6 +66,8 @@ func (b *Backend) Routes() []engine.Route {
 	for _, part := range [][]engine.Route{
 		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(), b.drillRoutes(),
 		b.lockedUserRoutes(), b.eventRoutes(),
+		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(), b.rotationRoutes(), b.drillRoutes(),
+		b.lockedUserRoutes(),
 	} {
 		routes = append(routes, part...)
 	}
