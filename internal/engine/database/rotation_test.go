@@ -62,6 +62,15 @@ func (d *watched) SetPassword(ctx context.Context, c database.Change) error {
 	return d.call("set", c.Password, func() error { return d.Database.SetPassword(ctx, c) })
 }
 
+func (d *watched) Sessions(ctx context.Context, usernames []string) (all []database.Session, err error) {
+	err = d.call("sessions", lessor.Secret{}, func() (err error) { all, err = d.Database.Sessions(ctx, usernames); return err })
+	return all, err
+}
+
+func (d *watched) End(ctx context.Context, username string) error {
+	return d.call("end", lessor.Secret{}, func() error { return d.Database.End(ctx, username) })
+}
+
 // errBroken is a session that broke off: whether something was done nobody knows.
 var errBroken = &api.Error{Kind: api.Upstream, Text: "the session broke off", Cause: database.ErrUnreachable}
 

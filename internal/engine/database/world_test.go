@@ -211,29 +211,48 @@ func (w *world) sql(text string) {
 // state is how an account's rotation stands.
 func (w *world) state(account string) *rotation.Account {
 	w.Helper()
-	v, err := w.db.View()
+	a, err := w.tryState(account)
 	w.must(err)
+	return a
+}
+
+func (w *world) tryState(account string) (*rotation.Account, error) {
+	v, err := w.db.View()
+	if err != nil {
+		return nil, err
+	}
 	defer v.Close()
 	for row, err := range v.Scan(store.Engine, "", "") {
-		w.must(err)
+		if err != nil {
+			return nil, err
+		}
 		namespace, mount, name := store.SplitMountKey(row.Name)
 		if name == "turn/"+account {
 			a, _, err := rotation.Load(v, namespace, mount, account)
-			w.must(err)
-			return a
+			return a, err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // passwords are those of an account, as they are kept; none if it has none.
 func (w *world) passwords(account string) *rotation.Passwords {
 	w.Helper()
-	v, err := w.db.View()
+	p, err := w.tryPasswords(account)
 	w.must(err)
+	return p
+}
+
+func (w *world) tryPasswords(account string) (*rotation.Passwords, error) {
+	v, err := w.db.View()
+	if err != nil {
+		return nil, err
+	}
 	defer v.Close()
 	for row, err := range v.Scan(store.Secrets, "", "") {
-		w.must(err)
+		if err != nil {
+			return nil, err
+		}
 		_, mount, name := store.SplitMountKey(row.Name)
 		if name != "turn/"+account {
 			continue
@@ -241,12 +260,12 @@ func (w *world) passwords(account string) *rotation.Passwords {
 		op := &lessor.Op{Verb: lessor.Read, Namespace: lessor.RootNamespace, Path: "db/"}
 		d := policy.Decide(nil, &lessor.Principal{System: "rotation"}, op, policy.Facts{Mount: mount})
 		value, err := w.keys.Open(d.Grant, row)
-		w.must(err)
-		p, err := rotation.Open(value)
-		w.must(err)
-		return p
+		if err != nil {
+			return nil, err
+		}
+		return rotation.Open(value)
 	}
-	return &rotation.Passwords{}
+	return &rotation.Passwords{}, nil
 }
 
 // until waits for the background.

@@ -1,0 +1,533 @@
+package database_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
+)
+
+// pair is a static role of two accounts, "app".
+type pair struct {
+	*world
+	users [2]string
+}
+
+// pair makes one, whose first password is known, and which is rotated on request only, by and large.
+func (w *world) pair(more string) *pair {
+	w.Helper()
+	p := &pair{w, [2]string{w.account(""), w.account("")}}
+	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","usernames":[%q,%q],"rotation_period":"1000h"%s}`, p.users[0], p.users[1], more))
+	return p
+}
+
+// login is what a reader is shown.
+type login struct{ username, password, lease string }
+
+// read reads the role's password as one of its holders, who renews and acknowledges or, with instance "", does neither.
+func (p *pair) read(instance string) login {
+	p.Helper()
+	l, err := p.tryRead(instance)
+	p.must(err)
+	return l
+}
+
+func (p *pair) tryRead(instance string) (login, error) {
+	op := p.op(lessor.Read, "db/static-creds/app", "")
+	op.Instance, op.Renewable = instance, instance != ""
+	a, err := p.core.Handle(context.Background(), op)
+	if err != nil {
+		return login{}, err
+	}
+	return login{a.Data["username"].(string), a.Data["password"].(lessor.Secret).Reveal(), a.Lease.ID}, nil
+}
+
+// acknowledge says that a holder uses the version that its lease is on, and nothing older.
+func (p *pair) acknowledge(instance string, l login) {
+	p.Helper()
+	op := p.op(lessor.Update, "sys/lessor/leases/acknowledge", fmt.Sprintf(`{"lease_id":%q}`, l.lease))
+	op.Instance = instance
+	_, err := p.core.Handle(context.Background(), op)
+	p.must(err)
+}
+
+// open opens a session that stays.
+func (p *pair) open(l login) *pgx.Conn {
+	p.Helper()
+	c, err := p.pg.Login(context.Background(), l.username, l.password, "")
+	p.must(err)
+	p.Cleanup(func() { c.Close(context.Background()) })
+	return c
+}
+
+// phase is how far the rotation is.
+func (p *pair) phase() rotation.Phase { return p.state("static/app").Phase() }
+
+// reaches waits for a phase; time passes meanwhile, by steps of d.
+func (p *pair) reaches(phase rotation.Phase, d time.Duration) {
+	p.Helper()
+	p.until("the rotation is in phase "+phase.String(), func() bool {
+		p.clock.advance(d)
+		return p.phase() == phase
+	})
+}
+
+// lets reports whether a login is let in.
+func (p *pair) lets(l login) bool { p.Helper(); return p.logsIn(l.username, l.password) }
+
+// status is what people are told.
+func (p *pair) status() map[string]any {
+	p.Helper()
+	return p.do(lessor.Read, "sys/lessor/rotation/status/db/static-creds/app", "").Data
+}
+
+// Readers who acknowledge are waited for, whatever they do until then; their old password works until the last one has, and is dead soon after.
+func TestHandover(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair("")
+	one, two := p.read("one"), p.read("two")
+	if one.username != p.users[0] || one.lease == "" || p.phase() != rotation.Idle {
+		t.Fatalf("before: %+v, %s", one, p.phase())
+	}
+	p.acknowledge("one", one)
+	p.acknowledge("two", two)
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	next := p.read("one")
+	if next.username != p.users[1] || !p.lets(next) || !p.lets(one) {
+		t.Fatalf("after the rotation readers are shown %q; it logs in: %v; the old one: %v", next.username, p.lets(next), p.lets(one))
+	}
+	p.read("two") // reading is not adopting
+	for range 3 {
+		p.clock.advance(time.Minute)
+		time.Sleep(50 * time.Millisecond)
+	}
+	p.acknowledge("one", next)
+	p.clock.advance(time.Minute)
+	p.until("who has not moved is shown", func() bool {
+		s := p.status()
+		holders := s["holders"].([]any)
+		return s["step"] == "wait" && len(holders) == 1 && holders[0].(map[string]any)["instance"] == "two"
+	})
+	if !p.lets(two) {
+		t.Fatal("who has not acknowledged is locked out")
+	}
+	p.acknowledge("two", p.read("two"))
+	p.reaches(rotation.Idle, time.Second)
+	if p.lets(one) || !p.lets(next) || p.read("one").password != next.password {
+		t.Errorf("in the end the old password logs in: %v; the new one: %v", p.lets(one), p.lets(next))
+	}
+	s := p.state("static/app")
+	if s.Dead != 1 || len(s.Stragglers) > 0 {
+		t.Errorf("in the end %+v", s)
+	}
+	p.until("holders are told", func() bool { s := p.state("static/app"); return s.Settled == 1 })
+	if notes := p.notes(); !strings.Contains(notes, "every holder has moved") || strings.Contains(notes, "has not moved") {
+		t.Errorf("on record is %s", notes)
+	}
+	// And back again.
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	if l := p.read("one"); l.username != p.users[0] || l.password == one.password || !p.lets(l) || !p.lets(next) {
+		t.Errorf("the second rotation: %+v", l)
+	}
+}
+
+// notes are those of all audit records of the role's rotations.
+func (p *pair) notes() string {
+	p.Helper()
+	var all []string
+	for _, r := range p.records("db/static-roles/app") {
+		all = append(all, r.Note)
+	}
+	return strings.Join(all, "\n")
+}
+
+// Whoever reads as Vault's clients do says nothing. The database shows that it is connected, and where from, for as long as it is.
+func TestHandoverByEvidence(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"60s"`)
+	old := p.read("")
+	c := p.open(old)
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.until("it is seen", func() bool { p.clock.advance(time.Second); return len(p.status()["sessions"].([]any)) == 1 })
+	seen := p.status()["sessions"].([]any)[0].(map[string]any)
+	if seen["client"] == "" || seen["count"] != 1 {
+		t.Errorf("seen is %v", seen)
+	}
+	for range 20 {
+		p.clock.advance(10 * time.Second)
+		time.Sleep(20 * time.Millisecond)
+	}
+	if p.phase() != rotation.Waiting || !p.lets(old) || c.Ping(t.Context()) != nil {
+		t.Fatalf("retired while it is in use, in phase %s", p.phase())
+	}
+	if a := p.do(lessor.Read, "db/static-creds/app", ""); len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "has been waiting since") {
+		t.Errorf("warnings %q", a.Warnings)
+	}
+	p.must(c.Close(t.Context()))
+	p.until("no use is seen", func() bool { p.clock.advance(time.Second); return !p.state("static/app").QuietSince.IsZero() })
+	since := p.state("static/app").QuietSince
+	p.reaches(rotation.Idle, time.Second)
+	if waited := p.db.Now().Sub(since); waited < time.Minute {
+		t.Errorf("retired %s after the last use was seen", waited)
+	}
+	if p.lets(old) || !p.lets(p.read("")) {
+		t.Error("in the end")
+	}
+	if notes := p.notes(); !strings.Contains(notes, "no use for long enough") {
+		t.Errorf("on record is %s", notes)
+	}
+}
+
+// A grace ends the wait for a reader that never moves, and for sessions of which nobody knows whose they are. Both are named, and sent away.
+func TestHandoverByDeadline(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_grace":"1h"`)
+	old := p.read("slow")
+	c := p.open(old)
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.until("it is seen", func() bool { p.clock.advance(time.Second); return len(p.status()["sessions"].([]any)) == 1 })
+	p.clock.advance(58 * time.Minute)
+	p.until("it is looked at again", func() bool { s := p.state("static/app"); return s.Look.After(p.db.Now()) })
+	if p.phase() != rotation.Waiting || c.Ping(t.Context()) != nil || !p.lets(old) {
+		t.Fatalf("broken within its grace, in phase %s", p.phase())
+	}
+	p.reaches(rotation.Idle, 10*time.Second)
+	if c.Ping(t.Context()) == nil || p.lets(old) {
+		t.Error("the old password is in use after the grace")
+	}
+	s := p.state("static/app")
+	if len(s.Stragglers) != 2 || s.Stragglers[0].Holder.Instance != "slow" || s.Stragglers[1].Count != 1 {
+		t.Errorf("named are %+v", s.Stragglers)
+	}
+	records := p.records("db/static-roles/app")
+	for _, want := range []string{"has not moved from the outgoing password", "sessions that use the outgoing password"} {
+		i := slices.IndexFunc(records, func(r audit.At) bool { return r.Note == want })
+		if i < 0 || records[i].Lease != old.lease && records[i].Client == "" {
+			t.Errorf("not on record, or not of whom: %s", want)
+		}
+	}
+	if got := p.status()["stragglers"].([]any); len(got) != 2 {
+		t.Errorf("shown are %v", got)
+	}
+}
+
+// A reader whose lease was revoked, or that lapsed: nobody waits for the first to say anything; the other is waited for until the database shows no use.
+func TestHandoverFromWhoIsGone(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"60s"`)
+	gone := p.read("gone")
+	p.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q,"sync":true}`, gone.lease))
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.reaches(rotation.Idle, time.Second)
+	if notes := p.notes(); !strings.Contains(notes, "every holder has moved") {
+		t.Errorf("whose access was revoked is waited for: %s", notes)
+	}
+	lapsed := p.read("lapsed")
+	p.clock.advance(100 * 24 * time.Hour)
+	p.until("the lease lapses", func() bool {
+		a, err := p.try(lessor.Update, "sys/leases/lookup", fmt.Sprintf(`{"lease_id":%q}`, lapsed.lease))
+		return err != nil || a == nil
+	})
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.until("it is looked at", func() bool { p.clock.advance(time.Second); return p.state("static/app").Looks > 2 })
+	if p.phase() != rotation.Waiting || !p.lets(lapsed) {
+		t.Errorf("who lapsed counts as moved: %s", p.phase())
+	}
+	if h := p.status()["holders"].([]any); len(h) != 1 || h[0].(map[string]any)["lapsed"] == nil {
+		t.Errorf("waited for are %v", h)
+	}
+	p.reaches(rotation.Idle, time.Second)
+	if p.lets(lapsed) {
+		t.Error("the old password is not dead")
+	}
+}
+
+// A rotation that is due, or asked for, while another waits begins after it.
+func TestRotationsOfAPairDoNotOverlap(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair("")
+	p.do(lessor.Update, "db/static-roles/app", `{"rotation_period":"1h"}`)
+	old := p.read("one")
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	version := p.state("static/app").Version
+	if a := p.do(lessor.Update, "db/rotate-role/app", ""); len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "begins when it is done") {
+		t.Errorf("asked for while another waits: %q", a.Warnings)
+	}
+	p.open(old)
+	for range 10 {
+		p.clock.advance(time.Hour)
+		time.Sleep(30 * time.Millisecond)
+		if s := p.state("static/app"); s.Version != version || s.Pending != 0 || !p.lets(old) {
+			t.Fatalf("another rotation has begun: %+v", s)
+		}
+	}
+	p.do(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
+	p.until("the next one is promoted", func() bool { p.clock.advance(time.Second); return p.state("static/app").Version == version+1 })
+	if p.lets(old) {
+		t.Error("the old password is not dead before the next rotation")
+	}
+	if r := p.records("db/static-roles/app"); !slices.ContainsFunc(r, func(r audit.At) bool { return r.Cause == "asked for" && r.Note == "rotation" }) {
+		t.Error("why it was rotated is not on record")
+	}
+}
+
+// A rotation is given up in each phase in which it can be, and is not where it cannot.
+func TestRotationIsGivenUp(t *testing.T) {
+	e := &eye{}
+	p := newWorldOf(t, pgtest.Start(t), e).pair("")
+	const abort, retire = "sys/lessor/rotation/abort/db/static-creds/app", "sys/lessor/rotation/retire/db/static-roles/app"
+	p.refused(api.Invalid, lessor.Update, abort, "", "no rotation is under way")
+	p.refused(api.Invalid, lessor.Update, retire, "", "nobody is waited for")
+	old := p.read("one")
+
+	// Before it is promoted.
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call == "set" {
+			_ = do()
+			return errBroken
+		}
+		return do()
+	})
+	p.refused(api.Upstream, lessor.Update, "db/rotate-role/app", "", "the session broke off")
+	e.watch(nil)
+	withdrawn := p.passwords("static/app").Pending.Reveal()
+	p.do(lessor.Update, abort, "")
+	p.reaches(rotation.Idle, 0)
+	if l := p.read("one"); l.username != old.username || l.password != old.password || !p.lets(l) {
+		t.Errorf("given up before it was promoted: %+v", l)
+	}
+	p.until("what was withdrawn is forgotten", func() bool { p.clock.advance(10 * time.Second); return len(p.passwords("static/app").Former) == 0 })
+	if got := p.passwords("static/app").Other.Reveal(); got != withdrawn && p.logsIn(p.users[1], withdrawn) {
+		t.Error("what was withdrawn is in force, and not on record")
+	}
+
+	// While it waits: what was before is in force again.
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	moved := p.read("two")
+	p.do(lessor.Update, abort, "")
+	p.until("the old password is shown again", func() bool { return p.read("one").password == old.password })
+	if !p.lets(moved) || !p.lets(old) {
+		t.Error("somebody is locked out by giving up")
+	}
+	p.refused(api.Invalid, lessor.Update, abort, "", "has been given up already")
+	back := p.read("two")
+	p.acknowledge("two", back)
+	p.reaches(rotation.Idle, time.Second)
+	if p.lets(moved) || !p.lets(old) || back.password != old.password {
+		t.Error("what was given up is not dead, or what is in force is")
+	}
+	if s := p.state("static/app"); s.Dead != 0 {
+		t.Errorf("what is in force counts as dead: %+v", s)
+	}
+
+	// Once it is being retired there is no way back.
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	var once sync.Once
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call == "set" {
+			once.Do(func() { close(reached); <-goOn })
+		}
+		return do()
+	})
+	p.do(lessor.Update, retire, "")
+	<-reached
+	p.refused(api.Invalid, lessor.Update, abort, "", "is being retired")
+	close(goOn)
+	p.reaches(rotation.Idle, time.Second)
+	if p.lets(old) || !p.lets(p.read("one")) {
+		t.Error("retired at once: the old password is not dead")
+	}
+}
+
+// A rotation of a pair is struck at each commit and each touch of the database, and lessor dies, or not. Whatever happened: readers are shown a password that
+// is let in at each moment, and so is what a reader holds who has not moved; in the end each old password is refused.
+func TestHandoverIsStruck(t *testing.T) {
+	type strike struct {
+		commit     int
+		call       string
+		nth        int
+		done, told bool
+		dies       bool
+	}
+	var strikes []strike
+	for n := 1; n <= 6; n++ { // begun, promoted, the wait is over, retiring, retired, proven
+		strikes = append(strikes, strike{commit: n}, strike{commit: n, done: true})
+	}
+	for _, dies := range []bool{false, true} {
+		for nth := 1; nth <= 2; nth++ { // the new password, the one that nobody is told
+			for _, done := range []bool{false, true} {
+				strikes = append(strikes, strike{call: "set", nth: nth, done: done, dies: dies}, strike{call: "set", nth: nth, done: done, told: true, dies: dies})
+			}
+		}
+		for nth := 1; nth <= 4; nth++ {
+			strikes = append(strikes, strike{call: "login", nth: nth, dies: dies})
+		}
+		strikes = append(strikes, strike{call: "sessions", nth: 1, dies: dies}, strike{call: "end", nth: 1, dies: dies})
+	}
+	s := pgtest.Start(t)
+	for _, k := range strikes {
+		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
+			t.Parallel()
+			e := &eye{}
+			p := newWorldOf(t, s, e).pair("")
+			old := p.read("one")
+			p.open(old)
+			var mu sync.Mutex
+			calls, struck := 0, false
+			e.watch(func(call string, _ lessor.Secret, do func() error) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if call != k.call || struck {
+					return do()
+				}
+				if calls++; calls < k.nth {
+					return do()
+				}
+				struck = true
+				var err error
+				if k.done {
+					err = do()
+				}
+				if k.dies {
+					p.faulty.Set(storetest.Faults{At: 1})
+				}
+				if !k.told {
+					err = errBroken
+				}
+				return err
+			})
+			// alive does something that needs a lessor that lives, again if it dies over it.
+			alive := func(f func() error) {
+				t.Helper()
+				w := p.world
+				w.until("lessor lives", func() bool {
+					err := f()
+					if w.db.Fault() != nil {
+						w.crash()
+						return false
+					}
+					return err == nil
+				})
+			}
+			state := func() (a *rotation.Account) {
+				alive(func() (err error) { a, err = p.tryState("static/app"); return err })
+				return a
+			}
+			former := func() (n int, other string) {
+				alive(func() error {
+					known, err := p.tryPasswords("static/app")
+					if err == nil {
+						n, other = len(known.Former), known.Other.Reveal()
+					}
+					return err
+				})
+				return n, other
+			}
+			read := func() (l login) {
+				alive(func() (err error) { l, err = p.tryRead("two"); return err })
+				return l
+			}
+			if k.commit > 0 {
+				p.faulty.Set(storetest.Faults{At: k.commit, Done: k.done})
+			}
+			_, err := p.try(lessor.Update, "db/rotate-role/app", "")
+			if a := state(); err == nil && a.Version == 1 {
+				t.Error("answered, and not rotated")
+			} else if k.commit == 1 && !k.done {
+				p.do(lessor.Update, "db/rotate-role/app", "")
+			}
+			p.until("it waits", func() bool {
+				p.clock.advance(time.Second)
+				a := state()
+				if a.Version == 1 && !p.lets(old) {
+					t.Fatal("what readers are shown is locked out")
+				}
+				return a.Phase() >= rotation.Waiting
+			})
+			next := read()
+			if phase := state().Phase(); !p.lets(next) || phase == rotation.Waiting && !p.lets(old) {
+				t.Fatalf("in phase %s who moved is let in: %v, who did not: %v", phase, p.lets(next), p.lets(old))
+			}
+			alive(func() error {
+				_, err := p.try(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
+				if api.KindOf(err) == api.Invalid { // it was done, and nobody was told
+					return nil
+				}
+				return err
+			})
+			p.until("the rotation is done", func() bool {
+				p.clock.advance(time.Second)
+				if !p.lets(next) {
+					t.Fatal("who moved is locked out")
+				}
+				return state().Phase() == rotation.Idle
+			})
+			if p.lets(old) || read().password != next.password {
+				t.Error("the old password is not dead, or another one is shown")
+			}
+			p.until("what was before is forgotten", func() bool {
+				p.clock.advance(10 * time.Second)
+				a := state()
+				n, _ := former()
+				return a.Check.IsZero() && a.Settled == a.Dead && n == 0
+			})
+			if _, other := former(); !p.logsIn(p.users[0], other) {
+				t.Error("the password of the retired account is not on record")
+			}
+		})
+	}
+}
+
+// What is refused of two accounts, and what a role with one becomes.
+func TestPairIsRefused(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	one, two, other := w.account(""), w.account(""), w.account("")
+	body := func(users, more string) string { return `{"db_name":"pg","rotation_period":"1h",` + users + more + `}` }
+	both := fmt.Sprintf(`"usernames":[%q,%q]`, one, two)
+	for _, c := range []struct{ body, text string }{
+		{body(fmt.Sprintf(`"usernames":[%q]`, one), ""), "two different accounts"},
+		{body(fmt.Sprintf(`"usernames":[%q,%q]`, one, one), ""), "two different accounts"},
+		{body(fmt.Sprintf(`"usernames":[%q,"a'b"]`, one), ""), "without quotes"},
+		{body(fmt.Sprintf(`"usernames":[%q,"postgres"]`, one), ""), "is the account that lessor itself uses"},
+		{body(both, fmt.Sprintf(`,"username":%q`, other)), "not both"},
+		{body(both, `,"rotation_quiet":"1s"`), "rotation_quiet must be 5 seconds or more"},
+		{body(both, `,"skip_import_rotation":true`), "must know the password of the first account"},
+		{body(both, `,"self_managed_password":"first"`), "for one account"},
+		{body(both, `,"rotation_jitter":"1h"`), "rotation_jitter must be shorter"},
+		{body(fmt.Sprintf(`"username":%q`, one), `,"rotation_grace":"1h"`), "send usernames"},
+	} {
+		w.refused(api.Invalid, lessor.Update, "db/static-roles/app", c.body, c.text)
+	}
+	w.do(lessor.Update, "db/static-roles/app", body(both, ""))
+	w.refused(api.Invalid, lessor.Update, "db/static-roles/b", body(fmt.Sprintf(`"username":%q`, two), ""), `is managed by the static role "app" already`)
+	w.refused(api.Invalid, lessor.Update, "db/static-roles/app", body(fmt.Sprintf(`"usernames":[%q,%q]`, one, other), ""), "need a role of their own")
+	w.refused(api.Invalid, lessor.Update, "db/static-roles/app", body(fmt.Sprintf(`"username":%q`, other), ""), "cannot update static account username")
+	w.do(lessor.Update, "db/static-roles/app", body(both, `,"rotation_grace":"1h"`))
+	if d := w.do(lessor.Read, "db/static-roles/app", "").Data; d["strategy"] != "alternating" || fmt.Sprintf("%v %v", d["rotation_grace"], d["rotation_quiet"]) != "3600 600" {
+		t.Errorf("the role is read as %v", d)
+	}
+	w.do(lessor.Delete, "db/static-roles/app", "")
+	w.do(lessor.Update, "db/static-roles/app", body(fmt.Sprintf(`"username":%q`, one), ""))
+	w.refused(api.Invalid, lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"usernames":[%q,%q]}`, two, one), "the first of usernames must be")
+	p := &pair{w, [2]string{one, two}}
+	old := p.read("one")
+	if a := w.do(lessor.Update, "db/static-roles/app", "{"+both+"}"); len(a.Warnings) > 0 {
+		t.Errorf("warnings %q", a.Warnings)
+	}
+	w.crash()
+	w.do(lessor.Update, "db/rotate-role/app", "")
+	if l := p.read("two"); l.username != two || !p.lets(l) || !p.lets(old) {
+		t.Error("a role that has become one with two locks out who uses it")
+	}
+	w.do(lessor.Delete, "db/static-roles/app", "")
+	w.do(lessor.Update, "db/static-roles/b", body(fmt.Sprintf(`"username":%q`, two), ""))
+}
+
