@@ -195,7 +195,7 @@ func user(r *engine.Request, u *lease.User) map[string]any {
 	h := named(r, u.Holder)
 	return map[string]any{
 		"entity_id": h.Entity, "display_name": h.Name, "alias": h.Alias, "instance": h.Instance, "owner": u.Owner, "lease_id": u.Lease,
-		"oldest_version": u.Oldest, "newest_version": u.Newest, "acknowledged_version": u.Acked, "last_read": stamp(u.Last), "lapsed": stamp(u.Lapsed),
+		"oldest": u.Oldest, "newest": u.Newest, "acknowledged": u.Acked, "last_read": stamp(u.Last), "lapsed": stamp(u.Lapsed),
 		"revoked": u.Revoked,
 	}
 }
@@ -221,7 +221,7 @@ func stragglers(a *rotation.Account) []any {
 	for _, s := range a.Stragglers {
 		one := map[string]any{
 			"entity_id": s.Holder.Entity, "display_name": s.Holder.Name, "alias": s.Holder.Alias, "instance": s.Holder.Instance, "owner": s.Owner, "lease_id": s.Lease,
-			"oldest_version": s.Oldest, "newest_version": s.Newest, "last_read": stamp(s.Last), "lapsed": stamp(s.Lapsed),
+			"oldest": s.Oldest, "newest": s.Newest, "last_read": stamp(s.Last), "lapsed": stamp(s.Lapsed),
 		}
 		if s.Lease == "" {
 			one = map[string]any{"client": s.Client, "application": s.Application, "count": int(s.Count), "since": stamp(s.Since)}

@@ -64,10 +64,8 @@ func update(h engine.Handler) ops { return ops{lessor.Update: h} }
 func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
-		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(), b.drillRoutes(),
-		b.lockedUserRoutes(), b.eventRoutes(),
 		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(), b.rotationRoutes(), b.drillRoutes(),
-		b.lockedUserRoutes(),
+		b.lockedUserRoutes(), b.eventRoutes(),
 	} {
 		routes = append(routes, part...)
 	}

@@ -530,4 +530,3 @@ func TestPairIsRefused(t *testing.T) {
 	w.do(lessor.Delete, "db/static-roles/app", "")
 	w.do(lessor.Update, "db/static-roles/b", body(fmt.Sprintf(`"username":%q`, two), ""))
 }
-
