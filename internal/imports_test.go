@@ -37,7 +37,7 @@ var adapters = []string{
 }
 
 // wiring puts everything together.
-var wiring = []string{"cmd/", "internal/node", "internal/sim", "internal/engine/enginetest", "test/"}
+var wiring = []string{"cmd/", "internal/node", "internal/sim", "internal/engine/enginetest", "lessortest", "test/"}
 
 func TestImportsFollowTheArrows(t *testing.T) {
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()

@@ -259,6 +259,9 @@ func (w *walk) hold(txn *store.Txn, rec *audit.Record, s *engine.Static) (lessor
 		Least: w.op.WrapTTL, Now: w.op.Time, Request: w.op.ID, Random: w.Random,
 	})
 	rec.Lease, rec.Owner = id, owner
+	if terms.Renewable {
+		terms.Version = s.Version
+	}
 	return terms, err
 }
 

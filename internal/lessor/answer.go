@@ -40,6 +40,7 @@ type Terms struct {
 	ID        string
 	Renewable bool
 	Duration  time.Duration
+	Version   uint64 // of the static secret that the lease is on, for clients who said that they renew; else 0
 }
 
 // Auth is a token that was given, or renewed.

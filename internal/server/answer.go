@@ -39,6 +39,9 @@ func write(w http.ResponseWriter, a *lessor.Answer, id string) {
 	if status == 0 {
 		status = http.StatusOK
 	}
+	if v := a.Lease.Version; v != 0 {
+		w.Header()["X-Lessor-Version"] = []string{strconv.FormatUint(v, 10)}
+	}
 	buffer := answers.Get().(*[]byte)
 	*buffer = a.Append(*buffer, id)
 	send(w, status, *buffer)
