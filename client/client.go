@@ -252,6 +252,22 @@ func (c *Client) WithTimeout(d time.Duration) *Client {
 	return c.with(func(g *Config) { g.Timeout = d })
 }
 
+// WithInstance returns a client that is another process of its holder.
+func (c *Client) WithInstance(instance string) *Client {
+	return c.with(func(g *Config) { g.Instance = instance })
+}
+
+// WithHeader returns a client whose requests have one more header.
+func (c *Client) WithHeader(name, value string) *Client {
+	return c.with(func(g *Config) {
+		g.Header = g.Header.Clone()
+		if g.Header == nil {
+			g.Header = http.Header{}
+		}
+		g.Header.Set(name, value)
+	})
+}
+
 // WithPreview returns a client that shows its calls to preview instead of making them; nil: that makes them.
 func (c *Client) WithPreview(preview func(*http.Request, []byte) error) *Client {
 	return c.with(func(g *Config) { g.Preview = preview })
@@ -315,6 +331,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*Response, error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w; is %s a lessor or Vault server?", r.name(), err, c.config.Address)
 		}
+		response.Version, _ = strconv.ParseUint(answer.Header.Get("X-Lessor-Version"), 10, 64)
 		return nil
 	})
 	if err != nil {

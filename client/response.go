@@ -24,6 +24,10 @@ type Response struct {
 	Auth          *Auth           `json:"auth"`
 	WrapInfo      *WrapInfo       `json:"wrap_info"`
 	MountType     string          `json:"mount_type"`
+
+	// Version is that of the static secret which the lease is on (X-Lessor-Version), for who said that he renews. 0: the lease, if there is one, is
+	// not on a static secret, or the server is not lessor.
+	Version uint64 `json:"-"`
 }
 
 // Auth is the token that a login or a token's creation made.

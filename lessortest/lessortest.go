@@ -88,7 +88,9 @@ func Start(t testing.TB, opts ...Option) *Server {
 func (s *Server) Client() *client.Client { return s.client }
 
 // As is a client with a token that has these policies, and "default".
-func (s *Server) As(policies ...string) *client.Client { return s.client.WithToken(s.Token(policies...)) }
+func (s *Server) As(policies ...string) *client.Client {
+	return s.client.WithToken(s.Token(policies...))
+}
 
 // Write writes data to a path as root, or fails the test.
 func (s *Server) Write(path string, data map[string]any) *client.Response {

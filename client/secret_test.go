@@ -1,0 +1,272 @@
+package client_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/lessortest"
+)
+
+// patience is how long a test waits for what must happen.
+const patience = time.Minute
+
+// await waits for the value after v.
+func await(t *testing.T, s *client.Secret, v client.Value) client.Value {
+	t.Helper()
+	select {
+	case <-s.Changed(v):
+	case <-time.After(patience):
+		t.Fatalf("%s did not change within %v: %+v", v.Path, patience, s.Status())
+	}
+	return s.Value()
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+func field(t *testing.T, v client.Value, name string) string {
+	t.Helper()
+	text, ok := v.Field(name)
+	if !ok {
+		t.Fatalf("%s has no field %s, but %v", v.Path, name, v.Fields())
+	}
+	return text
+}
+
+func put(s *lessortest.Server, path, password string) {
+	s.Write(path, map[string]any{"data": map[string]any{"password": password}})
+}
+
+func open(t *testing.T, c *client.Client, m client.Method) *client.Session {
+	t.Helper()
+	session, err := client.Open(t.Context(), c, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := session.Close(context.Background()); err != nil {
+			t.Errorf("closing the session: %v", err)
+		}
+	})
+	return session
+}
+
+func secret(t *testing.T, s *client.Session, path string, opts ...client.SecretOption) *client.Secret {
+	t.Helper()
+	secret, err := s.Secret(t.Context(), path, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret
+}
+
+func TestSecretFollowsItsVersions(t *testing.T) {
+	server := lessortest.Start(t)
+	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease_duration": "2s"}})
+	server.Policy("app", `path "secret/data/app" { capabilities = ["read"] }`)
+	put(server, "secret/data/app", "one")
+	session := open(t, server.As("app"), nil)
+	s := secret(t, session, "secret/data/app")
+	pinned := secret(t, session, "secret/data/app", client.PinVersion(1))
+	v := s.Value()
+	if v.Version != 1 || field(t, v, "password") != "one" || v.Lease == "" {
+		t.Errorf("version %d under lease %q", v.Version, v.Lease)
+	}
+	put(server, "secret/data/app", "two")
+	v = await(t, s, v)
+	if v.Version != 2 || field(t, v, "password") != "two" {
+		t.Errorf("version %d", v.Version)
+	}
+	// Written anew, with the same fields: another version all the same.
+	put(server, "secret/data/app", "two")
+	if v = await(t, s, v); v.Version != 3 {
+		t.Errorf("version %d", v.Version)
+	}
+	if status := s.Status(); status.Err != nil || !status.Expires.IsZero() {
+		t.Errorf("%+v", status)
+	}
+	if v := pinned.Value(); v.Version != 1 || field(t, v, "password") != "one" {
+		t.Errorf("the version that was asked for is %d by now", v.Version)
+	}
+	if _, err := session.Secret(t.Context(), "secret/data/other"); !client.IsStatus(err, http.StatusForbidden) {
+		t.Errorf("a secret that no policy permits: %v", err)
+	}
+}
+
+// However it is shown, nobody sees it.
+func TestSecretsAreNotPrinted(t *testing.T) {
+	server := lessortest.Start(t)
+	put(server, "secret/data/app", "sesame")
+	session := open(t, server.Client(), nil)
+	s := secret(t, session, "secret/data/app")
+	use := s.Acquire()
+	defer use.Release()
+	v := s.Value()
+	for _, shown := range []string{
+		fmt.Sprint(v), fmt.Sprintf("%+v %#v %q %x", v, v, v, v), fmt.Sprintf("%v %+v", &v, s), fmt.Sprintf("%+v", use), fmt.Sprintf("%+v", []any{v, s}),
+	} {
+		if strings.Contains(shown, "sesame") || strings.Contains(shown, "736573616d65") || !strings.Contains(shown, "[secret]") {
+			t.Errorf("it is shown as %s", shown)
+		}
+	}
+}
+
+// vault is a server as its clients find it that know nothing of lessor: paths and headers of lessor's own are not there.
+func vault(t *testing.T, server *lessortest.Server) *client.Client {
+	t.Helper()
+	target, err := url.Parse(server.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v1/sys/lessor/") || strings.HasPrefix(r.URL.Path, "/v1/sys/events/") {
+			http.Error(w, `{"errors":["unsupported path"]}`, http.StatusNotFound)
+			return
+		}
+		for name := range r.Header {
+			if strings.HasPrefix(name, "X-Lessor-") {
+				r.Header.Del(name)
+			}
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	c, err := client.New(client.Config{Address: front.URL, Token: server.Root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// At a server that is not lessor, a secret is read again when it is asked for, or its time is over.
+func TestSecretOfAPlainServer(t *testing.T) {
+	server := lessortest.Start(t)
+	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease": "quiet"}})
+	put(server, "secret/data/app", "one")
+	s := secret(t, open(t, vault(t, server), nil), "secret/data/app")
+	v := s.Value()
+	if v.Version != 1 || v.Lease != "" || s.Status().Followed {
+		t.Errorf("version %d, lease %q, %+v", v.Version, v.Lease, s.Status())
+	}
+	if again, err := s.Refresh(t.Context(), v); err != nil || again.Version != 1 {
+		t.Errorf("%d, %v", again.Version, err)
+	}
+	put(server, "secret/data/app", "two")
+	again, err := s.Refresh(t.Context(), v)
+	if err != nil || again.Version != 2 {
+		t.Errorf("%d, %v", again.Version, err)
+	}
+	s.Adopt(again)
+	eventually(t, "nothing older is in use", s.Settled)
+}
+
+// While the server is away the last value stays, and when it is back the secret goes on.
+func TestSecretOutlivesTheServersAbsence(t *testing.T) {
+	server := lessortest.Start(t)
+	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease_duration": "2s"}})
+	put(server, "secret/data/app", "one")
+	target, err := url.Parse(server.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var away atomic.Bool
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	c, err := client.New(client.Config{Address: front.URL, Token: server.Root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := secret(t, open(t, c, nil), "secret/data/app")
+	v := s.Value()
+	away.Store(true)
+	eventually(t, "the status says that the server is away", func() bool { return s.Status().Err != nil })
+	put(server, "secret/data/app", "two")
+	if now := s.Value(); field(t, now, "password") != "one" {
+		t.Error("the last value went away")
+	}
+	away.Store(false)
+	if v = await(t, s, v); v.Version != 2 || s.Status().Err != nil {
+		t.Errorf("version %d, %+v", v.Version, s.Status())
+	}
+}
+
+// A session's token is renewed, and replaced when it cannot be; what it reads goes on.
+func TestSessionStaysLoggedIn(t *testing.T) {
+	server := lessortest.Start(t)
+	server.Write("sys/auth/approle", map[string]any{"type": "approle"})
+	server.Policy("app", `path "secret/data/app" { capabilities = ["read"] }`)
+	server.Write("auth/approle/role/app", map[string]any{"token_policies": "app", "token_ttl": "3s", "token_max_ttl": "5s"})
+	role := server.Read("auth/approle/role/app/role-id").Data["role_id"].(string)
+	put(server, "secret/data/app", "one")
+	wrapped, err := server.Client().WithWrapTTL(patience).Write(t.Context(), "auth/approle/role/app/secret-id", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := open(t, server.Client().WithToken(client.Token{}), &client.AppRole{RoleID: role, SecretID: client.NewToken(wrapped.WrapInfo.Token), Wrapped: true})
+	s := secret(t, session, "secret/data/app")
+	first := session.Client().Token()
+	eventually(t, "another token", func() bool { return session.Client().Token() != first })
+	if _, err := s.Refresh(t.Context(), s.Value()); err != nil {
+		t.Error(err)
+	}
+	// Somebody revokes the token: there is another as soon as that is noticed.
+	second := session.Client().Token()
+	server.Write("auth/token/revoke", map[string]any{"token": second.Reveal()})
+	if _, err := s.Refresh(t.Context(), s.Value()); session.Client().Token() == second && !client.IsStatus(err, http.StatusForbidden) {
+		t.Errorf("with a revoked token: %v", err)
+	}
+	eventually(t, "a third token", func() bool { return session.Client().Token() != second })
+	eventually(t, "the secret goes on", func() bool { return s.Status().Err == nil })
+}
+
+// A session ends what it logged in for, and no token that it was given.
+func TestSessionEndsItsOwnToken(t *testing.T) {
+	server := lessortest.Start(t)
+	given := server.As("default")
+	session, err := client.Open(t.Context(), given, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := given.Read(t.Context(), "auth/token/lookup-self", nil); err != nil {
+		t.Errorf("the token that was given: %v", err)
+	}
+	server.Write("sys/auth/approle", map[string]any{"type": "approle"})
+	server.Write("auth/approle/role/app", map[string]any{"bind_secret_id": false, "token_bound_cidrs": "127.0.0.1/32"})
+	role := server.Read("auth/approle/role/app/role-id").Data["role_id"].(string)
+	if session, err = client.Open(t.Context(), server.Client().WithToken(client.Token{}), &client.AppRole{RoleID: role}); err != nil {
+		t.Fatal(err)
+	}
+	own := session.Client()
+	if err := session.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := own.Read(t.Context(), "auth/token/lookup-self", nil); !client.IsStatus(err, http.StatusForbidden) {
+		t.Errorf("its own token after it was closed: %v", err)
+	}
+}
