@@ -95,7 +95,7 @@ func (s *Secret) Value() Value {
 func (s *Secret) Changed(v Value) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v.serial != s.value.serial {
+	if v.Serial != s.value.Serial {
 		closed := make(chan struct{})
 		close(closed)
 		return closed
@@ -124,12 +124,12 @@ func (s *Secret) Acquire() *Use {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.value
-	s.held[v.serial]++
+	s.held[v.Serial]++
 	return &Use{Value: v, release: sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.held[v.serial]--; s.held[v.serial] == 0 {
-			delete(s.held, v.serial)
+		if s.held[v.Serial]--; s.held[v.Serial] == 0 {
+			delete(s.held, v.Serial)
 		}
 		s.wake()
 	})}
@@ -140,7 +140,7 @@ func (s *Secret) Acquire() *Use {
 func (s *Secret) Adopt(v Value) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.adopted = max(s.adopted, v.serial)
+	s.adopted = max(s.adopted, v.Serial)
 	s.wake()
 }
 
@@ -148,7 +148,7 @@ func (s *Secret) Adopt(v Value) {
 func (s *Secret) Settled() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.settled == s.value.serial && len(s.spent) == 0
+	return s.settled == s.value.Serial && len(s.spent) == 0
 }
 
 // Refresh reads the secret again if v is still the current value, and returns what is current then: who was refused with v asks so whether
@@ -164,7 +164,7 @@ func (s *Secret) Refresh(ctx context.Context, v Value) (Value, error) {
 	s.mu.Lock()
 	now, last, dynamic := s.value, s.last, s.tenure.kind == dynamic
 	s.mu.Unlock()
-	if now.serial != v.serial || last.After(asked) || dynamic && asked.Sub(now.Read) < replaceAfter {
+	if now.Serial != v.Serial || last.After(asked) || dynamic && asked.Sub(now.Read) < replaceAfter {
 		return now, nil
 	}
 	select {
@@ -202,9 +202,9 @@ func (s *Secret) begin(ctx context.Context) error {
 	// Nothing older is in use. That is worth a word only if the holder was known before: an instance that was made up just now was not.
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.adopted = s.value.serial
+	s.adopted = s.value.Serial
 	if s.session.fresh {
-		s.settled = s.value.serial
+		s.settled = s.value.Serial
 	}
 	return nil
 }
@@ -301,7 +301,7 @@ func (s *Secret) read(ctx context.Context) error {
 	s.tenure = tenureOf(answer, epoch, v.Read)
 	s.tenure.followed, s.tenure.told = before.followed, before.told
 	s.confirmed, s.failure = v.Read, nil
-	if s.value.serial != 0 && s.tenure.kind != dynamic && s.value.same(v) {
+	if s.value.Serial != 0 && s.tenure.kind != dynamic && s.value.same(v) {
 		if 0 < s.tenure.ttl && s.tenure.ttl <= shortest { // of a password whose rotation is overdue, say: not again and again
 			s.tenure.failures = before.failures
 			s.tenure.failed(v.Read, rand.Float64())
@@ -309,9 +309,9 @@ func (s *Secret) read(ctx context.Context) error {
 		return nil
 	}
 	if before.kind == dynamic && before.lease != "" {
-		s.spent[s.value.serial] = before.lease
+		s.spent[s.value.Serial] = before.lease
 	}
-	v.serial = s.value.serial + 1
+	v.Serial = s.value.Serial + 1
 	s.value = v
 	if s.changed != nil {
 		close(s.changed)
@@ -411,7 +411,7 @@ func (s *Secret) over() map[uint64]string {
 func (s *Secret) moved() (serial uint64, lease string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	serial = s.value.serial
+	serial = s.value.Serial
 	if s.settled == serial || s.adopted < serial {
 		return 0, ""
 	}

@@ -20,9 +20,9 @@ type Value struct {
 	Version uint64    // that the server gave it; 0: it gave none
 	Lease   string    // id of the lease that it was read under; empty: it has none
 	Read    time.Time // when
+	Serial  uint64    // counts the values of one Secret, from 1
 
-	serial uint64 // counts the values of one Secret, from 1
-	data   map[string]any
+	data map[string]any
 }
 
 // Field is one of the value's fields, as text: what is no text is JSON.

@@ -13,6 +13,8 @@ const module = "github.com/lessor-dev/lessor/"
 var pure = map[string][]string{
 	"api":              {},
 	"client":           {"api"},
+	"client/lessorsql": {"client"},
+	"client/lessorpgx": {"client"},
 	"internal/lessor":  {"api"},
 	"internal/audit":   {},
 	"internal/store":   {"internal/audit", "internal/lessor"},

@@ -1,0 +1,139 @@
+// Package site is for tests of what uses secrets: a lessor server, and a database whose accounts it looks after, both real.
+package site
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/lessortest"
+)
+
+// Patience is how long a test waits for what must happen.
+const Patience = time.Minute
+
+// Site is a lessor server, the database that it looks after, and who administrates both.
+type Site struct {
+	*testing.T
+	*lessortest.Server
+	PG       *pgtest.Server
+	Database string
+}
+
+// New starts both.
+func New(t *testing.T) *Site {
+	t.Helper()
+	pg := pgtest.Start(t)
+	s := &Site{T: t, Server: lessortest.Start(t), PG: pg, Database: pg.Database(t)}
+	s.Write("sys/mounts/database", map[string]any{"type": "database"})
+	s.Write("database/config/pg", map[string]any{
+		"plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "connection_url": pg.URL("{{username}}", "{{password}}", s.Database),
+		"username": pgtest.Superuser, "password": pg.Password(),
+	})
+	return s
+}
+
+// Dynamic makes a role for accounts that last so long.
+func (s *Site) Dynamic(ttl, most time.Duration) string {
+	s.Helper()
+	s.Server.Write("database/roles/app", map[string]any{
+		"db_name": "pg", "default_ttl": ttl.String(), "max_ttl": most.String(),
+		"creation_statements": []string{`CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE pg_read_all_data`},
+	})
+	return "database/creds/app"
+}
+
+// Static makes a role over two accounts that take turns, or over one.
+func (s *Site) Static(users ...string) string {
+	s.Helper()
+	admin := s.PG.Connect(s.T, s.Database)
+	for _, user := range users {
+		name := user + "_" + strings.TrimPrefix(s.Database, "test_")
+		if _, err := admin.Exec(s.Context(), "CREATE ROLE "+name+" WITH LOGIN IN ROLE pg_read_all_data"); err != nil {
+			s.Fatal(err)
+		}
+	}
+	role := map[string]any{"db_name": "pg", "rotation_period": "24h"}
+	var names []string
+	for _, user := range users {
+		names = append(names, user+"_"+strings.TrimPrefix(s.Database, "test_"))
+	}
+	if role["username"] = names[0]; len(names) > 1 {
+		delete(role, "username")
+		role["usernames"] = names
+	}
+	s.Server.Write("database/static-roles/app", role)
+	return "database/static-creds/app"
+}
+
+// Secret opens a secret in a session that may do nothing else, and ends with the test.
+func (s *Site) Secret(path string) *client.Secret {
+	s.Helper()
+	s.Policy("app", `path "`+path+`" { capabilities = ["read"] } path "sys/leases/revoke" { capabilities = ["update"] }`)
+	session, err := client.Open(s.Context(), s.As("app"), nil)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() {
+		if err := session.Close(context.Background()); err != nil {
+			s.Errorf("closing the session: %v", err)
+		}
+	})
+	secret, err := session.Secret(s.Context(), path)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return secret
+}
+
+// Await waits for the value after v, and until the older ones are out of use, and the server knows.
+func (s *Site) Await(secret *client.Secret, v client.Value) client.Value {
+	s.Helper()
+	select {
+	case <-secret.Changed(v):
+	case <-time.After(Patience):
+		s.Fatalf("%s did not change within %v: %+v", v.Path, Patience, secret.Status())
+	}
+	s.Eventually("nothing older is in use", secret.Settled)
+	return secret.Value()
+}
+
+// Eventually waits until a condition holds.
+func (s *Site) Eventually(what string, holds func() bool) {
+	s.Helper()
+	for deadline := time.Now().Add(Patience); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.Fatalf("not within %v: %s", Patience, what)
+		}
+	}
+}
+
+// Load keeps so many busy with f until the function that it returns is called, which reports how often f was done. No call may fail.
+func (s *Site) Load(workers int, f func(context.Context) error) (stop func() uint64) {
+	s.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	var calls, failures atomic.Uint64
+	for range workers {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				if err := f(context.WithoutCancel(ctx)); err != nil && failures.Add(1) < 5 {
+					s.Errorf("a query failed: %v", err)
+				}
+				calls.Add(1)
+			}
+		})
+	}
+	stop = sync.OnceValue(func() uint64 {
+		cancel()
+		all.Wait()
+		return calls.Load()
+	})
+	s.Cleanup(func() { stop() })
+	return stop
+}

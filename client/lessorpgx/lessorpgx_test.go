@@ -1,0 +1,113 @@
+package lessorpgx_test
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/client/internal/site"
+	"github.com/lessor-dev/lessor/client/lessorpgx"
+)
+
+func newPool(s *site.Site, secret *client.Secret, most int) *lessorpgx.Pool {
+	s.Helper()
+	config, err := pgxpool.ParseConfig(fmt.Sprintf("postgres://%s:%d/%s?sslmode=disable&pool_max_conns=%d", s.PG.Host, s.PG.Port, url.PathEscape(s.Database), most))
+	if err != nil {
+		s.Fatal(err)
+	}
+	pool, err := lessorpgx.NewPool(s.Context(), config, secret)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(pool.Close)
+	return pool
+}
+
+// A pool under load goes through one credential after the other, without a query that fails, and what is out of use is gone.
+func TestPoolOfDynamicCredentials(t *testing.T) {
+	t.Parallel()
+	s := site.New(t)
+	secret := s.Secret(s.Dynamic(6*time.Second, 6*time.Second))
+	pool := newPool(s, secret, 20)
+	stop := s.Load(20, func(ctx context.Context) error {
+		var user string
+		return pool.QueryRow(ctx, "SELECT current_user FROM pg_sleep(0.002)").Scan(&user)
+	})
+	v := secret.Value()
+	users := map[string]bool{}
+	for range 2 {
+		user, _ := v.Field("username")
+		users[user] = true
+		v = s.Await(secret, v)
+	}
+	if calls := stop(); calls < 100 || len(users) != 2 {
+		t.Errorf("%d queries as %d users", calls, len(users))
+	}
+	admin := s.PG.Connect(t, "")
+	for user := range users {
+		s.Eventually("the account "+user+" is gone", func() bool {
+			var n int
+			return admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = $1", user).Scan(&n) == nil && n == 0
+		})
+	}
+}
+
+// Nobody's query is cut off: a connection that is in use keeps its credential in use.
+func TestPoolInterruptsNobody(t *testing.T) {
+	t.Parallel()
+	s := site.New(t)
+	secret := s.Secret(s.Static("one"))
+	pool := newPool(s, secret, 2)
+	c, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Release()
+	if err := pool.Ping(t.Context()); err != nil { // the second connection, which is idle then
+		t.Fatal(err)
+	}
+	v := secret.Value()
+	s.Write("database/rotate-role/app", nil)
+	if now, err := secret.Refresh(t.Context(), v); err != nil || now.Serial == v.Serial {
+		t.Fatalf("%d, %v", now.Serial, err)
+	}
+	s.Eventually("the idle connection is closed", func() bool { return pool.Stat().TotalConns() == 1 })
+	if secret.Settled() {
+		t.Error("the old password counts as out of use while a connection has it")
+	}
+	if _, err := c.Exec(t.Context(), "SELECT 1"); err != nil {
+		t.Errorf("the connection in use: %v", err)
+	}
+	c.Release()
+	s.Eventually("nothing older is in use", secret.Settled)
+}
+
+// A login that fails because of a rotation of a moment ago is tried once more.
+func TestPoolTriesAgainAfterARotation(t *testing.T) {
+	t.Parallel()
+	s := site.New(t)
+	secret := s.Secret(s.Static("one"))
+	pool := newPool(s, secret, 2)
+	for name, use := range map[string]func() error{
+		"QueryRow": func() error { var n int; return pool.QueryRow(t.Context(), "SELECT 1").Scan(&n) },
+		"Exec":     func() error { _, err := pool.Exec(t.Context(), "SELECT 1"); return err },
+		"Begin": func() error {
+			tx, err := pool.Begin(t.Context())
+			if err != nil {
+				return err
+			}
+			return tx.Commit(t.Context())
+		},
+	} {
+		s.Write("database/rotate-role/app", nil)
+		pool.Reset()
+		if err := use(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
