@@ -32,7 +32,7 @@ func run() int {
 	context.AfterFunc(ctx, stop)
 	home, _ := os.UserHomeDir()
 	return cli.Run(ctx, cli.System{
-		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Env: os.LookupEnv, Home: home,
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Env: os.LookupEnv, Environ: os.Environ(), Home: home,
 	}, cli.Commands{
 		Version: version.String(),
 		Server:  &cli.Server{Usage: config.Usage(), Run: serve},

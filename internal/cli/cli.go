@@ -151,7 +151,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 			root.AddCommand(command)
 		}
 	}
-	add("secrets", secret.KV(a), secret.Read(a), secret.Write(a), secret.Patch(a), secret.List(a), secret.Delete(a), secret.Unwrap(a), secret.Secrets(a), secret.PathHelp(a))
+	add("secrets", secret.KV(a), secret.Read(a), secret.Write(a), secret.Patch(a), secret.List(a), secret.Delete(a), secret.Unwrap(a), secret.Run(a), secret.Secrets(a), secret.PathHelp(a))
 	add("leases", account.Lease(a), account.Holders(a), account.Exposures(a), account.Owner(a), account.Rotation(a), account.Revoke(a), account.Audit(a), account.Events(a))
 	add("access", access.Login(a), access.Tokens(a), access.Policy(a), secret.Auth(a), access.Print(a))
 	add("server", operator.Status(a), operator.Operator(a, commands), secret.Plugin(a), operator.Version(a, commands.Version), operator.VersionHistory(a), completion(a, root))

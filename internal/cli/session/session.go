@@ -23,7 +23,8 @@ type System struct {
 	In       io.Reader
 	Out, Err io.Writer
 	Env      client.Lookup
-	Home     string // folder of the stored token; empty: none can be stored
+	Environ  []string // all of the environment, for commands that are run in it; as os.Environ
+	Home     string   // folder of the stored token; empty: none can be stored
 }
 
 // Session is one run.
@@ -39,6 +40,8 @@ type Session struct {
 	Token    client.Token // that connect found, for advice
 
 	Tokenless bool // the command gets on without a stored token, and without an error about it
+
+	System System // as it was handed in: for who passes it on
 }
 
 // New begins a run. Nothing is read or called yet.
@@ -48,7 +51,7 @@ func New(system System) *Session {
 	return &Session{
 		Env: system.Env, home: system.Home,
 		Input: &input{Stdin: system.In}, Out: p.writer(system.Out), Err: p.writer(system.Err),
-		Terminal: IsTerminal(system.Out), screen: screen, Progress: p,
+		Terminal: IsTerminal(system.Out), screen: screen, Progress: p, System: system,
 	}
 }
 
