@@ -3,59 +3,114 @@ package client
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net/http"
-	"net/url"
-	"strings"
+	"slices"
 	"time"
 )
 
-// rotated is the type of the events that tell of a new version of anything static.
-const rotated = "lessor/rotated"
+// feedRetry is after how long a server that had no feed for us is asked again.
+const feedRetry = 10 * time.Minute
 
-const (
-	feedWait  = 30 * time.Second // that a call waits for an event
-	feedRetry = 10 * time.Minute // after which a server that had no feed for us is asked again
-)
-
-// listen tells the secrets what changed until ctx ends. place is where in the feed it is; err, why it is nowhere.
+// listen tells the secrets what changed until ctx ends. feed is nil if none could be had.
 //
 // A server without a feed (Vault, say), or one that does not let us hear it, is not asked again for a while: secrets then change when their leases are
 // renewed. Whenever the place in the feed was lost, all are read again.
-func (s *Session) listen(ctx context.Context, place string, err error) {
-	for failures := 0; ; {
-		if err != nil {
-			if failures++; place == "" || failures > 2 {
-				s.listening(false)
-			}
-			wait := backoff(failures, rand.Float64())
-			if lost(err) {
-				place, wait = "", 0
-			} else if !passing(err) {
-				place, wait = "", feedRetry
-			}
+func (s *Session) listen(ctx context.Context, feed *Subscription) {
+	for {
+		if feed == nil {
+			s.listening(false)
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(wait):
+			case <-time.After(feedRetry):
 			}
-		} else {
-			failures = 0
+			if feed = s.subscribe(ctx); feed == nil {
+				continue
+			}
+			s.listening(true)
+			s.tell(nil)
 		}
-		from := place
-		place, err = s.hear(ctx, from)
+		if !s.hear(ctx, feed) {
+			feed = nil
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			place = from
-			continue
+	}
+}
+
+// subscribe begins to hear of changes, from now on; nil if that is not possible.
+func (s *Session) subscribe(ctx context.Context) *Subscription {
+	feed, err := s.Client().Subscribe(ctx, Rotated)
+	if err != nil {
+		return nil
+	}
+	return feed
+}
+
+// hear waits for the next changes, of the secrets that there are now: a change of that ends the wait, and loses nothing. It returns false when there is no
+// feed any more.
+func (s *Session) hear(ctx context.Context, feed *Subscription) bool {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	paths := []string{}
+	for secret := range s.secrets {
+		if secret.query == nil && !slices.Contains(paths, secret.path) {
+			paths = append(paths, secret.path)
 		}
-		s.listening(true)
-		if from == "" {
-			for _, secret := range s.open() {
-				secret.tell()
-			}
+	}
+	s.rewait = cancel
+	s.mu.Unlock()
+	if len(paths) == 0 {
+		<-waiting.Done()
+		return true
+	}
+	slices.Sort(paths)
+	feed.Paths = paths
+	_, epoch := s.token()
+	feed.Via(s.Client())
+	events, err := feed.Next(waiting)
+	switch {
+	case errors.Is(err, ErrLostPlace):
+		s.tell(nil)
+	case waiting.Err() != nil:
+	case IsStatus(err, http.StatusForbidden) && s.epoch() == epoch:
+		s.doubt(epoch)
+		return s.another(ctx, epoch)
+	case err != nil:
+		return false
+	}
+	changed := map[string]bool{}
+	for _, e := range events {
+		changed[e.Path] = true
+	}
+	if len(changed) > 0 {
+		s.tell(changed)
+	}
+	return true
+}
+
+// another waits for another token than an epoch's, for a moment: the feed that was refused may be had with it.
+func (s *Session) another(ctx context.Context, epoch uint64) bool {
+	deadline := time.After(callTimeout)
+	for s.epoch() == epoch {
+		select {
+		case <-ctx.Done():
+			return true
+		case <-deadline:
+			return false
+		case <-time.After(shortest):
+		}
+	}
+	return true
+}
+
+// tell says that secrets may have changed: those at these paths; nil: all.
+func (s *Session) tell(paths map[string]bool) {
+	for _, secret := range s.open() {
+		if paths == nil || paths[secret.path] {
+			secret.tell()
 		}
 	}
 }
@@ -63,60 +118,9 @@ func (s *Session) listen(ctx context.Context, place string, err error) {
 // listening says whether changes are told.
 func (s *Session) listening(yes bool) {
 	s.mu.Lock()
-	was := s.heard
 	s.heard = yes
 	s.mu.Unlock()
-	if was == yes {
-		return
-	}
 	for _, secret := range s.open() {
 		secret.follow(yes)
 	}
-}
-
-// hear waits for what happened after a place in the feed, tells the secrets that are concerned, and returns the place that was reached. Without a place it
-// returns that of now.
-func (s *Session) hear(ctx context.Context, place string) (string, error) {
-	query := url.Values{}
-	if place != "" {
-		query = url.Values{"after": {place}, "wait": {feedWait.String()}}
-	}
-	answer, err := s.Client().WithTimeout(feedWait+callTimeout).WithWrapTTL(0).Read(ctx, "sys/lessor/events/"+rotated, query)
-	if err != nil {
-		if IsStatus(err, http.StatusForbidden) {
-			s.doubt(s.epoch())
-		}
-		return place, err
-	}
-	var heard struct {
-		Cursor string `json:"cursor"`
-		Events []struct {
-			Data struct {
-				Event struct {
-					Metadata struct {
-						Path string `json:"path"`
-					} `json:"metadata"`
-				} `json:"event"`
-			} `json:"data"`
-		} `json:"events"`
-	}
-	if err := answer.Decode(&heard); err != nil {
-		return place, err
-	}
-	changed := map[string]bool{}
-	for _, e := range heard.Events {
-		changed[e.Data.Event.Metadata.Path] = true
-	}
-	for _, secret := range s.open() {
-		if changed[secret.path] {
-			secret.tell()
-		}
-	}
-	return heard.Cursor, nil
-}
-
-// lost reports whether an error says that the feed does not go back as far as the place that was asked for.
-func lost(err error) bool {
-	refused, ok := errors.AsType[*Error](err)
-	return ok && len(refused.Errors) > 0 && strings.HasPrefix(refused.Errors[0], "the cursor")
 }

@@ -458,12 +458,6 @@ func end(ctx context.Context, c *Client, lease string) error {
 	return nil
 }
 
-// passing reports whether a failure may pass: of the network, or of a server in trouble.
-func passing(err error) bool {
-	refused, ok := errors.AsType[*Error](err)
-	return !ok || refused.Status >= 500 || refused.Status == http.StatusTooManyRequests || refused.Status == http.StatusPreconditionFailed
-}
-
 // current is the client to ask with, and the epoch of its token.
 func (s *Secret) current() (*Client, uint64) {
 	token, epoch := s.session.token()

@@ -76,12 +76,13 @@ func secret(t *testing.T, s *client.Session, path string, opts ...client.SecretO
 	return secret
 }
 
+// Where nobody tells of changes, the renewal of the lease does.
 func TestSecretFollowsItsVersions(t *testing.T) {
 	server := lessortest.Start(t)
 	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease_duration": "2s"}})
 	server.Policy("app", `path "secret/data/app" { capabilities = ["read"] }`)
 	put(server, "secret/data/app", "one")
-	session := open(t, server.As("app"), nil)
+	session := open(t, before(t, server, server.Token("app"), silent), nil)
 	s := secret(t, session, "secret/data/app")
 	pinned := secret(t, session, "secret/data/app", client.PinVersion(1))
 	v := s.Value()
@@ -98,7 +99,7 @@ func TestSecretFollowsItsVersions(t *testing.T) {
 	if v = await(t, s, v); v.Version != 3 {
 		t.Errorf("version %d", v.Version)
 	}
-	if status := s.Status(); status.Err != nil || !status.Expires.IsZero() {
+	if status := s.Status(); status.Err != nil || status.Followed || !status.Expires.IsZero() {
 		t.Errorf("%+v", status)
 	}
 	if v := pinned.Value(); v.Version != 1 || field(t, v, "password") != "one" {
@@ -106,6 +107,40 @@ func TestSecretFollowsItsVersions(t *testing.T) {
 	}
 	if _, err := session.Secret(t.Context(), "secret/data/other"); !client.IsStatus(err, http.StatusForbidden) {
 		t.Errorf("a secret that no policy permits: %v", err)
+	}
+}
+
+// A change is heard of when it happens, long before the lease is renewed; that of a secret which was opened later, too.
+func TestSecretHearsOfChanges(t *testing.T) {
+	server := lessortest.Start(t)
+	server.Policy("app", `path "secret/data/*" { capabilities = ["read"] }`)
+	session := open(t, server.As("app"), nil)
+	var secrets []*client.Secret
+	for _, name := range []string{"a", "b", "c"} {
+		put(server, "secret/data/"+name, "one")
+		s := secret(t, session, "secret/data/"+name)
+		if !s.Status().Followed {
+			t.Fatalf("changes are not told: %+v", s.Status())
+		}
+		secrets = append(secrets, s)
+		for _, s := range secrets {
+			v := s.Value()
+			put(server, v.Path, "another")
+			if now := await(t, s, v); now.Version != v.Version+1 {
+				t.Errorf("%s: version %d after %d", v.Path, now.Version, v.Version)
+			}
+		}
+	}
+	if err := secrets[1].Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	server.Delete("secret/metadata/a")
+	if _, ok := secrets[0].Value().Field("password"); !ok {
+		t.Error("the last value went away with the secret")
+	}
+	put(server, "secret/data/a", "again") // its versions begin anew
+	if v := await(t, secrets[0], secrets[0].Value()); field(t, v, "password") != "again" {
+		t.Errorf("version %d", v.Version)
 	}
 }
 
@@ -127,8 +162,8 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	}
 }
 
-// vault is a server as its clients find it that know nothing of lessor: paths and headers of lessor's own are not there.
-func vault(t *testing.T, server *lessortest.Server) *client.Client {
+// before is a client of what stands before the server: hide is asked whether a request is to get that far, and may change it.
+func before(t *testing.T, server *lessortest.Server, token client.Token, hide func(http.ResponseWriter, *http.Request) bool) *client.Client {
 	t.Helper()
 	target, err := url.Parse(server.Address)
 	if err != nil {
@@ -136,23 +171,39 @@ func vault(t *testing.T, server *lessortest.Server) *client.Client {
 	}
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/v1/sys/lessor/") || strings.HasPrefix(r.URL.Path, "/v1/sys/events/") {
-			http.Error(w, `{"errors":["unsupported path"]}`, http.StatusNotFound)
-			return
+		if !hide(w, r) {
+			proxy.ServeHTTP(w, r)
 		}
-		for name := range r.Header {
-			if strings.HasPrefix(name, "X-Lessor-") {
-				r.Header.Del(name)
-			}
-		}
-		proxy.ServeHTTP(w, r)
 	}))
 	t.Cleanup(front.Close)
-	c, err := client.New(client.Config{Address: front.URL, Token: server.Root})
+	c, err := client.New(client.Config{Address: front.URL, Token: token})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// vault hides what is lessor's own: paths and headers.
+func vault(w http.ResponseWriter, r *http.Request) bool {
+	for name := range r.Header {
+		if strings.HasPrefix(name, "X-Lessor-") {
+			r.Header.Del(name)
+		}
+	}
+	own := strings.HasPrefix(r.URL.Path, "/v1/sys/lessor/") || strings.HasPrefix(r.URL.Path, "/v1/sys/events/")
+	if own {
+		http.Error(w, `{"errors":["unsupported path"]}`, http.StatusNotFound)
+	}
+	return own
+}
+
+// silent hides that the server tells of changes.
+func silent(w http.ResponseWriter, r *http.Request) bool {
+	own := strings.HasPrefix(r.URL.Path, "/v1/sys/lessor/events")
+	if own {
+		http.Error(w, `{"errors":["permission denied"]}`, http.StatusForbidden)
+	}
+	return own
 }
 
 // At a server that is not lessor, a secret is read again when it is asked for, or its time is over.
@@ -160,7 +211,7 @@ func TestSecretOfAPlainServer(t *testing.T) {
 	server := lessortest.Start(t)
 	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease": "quiet"}})
 	put(server, "secret/data/app", "one")
-	s := secret(t, open(t, vault(t, server), nil), "secret/data/app")
+	s := secret(t, open(t, before(t, server, server.Root, vault), nil), "secret/data/app")
 	v := s.Value()
 	if v.Version != 1 || v.Lease != "" || s.Status().Followed {
 		t.Errorf("version %d, lease %q, %+v", v.Version, v.Lease, s.Status())
@@ -182,23 +233,13 @@ func TestSecretOutlivesTheServersAbsence(t *testing.T) {
 	server := lessortest.Start(t)
 	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease_duration": "2s"}})
 	put(server, "secret/data/app", "one")
-	target, err := url.Parse(server.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var away atomic.Bool
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c := before(t, server, server.Root, func(http.ResponseWriter, *http.Request) bool {
 		if away.Load() {
 			panic(http.ErrAbortHandler)
 		}
-		proxy.ServeHTTP(w, r)
-	}))
-	defer front.Close()
-	c, err := client.New(client.Config{Address: front.URL, Token: server.Root})
-	if err != nil {
-		t.Fatal(err)
-	}
+		return false
+	})
 	s := secret(t, open(t, c, nil), "secret/data/app")
 	v := s.Value()
 	away.Store(true)

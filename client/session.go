@@ -34,6 +34,7 @@ type Session struct {
 	secrets map[*Secret]struct{}
 	opened  map[string]int // how often a path was
 	heard   bool           // changes are told as they happen
+	rewait  func()         // ends the wait for changes, to begin another one
 }
 
 // ticket is a session's token.
@@ -51,6 +52,7 @@ type ticket struct {
 func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	s := &Session{
 		client: c, method: m, doubts: make(chan uint64, 1), secrets: map[*Secret]struct{}{}, opened: map[string]int{},
+		rewait: func() {},
 	}
 	if c.config.Timeout == 0 {
 		s.client = s.client.WithTimeout(callTimeout)
@@ -61,15 +63,15 @@ func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	if err := s.login(ctx); err != nil {
 		return nil, err
 	}
-	place, err := s.hear(ctx, "") // before anything is read: what changes from now on is told
-	if err != nil && ctx.Err() != nil {
+	feed := s.subscribe(ctx) // before anything is read: what changes from now on is told
+	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s.heard = err == nil
+	s.heard = feed != nil
 	living, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.done.Go(func() { s.keep(living) })
-	s.done.Go(func() { s.listen(living, place, err) })
+	s.done.Go(func() { s.listen(living, feed) })
 	return s, nil
 }
 
@@ -114,6 +116,7 @@ func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption)
 	s.mu.Lock()
 	s.secrets[secret] = struct{}{} // before it is read: it hears of what changes from then on
 	heard := s.heard
+	s.rewait()
 	s.mu.Unlock()
 	secret.follow(heard)
 	if err := secret.begin(ctx); err != nil {
@@ -140,6 +143,7 @@ func (s *Session) forget(secret *Secret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.secrets, secret)
+	s.rewait()
 }
 
 // Close closes the secrets that are open still, and ends the token, if the session logged in for it.
@@ -221,6 +225,9 @@ func (s *Session) login(ctx context.Context) error {
 	for _, secret := range s.open() {
 		secret.wake()
 	}
+	s.mu.Lock()
+	s.rewait() // with the new token
+	s.mu.Unlock()
 	return nil
 }
 

@@ -38,8 +38,6 @@ const (
 	rereadPlain = 5 * time.Minute
 	// shortest is the least time between two calls about a secret that nobody asked for.
 	shortest = time.Second
-	// longestRetry is the most that is waited after failures.
-	longestRetry = 30 * time.Second
 )
 
 // tenureOf is how an answer begins.
@@ -128,15 +126,6 @@ func (t *tenure) renewed(answer *Response, now time.Time) {
 func (t *tenure) failed(now time.Time, jitter float64) {
 	t.failures++
 	t.retry = now.Add(backoff(t.failures, jitter))
-}
-
-// backoff is the wait after so many failures: it doubles from a second to half a minute; jitter, in [0, 1], takes up to half off.
-func backoff(failures int, jitter float64) time.Duration {
-	wait := longestRetry
-	if failures < 6 {
-		wait = min(wait, shortest<<max(failures-1, 0))
-	}
-	return wait/2 + time.Duration(jitter*float64(wait/2))
 }
 
 // expires is when the value is of no use any more; zero: that is not known, or never.
