@@ -221,6 +221,27 @@ func Inside(outer, inner []netip.Prefix) bool {
 	})
 }
 
+// Glob matches "*" in pattern with anything.
+func Glob(pattern, s string) bool {
+	parts := strings.Split(pattern, "*")
+	last := len(parts) - 1
+	if last == 0 {
+		return s == pattern
+	}
+	if len(s) < len(parts[0])+len(parts[last]) || !strings.HasPrefix(s, parts[0]) || !strings.HasSuffix(s, parts[last]) {
+		return false
+	}
+	s = s[len(parts[0]) : len(s)-len(parts[last])]
+	for _, part := range parts[1:last] {
+		_, after, found := strings.Cut(s, part)
+		if !found {
+			return false
+		}
+		s = after
+	}
+	return true
+}
+
 // CheckName refuses names of roles and users that nobody could address again. Errors are of kind Invalid.
 func CheckName(what, name string) error {
 	switch {

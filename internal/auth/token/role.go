@@ -345,7 +345,7 @@ func (ro *Role) policies(asked, own []string, noDefault bool) ([]string, error) 
 
 // matches reports whether one of the globs matches.
 func matches(globs []string, s string) bool {
-	return slices.ContainsFunc(globs, func(g string) bool { return glob(g, s) })
+	return slices.ContainsFunc(globs, func(g string) bool { return auth.Glob(g, s) })
 }
 
 // Renew says on which terms a token of the method is renewed: those of its role now, if it has one. The end that it was given stays; a role
@@ -367,25 +367,4 @@ func (b *Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms
 		terms.Explicit = ro.ExplicitMaxTTL
 	}
 	return nil
-}
-
-// glob matches "*" in pattern with anything.
-func glob(pattern, s string) bool {
-	parts := strings.Split(pattern, "*")
-	last := len(parts) - 1
-	if last == 0 {
-		return s == pattern
-	}
-	if len(s) < len(parts[0])+len(parts[last]) || !strings.HasPrefix(s, parts[0]) || !strings.HasSuffix(s, parts[last]) {
-		return false
-	}
-	s = s[len(parts[0]) : len(s)-len(parts[last])]
-	for _, part := range parts[1:last] {
-		_, after, found := strings.Cut(s, part)
-		if !found {
-			return false
-		}
-		s = after
-	}
-	return true
 }
