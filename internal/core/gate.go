@@ -46,6 +46,8 @@ type trial struct {
 	passed bool
 	rows   []store.Check // that it was about
 	later  makes         // the data of an answer that is on record; nil: it is there
+
+	lessons int // how often something was found out for its handler
 }
 
 // makes makes an answer's data.
@@ -76,7 +78,7 @@ func (c *Core) handle(ctx context.Context, op *lessor.Op) (answer *lessor.Answer
 	turn := turn{crowd: &c.crowd}
 	defer turn.end()
 	for more := true; more; more = turn.again(ctx) {
-		answer, err := c.attempt(ctx, op, &t)
+		answer, err := c.informed(ctx, op, &t)
 		if conflict := (*store.Conflict)(nil); !errors.As(err, &conflict) {
 			c.counters.count(err)
 			return answer, t.later, outcome(err)
@@ -90,6 +92,32 @@ func (c *Core) handle(ctx context.Context, op *lessor.Op) (answer *lessor.Answer
 		}
 	}
 	return nil, nil, api.Errorf(api.Unavailable, "too many others changed the same thing meanwhile; try again")
+}
+
+// lessons is how often one operation finds out what its handler has yet to know.
+const lessons = 3
+
+// informed is attempt, again after what the handler had yet to know was found out. No View is open meanwhile.
+func (c *Core) informed(ctx context.Context, op *lessor.Op, t *trial) (*lessor.Answer, error) {
+	for {
+		answer, err := c.attempt(ctx, op, t)
+		unknown, ok := errors.AsType[*engine.Unknown](err)
+		if !ok {
+			return answer, err
+		}
+		t.lessons++
+		learning, cancel := context.WithTimeout(ctx, c.ApplyTimeout)
+		unknown.Learn(learning)
+		cancel()
+	}
+}
+
+// lesson is the error of a handler, unless it has yet to find out something and had its chances.
+func (w *walk) lesson(err error) error {
+	if errors.As(err, new(*engine.Unknown)) && w.trial.lessons >= lessons {
+		return api.Errorf(api.Unavailable, "what this depends on cannot be found out at present; try again")
+	}
+	return err
 }
 
 // attempt walks op through the gate once, on one View. A *store.Conflict means that the ground moved and nothing happened.
@@ -143,7 +171,7 @@ func (c *Core) attempt(ctx context.Context, op *lessor.Op, t *trial) (answer *le
 
 	// What would it do? The handler reads the View and touches nothing.
 	if err := w.plan(ctx); err != nil {
-		return nil, w.refuse(ctx, err)
+		return nil, w.refuse(ctx, w.lesson(err))
 	}
 
 	// Do it: one commit of its rows and its audit record, or two around the touch of a target.
@@ -466,8 +494,8 @@ func (w *walk) commit(ctx context.Context, txn *store.Txn, rec audit.Record) err
 // refuse records that the operation did not happen, and why, and returns the error for the client. What strangers are refused
 // is counted rather than recorded one by one: it has no effect and shows nothing, and a flood must not fill the disk.
 func (w *walk) refuse(ctx context.Context, cause error) error {
-	if errors.As(cause, new(*store.Conflict)) {
-		return cause
+	if errors.As(cause, new(*store.Conflict)) || errors.As(cause, new(*engine.Unknown)) {
+		return cause // it is not over
 	}
 	rec := w.record(w.last())
 	rec.ErrorKind = api.KindOf(cause).String()
