@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/lessor-dev/lessor/internal/auth/approle"
+	"github.com/lessor-dev/lessor/internal/auth/jwt"
 	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
 	"github.com/lessor-dev/lessor/internal/auth/userpass"
 	"github.com/lessor-dev/lessor/internal/core"
@@ -31,11 +32,12 @@ type backends struct {
 
 // mountable makes them.
 func (l *life) mountable() backends {
+	jwts := jwt.New() // under both of its names
 	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}}
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
 		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": database.New(postgres.Driver{}),
-		"userpass": userpass.New(), "approle": approle.Backend{},
+		"userpass": userpass.New(), "approle": approle.Backend{}, "jwt": jwts, "oidc": jwts,
 	}
 	return b
 }
