@@ -131,6 +131,9 @@ type Listener struct {
 	CertFile       string         // PEM; both empty only for Dev.TLS
 	KeyFile        string         // PEM
 	MinVersion     uint16         // tls.VersionTLS12 or tls.VersionTLS13
+	ClientCAFile   string         // PEM of the authorities of clients' certificates; empty: none are named
+	RequireClients bool           // take no connection without a certificate of those
+	IgnoreClients  bool           // ask clients for no certificate
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For is believed
 	AllowPlaintext bool           // plain HTTP off loopback: the operator said so in words
 }
@@ -321,6 +324,12 @@ func (l Listener) validate(dev Dev, first bool) error {
 		return fmt.Errorf("listener %s: set tls_cert_file and tls_key_file, or tls_disable = true", l.Address)
 	case !l.TLS && (l.CertFile != "" || l.KeyFile != ""):
 		return fmt.Errorf("listener %s: tls_disable and tls_cert_file or tls_key_file contradict each other", l.Address)
+	case !l.TLS && (l.ClientCAFile != "" || l.RequireClients):
+		return fmt.Errorf("listener %s: tls_disable and tls_client_ca_file or tls_require_and_verify_client_cert contradict each other", l.Address)
+	case l.IgnoreClients && (l.ClientCAFile != "" || l.RequireClients):
+		return fmt.Errorf("listener %s: tls_disable_client_certs and tls_client_ca_file or tls_require_and_verify_client_cert contradict each other", l.Address)
+	case l.RequireClients && l.ClientCAFile == "":
+		return fmt.Errorf("listener %s: tls_require_and_verify_client_cert needs a tls_client_ca_file", l.Address)
 	case l.TLS && l.MinVersion < tls.VersionTLS12:
 		return fmt.Errorf("listener %s: tls_min_version must be tls12 or tls13", l.Address)
 	case !l.TLS && dev.Enabled && !loopback(host):

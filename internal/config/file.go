@@ -263,14 +263,17 @@ func (d *decoder) listener(b *hcl.Block) {
 	l := Listener{Address: defaultAddress, MinVersion: tls.VersionTLS12}
 	var plain bool
 	d.body(b.Body, fmt.Sprintf("listener %d", len(d.config.Listeners)+1), map[string]setting{
-		"address":                          text(&l.Address),
-		"allow_plaintext_off_loopback":     boolean(&l.AllowPlaintext),
-		"cluster_address":                  text(new(string)),
-		"tls_cert_file":                    text(&l.CertFile),
-		"tls_disable":                      boolean(&plain),
-		"tls_key_file":                     text(&l.KeyFile),
-		"tls_min_version":                  parsed(&l.MinVersion, parseTLSVersion),
-		"x_forwarded_for_authorized_addrs": prefixes(&l.TrustedProxies),
+		"address":                            text(&l.Address),
+		"allow_plaintext_off_loopback":       boolean(&l.AllowPlaintext),
+		"cluster_address":                    text(new(string)),
+		"tls_cert_file":                      text(&l.CertFile),
+		"tls_client_ca_file":                 text(&l.ClientCAFile),
+		"tls_disable":                        boolean(&plain),
+		"tls_disable_client_certs":           boolean(&l.IgnoreClients),
+		"tls_key_file":                       text(&l.KeyFile),
+		"tls_min_version":                    parsed(&l.MinVersion, parseTLSVersion),
+		"tls_require_and_verify_client_cert": boolean(&l.RequireClients),
+		"x_forwarded_for_authorized_addrs":   prefixes(&l.TrustedProxies),
 	}, nil)
 	l.TLS = !plain
 	d.config.Listeners = append(d.config.Listeners, l)

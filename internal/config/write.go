@@ -32,6 +32,9 @@ func (c Config) HCL() []byte {
 		listener.flag("tls_disable", !l.TLS)
 		listener.text("tls_cert_file", l.CertFile)
 		listener.text("tls_key_file", l.KeyFile)
+		listener.text("tls_client_ca_file", l.ClientCAFile)
+		listener.flag("tls_require_and_verify_client_cert", l.RequireClients)
+		listener.flag("tls_disable_client_certs", l.IgnoreClients)
 		if l.MinVersion == tls.VersionTLS13 {
 			listener.text("tls_min_version", "tls13")
 		}

@@ -32,7 +32,8 @@ func FuzzHCL(f *testing.F) {
 		c.Audit.Retention, c.Audit.Patience, c.DefaultLeaseTTL, c.MaxLeaseTTL = 0, time.Hour, 90*time.Second, 40*day
 		c.DrainDelay = drainDelay
 		c.Listeners = []Listener{
-			{Address: "0.0.0.0:8200", TLS: true, CertFile: path, KeyFile: path + ".key", MinVersion: tls.VersionTLS13},
+			{Address: "0.0.0.0:8200", TLS: true, CertFile: path, KeyFile: path + ".key", MinVersion: tls.VersionTLS13, ClientCAFile: path + ".ca", RequireClients: on},
+			{Address: "0.0.0.0:8300", TLS: true, CertFile: path, KeyFile: path + ".key", MinVersion: tls.VersionTLS12, IgnoreClients: on},
 			{Address: "127.0.0.1:8200", MinVersion: tls.VersionTLS12},
 		}
 		file := filepath.Join(dir, "lessor.hcl")

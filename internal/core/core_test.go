@@ -15,6 +15,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/auth/approle"
+	"github.com/lessor-dev/lessor/internal/auth/cert"
 	"github.com/lessor-dev/lessor/internal/auth/jwt"
 	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
 	"github.com/lessor-dev/lessor/internal/auth/userpass"
@@ -83,7 +84,7 @@ func startOn(t *testing.T, b store.Backend, options store.Options, set ...func(*
 	}
 	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: db, Keys: keys}
 	backends := map[string]engine.Backend{
-		"kv": kv.V1{}, "kv-v2": kv.V2{}, "cubbyhole": cubbyhole.Backend{}, "userpass": userpass.New(), "approle": approle.Backend{}, "jwt": jwt.New(),
+		"kv": kv.V1{}, "kv-v2": kv.V2{}, "cubbyhole": cubbyhole.Backend{}, "userpass": userpass.New(), "approle": approle.Backend{}, "jwt": jwt.New(), "cert": cert.Backend{},
 		"token": tokens, "system": sys, "identity": identity.Backend{}, "database": database.New(postgres.Driver{}),
 	}
 	g := &gate{T: t, db: db, clock: clock, backends: backends, target: &target{accounts: map[string]bool{}}}

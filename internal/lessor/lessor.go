@@ -5,6 +5,7 @@ package lessor
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"net/netip"
 	"time"
@@ -53,6 +54,10 @@ type Op struct {
 	Accept    string         // media types that the client would like, in its own words; may be empty
 	Private   bool           // it came over TLS or from this machine: nobody on the way can have read or changed it
 	Time      time.Time      // lease time at which the operation arrived
+
+	// Certificates are the client's, its own first, then what it sent besides: the TLS handshake proved that it has the first one's key, and
+	// nothing else about them. nil if it showed none.
+	Certificates []*x509.Certificate
 
 	// Headers are those of the request that audit records are to keep, by name in lower case; nil if none is.
 	Headers map[string]string

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/lessor-dev/lessor/internal/auth/approle"
+	"github.com/lessor-dev/lessor/internal/auth/cert"
 	"github.com/lessor-dev/lessor/internal/auth/jwt"
 	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
 	"github.com/lessor-dev/lessor/internal/auth/userpass"
@@ -37,7 +38,7 @@ func (l *life) mountable() backends {
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
 		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": database.New(postgres.Driver{}),
-		"userpass": userpass.New(), "approle": approle.Backend{}, "jwt": jwts, "oidc": jwts,
+		"userpass": userpass.New(), "approle": approle.Backend{}, "cert": cert.Backend{}, "jwt": jwts, "oidc": jwts,
 	}
 	return b
 }

@@ -100,7 +100,7 @@ func (n *Node) private() []string {
 		all = append(all, string(folder))
 	}
 	for _, l := range n.config.Listeners {
-		all = append(all, l.CertFile, l.KeyFile)
+		all = append(all, l.CertFile, l.KeyFile, l.ClientCAFile)
 	}
 	return slices.DeleteFunc(all, func(path string) bool { return path == "" })
 }

@@ -179,8 +179,9 @@ func (n *Node) listen(ctx context.Context) error {
 }
 
 func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error) {
+	clients := server.Clients{Ignore: c.IgnoreClients, Require: c.RequireClients, File: c.ClientCAFile}
 	if c.CertFile != "" || i > 0 || !n.config.Dev.TLS {
-		return server.LoadCertificate(c.CertFile, c.KeyFile)
+		return server.LoadCertificate(c.CertFile, c.KeyFile, clients)
 	}
 	dir := n.config.Dev.TLSCertDir
 	if dir == "" {
@@ -196,7 +197,7 @@ func (n *Node) certificate(i int, c config.Listener) (*server.Certificate, error
 		return nil, fmt.Errorf("cannot make certificates in %s: %w", dir, err)
 	}
 	n.CAFile = filepath.Join(dir, caFile)
-	return server.LoadCertificate(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	return server.LoadCertificate(filepath.Join(dir, certFile), filepath.Join(dir, keyFile), clients)
 }
 
 // attend begins to look after a store that others work on, too.

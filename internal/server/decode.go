@@ -39,6 +39,9 @@ func (h *Handler) decode(w http.ResponseWriter, r *http.Request, id, path string
 		return nil, false, err
 	}
 	op.Private = r.TLS != nil || local(r)
+	if r.TLS != nil {
+		op.Certificates = r.TLS.PeerCertificates
+	}
 	if err := readHeader(op, r.Header); err != nil {
 		return nil, false, err
 	}

@@ -336,7 +336,7 @@ func checkOptions(o map[string]string) error {
 }
 
 // authTypes are the auth methods among the types of engines.
-var authTypes = []string{"approle", "jwt", "oidc", "token", "userpass"}
+var authTypes = []string{"approle", "cert", "jwt", "oidc", "token", "userpass"}
 
 // types are the names of what can be mounted.
 func (b *Backend) types(class mount.Class) []string {

@@ -707,7 +707,10 @@ func TestSeveralIssuers(t *testing.T) {
 	admitted(t, b, "app", one.Sign(claims(b, one, nil)))
 	admitted(t, b, "app", two.Sign(claims(b, two, nil)))
 	two.Set(func() {
-		two.Answer = func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "away", http.StatusServiceUnavailable); return true }
+		two.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
+			http.Error(w, "away", http.StatusServiceUnavailable)
+			return true
+		}
 	})
 	asked := one.Asked("/keys")
 	for range 20 {

@@ -5,6 +5,7 @@ package enginetest
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,6 +66,7 @@ type Bench struct {
 	Mount     *mount.Entry
 	Principal *lessor.Principal // root; a zero Principal is an anonymous client
 	Client    netip.Addr
+	Shown     []*x509.Certificate // that the client's TLS connection has
 	Default   engine.Limits
 	System    engine.System
 	Reads     int // point reads of the last handler
@@ -139,7 +141,7 @@ func (b *Bench) Begin(verb lessor.Verb, path, body string) (*Act, error) {
 func (b *Bench) BeginAs(who *lessor.Principal, verb lessor.Verb, path, body string) (*Act, error) {
 	op := &lessor.Op{
 		ID: "request", Verb: verb, Namespace: lessor.RootNamespace, Path: b.Mount.Path + path, Client: b.Client, Time: b.Clock.Now(),
-		Data: Decode(b.T, body),
+		Data: Decode(b.T, body), Certificates: b.Shown,
 	}
 	before := op.Digest()
 	reply, err := b.plan(who, op, path)
