@@ -143,6 +143,7 @@ func (c *Core) Run(ctx context.Context) {
 	all.Go(func() { c.every(ctx, retentionEvery, "audit retention", c.prune) })
 	all.Go(func() { c.every(ctx, retentionEvery, "forgetting revocations", c.forget) })
 	all.Go(func() { c.every(ctx, retentionEvery, "dropping locks that are over", c.expireLocks) })
+	all.Go(func() { c.every(ctx, retentionEvery, "forgetting who used secrets that are gone", c.forgetUsers) })
 	all.Go(func() { c.every(ctx, strayEvery, "searching targets", c.seekStrays) })
 	all.Go(func() { c.keepTidy(ctx) })
 	all.Go(func() { c.keepDemands(ctx) })

@@ -168,6 +168,56 @@ func (c *Core) forget(ctx context.Context) error {
 	return c.commit(ctx, &txn)
 }
 
+// forgetUsers drops those who may still use secrets that lessor rotated and that are gone: nothing will ever be proven dead of them.
+func (c *Core) forgetUsers(ctx context.Context) error {
+	v, err := c.Store.View()
+	if err != nil {
+		return err
+	}
+	mounts, err := c.rotated(v)
+	v.Close()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		for from, more := "", true; more; more = from != "" {
+			if from, err = c.forgetSome(ctx, m.UUID, from); err != nil && !errors.As(err, new(*store.Conflict)) { // else somebody reads again: the next round does it
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forgetSome is one commit of it, and says where to go on.
+func (c *Core) forgetSome(ctx context.Context, uuid, from string) (next string, err error) {
+	v, err := c.Store.View()
+	if err != nil {
+		return "", err
+	}
+	defer v.Close()
+	m, rotator, err := c.rotatorOf(v, uuid)
+	if err != nil {
+		return "", err
+	}
+	versions, ok := rotator.(engine.Versioner)
+	if !ok {
+		return "", nil
+	}
+	txn := &store.Txn{}
+	next, err = lease.ForgetUsers(v, txn, m, from, func(path string) (bool, error) {
+		current, born, err := versions.Current(v, m, path)
+		return current == 0 && born == 0, err
+	})
+	if err != nil || len(txn.Deletes) == 0 {
+		return next, err
+	}
+	rec := c.upkeep("tidy", m.Path, "holders of secrets that are gone")
+	rec.Namespace = m.Namespace
+	txn.Audit = []audit.Record{rec}
+	return next, c.commit(ctx, txn)
+}
+
 func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table, e *mount.Entry) error {
 	prefix := store.MountKey(e.Namespace, e.UUID)
 	end := store.PrefixEnd(prefix)

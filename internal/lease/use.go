@@ -23,6 +23,7 @@ type User struct {
 	Owner   string
 	Lease   string    // id of its latest lease on the secret; it is there no more if Lapsed says so
 	Born    uint64    // which of the secrets that were at the path it has read last, see Value.Born
+	Kept    bool      // lessor rotates the secret: the user stays on record when its lease ends
 	Pinned  bool      // it asked for that version; it has another entry for the others
 	Version uint64    // that its latest lease is on
 	Oldest  uint64    // version that it may still use; 0: it may use something from before that is not known any more, of another secret at the path too
@@ -81,7 +82,7 @@ func Users(v store.View, e *mount.Entry, path string) ([]User, error) {
 // user is what the pointer says by itself.
 func (p *pointer) user() User {
 	return User{
-		Holder: p.Holder, Owner: p.Owner, Lease: p.ID, Born: p.Born, Version: p.Version, Oldest: p.Oldest, Newest: p.newest(), Acked: p.Acked,
+		Holder: p.Holder, Owner: p.Owner, Lease: p.ID, Born: p.Born, Kept: p.Rotatable, Version: p.Version, Oldest: p.Oldest, Newest: p.newest(), Acked: p.Acked,
 		Since: p.Hold.Last, Last: p.Hold.Last, Expires: p.Hold.Expires, Lapsed: p.Lapsed, Revoked: p.Revoked,
 	}
 }
@@ -234,4 +235,42 @@ func Settle(v store.View, txn *store.Txn, e *mount.Entry, path string, dead, bor
 		}
 	}
 	return false, nil
+}
+
+// ForgetUsers adds to txn the removal of those who may use a mount's secrets that are gone, from where the last call left off ("" at first), rows required
+// to be still what v shows. Those with a lease that is there stay until it ends. It says where to go on; "" means that it came to the end.
+func ForgetUsers(v store.View, txn *store.Txn, e *mount.Entry, from string, gone func(path string) (bool, error)) (next string, err error) {
+	prefix := pointerRows(e.Namespace, e.UUID)
+	if from == "" {
+		from = prefix
+	}
+	looked, last, over := 0, "", false
+	for row, err := range v.Scan(store.LeaseIdx, from, store.PrefixEnd(prefix)) {
+		if err != nil {
+			return "", err
+		}
+		if looked == examined || len(txn.Deletes) == settled {
+			return row.Name, nil
+		}
+		looked++
+		p, err := decodePointer(row)
+		if err != nil {
+			return "", err
+		}
+		if p.Lapsed.IsZero() {
+			continue
+		}
+		path, _, _ := strings.Cut(row.Name[len(prefix):], "\x00")
+		if last != path {
+			if over, err = gone(path); err != nil {
+				return "", err
+			}
+			last = path
+		}
+		if over {
+			txn.Require(row)
+			txn.Delete(row.Table, row.Name)
+		}
+	}
+	return "", nil
 }

@@ -459,8 +459,8 @@ func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, 
 	}
 	out := []any{}
 	for _, u := range users {
-		if u.Lapsed.IsZero() && !r.Now.Before(u.Expires) {
-			continue // it lapses in a moment
+		if !u.Kept && !r.Now.Before(u.Expires) { // it lapses in a moment
+			continue
 		}
 		if survivor, err := r.System.EntityID(u.Entity); err == nil {
 			u.Entity = survivor // the entity that read it may have been merged since

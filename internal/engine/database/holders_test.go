@@ -115,7 +115,9 @@ func TestBootReaderIsNotForgotten(t *testing.T) {
 	w.managed("app", "10000h")
 	w.reads("boot", "app")
 	w.clock.advance(30 * 24 * time.Hour)
-	holders := func() []any { return w.do(lessor.Read, "sys/lessor/holders/db/static-creds/app", "").Data["holders"].([]any) }
+	holders := func() []any {
+		return w.do(lessor.Read, "sys/lessor/holders/db/static-creds/app", "").Data["holders"].([]any)
+	}
 	w.until("its hold has lapsed", func() bool {
 		all := holders()
 		return len(all) == 1 && all[0].(map[string]any)["lapsed"] != nil
@@ -124,4 +126,15 @@ func TestBootReaderIsNotForgotten(t *testing.T) {
 	if h := holders()[0].(map[string]any); h["lapsed"] != nil || h["instance"] != "boot" || h["oldest"] != uint64(1) {
 		t.Errorf("after it was started anew: %v", h)
 	}
+	// Of a role that is gone nothing will ever be proven dead.
+	w.clock.advance(200 * 24 * time.Hour)
+	w.until("its hold has lapsed", func() bool { return holders()[0].(map[string]any)["lapsed"] != nil })
+	w.crash()
+	w.do(lessor.Read, "db/static-roles/app", "")
+	if len(holders()) != 1 {
+		t.Error("forgotten while the role is there")
+	}
+	w.do(lessor.Delete, "db/static-roles/app", "")
+	w.crash()
+	w.until("it is forgotten", func() bool { return len(holders()) == 0 })
 }
