@@ -143,7 +143,7 @@ func (r *Reaper) sweepLapsed(j *job, t *Tomb, s sweep) (sweep, error) {
 			return s, err
 		}
 		l := p.lease(namespace, mount, rest)
-		if p.Lapsed.IsZero() || p.Revoked || !t.hits(l) {
+		if p.Lapsed.IsZero() || p.Revoked || t.Selector.Moved || !t.hits(l) {
 			continue
 		}
 		j.left--
@@ -168,6 +168,9 @@ func (j *job) expose(l *Lease, operation, cause string) {
 
 // bury ends a lease that the tombstone hits. One that is being reverted already is only made to go as the tombstone says.
 func (r *Reaper) bury(j *job, row store.Row, l *Lease, t *Tomb) error {
+	if l.Kind == Static && t.Selector.Moved {
+		return r.release(j, row, l, t)
+	}
 	if l.State != Revoking {
 		l.Tomb, l.Forced = t.ID, t.Forced
 		j.after(func() { r.counts.revoked.Add(1) })
@@ -185,6 +188,18 @@ func (r *Reaper) bury(j *job, row store.Row, l *Lease, t *Tomb) error {
 	j.txn.Require(row)
 	requeue(&j.txn, l, j.now)
 	return nil
+}
+
+// release ends a static lease that the tombstone hits, whose holder may go on using what it has read.
+func (r *Reaper) release(j *job, row store.Row, l *Lease, t *Tomb) error {
+	j.left--
+	l.Tomb = t.ID
+	j.txn.Require(row)
+	j.txn.Delete(store.Due, l.dueName())
+	j.txn.Delete(store.Holds, row.Name)
+	j.txn.Audit = append(j.txn.Audit, record(l, "revoke", audit.Done, t.Cause, j.now))
+	j.after(func() { r.counts.revoked.Add(1) })
+	return dropStatic(j.view, &j.txn, row, l, j.now, false)
 }
 
 // sweepTokens ends the tokens that the tombstone hits, and returns where to go on. What they leave gets tombstones of their own.

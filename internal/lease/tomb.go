@@ -48,6 +48,7 @@ type Selector struct {
 	Alias    string       `cbor:"4,keyasint,omitempty"` // ByHolder: alias id, or accessor of a token without an entity
 	Instance string       `cbor:"5,keyasint,omitempty"` // ByHolder
 	Others   []string     `cbor:"6,keyasint,omitempty"` // ByHolder: more entities, hit like Value; sorted
+	Moved    bool         `cbor:"7,keyasint,omitempty"` // ByMount: it goes on elsewhere, so nobody is thrown out: leases on static secrets lapse, and expose nothing
 }
 
 // validate refuses what would hit nothing, or everything.

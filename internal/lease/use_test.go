@@ -186,6 +186,48 @@ func TestUse(t *testing.T) {
 		}
 		w.sound()
 	})
+	run(t, "a mount that goes on elsewhere", func(t *testing.T, w *world) {
+		w.read(1, alice, rotatable)
+		w.read(1, bob, rotatable, func(r *Reading) { r.Value.Path, r.Path = "kept", "secret/data/kept" })
+		_, id, _ := w.read(1, bob)
+		w.must(w.reaper.Settle(ctx, w.bury(Selector{Kind: ByMount, Value: secret.UUID, Moved: true}, false)))
+		if w.find(id) != nil {
+			t.Error("a lease is left")
+		}
+		w.used("e-alice 1-1 lapsed")
+		if n := w.exposures(); n != 0 {
+			t.Errorf("%d exposures", n)
+		}
+		w.sound()
+		w.must(w.reaper.Settle(ctx, w.bury(Selector{Kind: ByPrefix, Value: "secret/data/app/", Mount: secret.UUID}, false)))
+		w.used("e-alice 1-1 lapsed revoked")
+		if n := w.exposures(); n != 1 {
+			t.Errorf("%d exposures", n)
+		}
+	})
+	run(t, "what a version before wrote", func(t *testing.T, w *world) {
+		_, id, _ := w.read(4, alice)
+		w.commit(func(v store.View, txn *store.Txn) {
+			l, _, err := Find(v, secret.Namespace, secret.UUID, id)
+			w.must(err)
+			p := l.pointer()
+			p.Oldest = 0 // it did not know of it
+			txn.Put(store.LeaseIdx, l.pointerKey().Name, p.encode())
+		})
+		w.used("e-alice 0-4")
+		_, next, _ := w.read(4, alice, rotatable)
+		if next == id {
+			t.Error("the lease does not say that the secret is rotated")
+		}
+		if _, same, writes := w.read(4, alice, rotatable); same != next || writes != 0 {
+			t.Errorf("reading again costs %d writes", writes)
+		}
+		w.used("e-alice 0-4")
+		time.Sleep(25 * time.Hour)
+		w.used("e-alice 0-4 lapsed")
+		w.settle(3, 0)
+		w.used("e-alice 4-4 lapsed")
+	})
 	run(t, "an answer that nobody unwraps", func(t *testing.T, w *world) {
 		wrapped := Holder{Entity: alice.Entity, Instance: Wrapped + "r-9"}
 		_, id, _ := w.read(1, wrapped, rotatable, func(r *Reading) { r.Least = 100 * time.Hour })

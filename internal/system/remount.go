@@ -66,7 +66,7 @@ func (b *Backend) remount(_ context.Context, r *engine.Request) (*engine.Reply, 
 		},
 	}
 	table.Save(&reply.Txn, &e, from)
-	if _, err := r.System.Bury(&reply.Txn, lease.Selector{Kind: lease.ByMount, Value: e.UUID}, "mount moved"); err != nil {
+	if _, err := r.System.Bury(&reply.Txn, lease.Selector{Kind: lease.ByMount, Value: e.UUID, Moved: true}, "mount moved"); err != nil {
 		return nil, err
 	}
 	return reply, nil

@@ -77,6 +77,26 @@ func TestRevocationDemandsRotation(t *testing.T) {
 	}
 }
 
+// Whoever moves a mount throws nobody out: nothing is exposed, nothing is rotated, and those who use a password are still known.
+func TestMoveExposesNothing(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	w.managed("app", "1000h")
+	w.reads("pod-0", "app")
+	w.do(lessor.Update, "sys/remount", `{"from":"db","to":"moved"}`)
+	var all []any
+	w.until("its leases are gone", func() bool {
+		all = w.do(lessor.Read, "sys/lessor/holders/moved/static-creds/app", "").Data["holders"].([]any)
+		return all[0].(map[string]any)["lapsed"] != nil
+	})
+	if h := all[0].(map[string]any); len(all) != 1 || h["revoked"] != false || h["instance"] != "pod-0" {
+		t.Errorf("holders: %v", all)
+	}
+	found := w.do(lessor.Read, "sys/lessor/exposures/moved/static-creds/app", "").Data["exposures"].([]any)
+	if s := w.state("static/app"); len(found) != 0 || w.unmet() != 0 || s.Version != 1 || s.Pending != 0 {
+		t.Errorf("exposures %v, %d demands, and %+v", found, w.unmet(), s)
+	}
+}
+
 // unmet counts the demands that nobody has seen to.
 func (w *world) unmet() (n int) {
 	w.Helper()
