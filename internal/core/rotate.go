@@ -38,6 +38,7 @@ func (w *walk) rotate(ctx context.Context) (*lessor.Answer, error) {
 		}
 		return nil, err
 	}
+	w.rotator.Nudge() // a look at who uses the old password may be due
 	return w.answer(ctx, &store.Txn{}, &rec)
 }
 

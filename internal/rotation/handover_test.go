@@ -23,6 +23,7 @@ type model struct {
 	late   []late    // attempts that may land yet, or never
 	n      int       // of passwords that were made
 	strays int       // attempts that were late, ever
+	whole  bool      // nothing fails any more
 }
 
 // late is an attempt that lands before a time, since no statement runs for longer, or never.
@@ -41,6 +42,10 @@ func (m *model) pass(d time.Duration) {
 // set is an attempt at the password of an account: done or not, told or not.
 func (m *model) set(slot uint8, password lessor.Secret) (err error) {
 	do := func() { m.target[slot] = password.Reveal() }
+	if m.whole {
+		do()
+		return nil
+	}
 	switch rapid.IntRange(0, 5).Draw(m.T, "set") {
 	case 0:
 		return errors.New("broken before")
@@ -72,7 +77,7 @@ func (m *model) work(holding int, seen []Seen) {
 		a.Begin(p, lessor.Secret{}, m.now)
 		m.turn()
 	case Watching:
-		if rapid.IntRange(0, 4).Draw(m.T, "look") == 0 {
+		if !m.whole && rapid.IntRange(0, 4).Draw(m.T, "look") == 0 {
 			a.Failed(errors.New("no answer"), m.now, 1)
 		} else {
 			a.Sighted(seen, m.now)
@@ -95,7 +100,7 @@ func (m *model) work(holding int, seen []Seen) {
 // turn brings the pending password into force, unless it dies.
 func (m *model) turn() {
 	pending := m.p.Pending
-	if rapid.IntRange(0, 4).Draw(m.T, "dies") == 0 {
+	if !m.whole && rapid.IntRange(0, 4).Draw(m.T, "dies") == 0 {
 		return
 	}
 	slot := m.a.Turn()
@@ -190,7 +195,7 @@ func TestPairModel(t *testing.T) {
 				m.target[l.slot] = l.password
 			}
 		}
-		m.late = nil
+		m.late, m.whole = nil, true
 		for range 2_000 {
 			if at := m.a.When(); m.a.Phase() == Idle && m.a.Check.IsZero() && m.a.Due.After(m.now) && at.Equal(m.a.Due) {
 				break

@@ -358,7 +358,7 @@ func (a *Account) When() time.Time {
 	if !turn.IsZero() && (next.IsZero() || turn.Before(next)) {
 		next = turn
 	}
-	if a.Abort || a.Pending != 0 || a.Phase() > Waiting || a.Dead > a.Settled {
+	if a.Abort || a.Pending != 0 || a.Phase() > Waiting || a.Phase() == Waiting && a.Looked.IsZero() || a.Dead > a.Settled {
 		next = time.UnixMilli(0)
 	}
 	if !next.IsZero() && next.Before(a.Retry) {

@@ -162,42 +162,45 @@ func (w *Worker) forget() {
 // Run works until ctx ends, and returns when nothing of it is left running.
 func (w *Worker) Run(ctx context.Context) {
 	defer w.all.Wait()
-	t := time.NewTicker(w.Poll)
-	defer t.Stop()
 	for {
-		if err := w.round(ctx); err != nil && ctx.Err() == nil {
+		next, err := w.round(ctx)
+		if err != nil && ctx.Err() == nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "error", err)
 		}
+		t := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
-			return
 		case <-t.C:
 		case <-w.nudge:
+		}
+		if t.Stop(); ctx.Err() != nil {
+			return
 		}
 	}
 }
 
-// round starts work at each target where something is due.
-func (w *Worker) round(ctx context.Context) error {
+// round starts work at each target where something is due. It says when to look again: Poll from now, or when something is due before.
+func (w *Worker) round(ctx context.Context) (next time.Duration, err error) {
+	next = w.Poll
 	w.forget()
 	if w.Fenced() || w.Store.ClockAlarm() != nil {
-		return nil
+		return next, nil
 	}
 	view, err := w.Store.View()
 	if err != nil {
-		return err
+		return next, err
 	}
 	defer view.Close()
 	mounts, err := w.Mounts(view)
 	if err != nil {
-		return err
+		return next, err
 	}
 	again, err := view.Get(resumed)
 	if err != nil {
-		return err
+		return next, err
 	}
 	if again.Exists() {
-		return w.recheck(ctx, mounts)
+		return next, w.recheck(ctx, mounts)
 	}
 	now := w.Store.Now()
 	for _, m := range mounts {
@@ -205,18 +208,20 @@ func (w *Worker) round(ctx context.Context) error {
 		for from := prefix; ; {
 			q, ok, err := first(view, from, store.PrefixEnd(prefix), len(prefix))
 			if err != nil {
-				return err
+				return next, err
 			}
 			if !ok {
 				break
 			}
 			if !q.at.After(now) {
 				w.wake(ctx, target{m, q.target}, now)
+			} else {
+				next = min(next, q.at.Sub(now))
 			}
 			from = store.PrefixEnd(prefix + q.target + "\x00")
 		}
 	}
-	return nil
+	return next, nil
 }
 
 // queued is a row of a queue.
@@ -262,29 +267,37 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 		defer hold.Release()
 		ctx, cancel := hold.Context(ctx)
 		defer cancel()
-		w.drain(ctx, hold, t)
+		did := w.drain(ctx, hold, t)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if r.busy = false; r.failures == 0 {
 			delete(w.targets, t)
 		}
+		if did {
+			w.Nudge() // what was done may have made the next step due, in front of where it looked
+		}
 	})
 }
 
 // drain does what is due at a target, in order, until nothing is or the target fails. An account that stays where it is, since not even
-// its failure could be recorded, keeps those behind it waiting no longer than any other.
-func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) {
+// its failure could be recorded, keeps those behind it waiting no longer than any other. It reports whether anything was done.
+func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did bool) {
 	for from := ""; ctx.Err() == nil && !hold.Over(); {
 		q, err := w.next(t, from)
 		if err != nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
-			return
+			return did
 		}
-		if q.row == "" || !w.do(ctx, t, q.account) {
-			return
+		if q.row == "" {
+			return did
+		}
+		ok, more := w.do(ctx, t, q.account)
+		if did = did || ok; !more {
+			return did
 		}
 		from = q.row + "\x00"
 	}
+	return did
 }
 
 // next is the first row of the target's queue, at or after from, that is due; none: the zero value.
@@ -303,11 +316,11 @@ func (w *Worker) next(t target, from string) (queued, error) {
 	return q, nil
 }
 
-// do has one account rotated, and reports whether to go on at this target.
-func (w *Worker) do(ctx context.Context, t target, account string) bool {
+// do has one account rotated, and reports whether that was done, and whether to go on at this target.
+func (w *Worker) do(ctx context.Context, t target, account string) (ok, more bool) {
 	err := w.call(ctx, t, account)
 	if ctx.Err() != nil {
-		return false
+		return false, false
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -315,16 +328,16 @@ func (w *Worker) do(ctx context.Context, t target, account string) bool {
 	if err == nil {
 		w.done.Add(1)
 		r.failures = 0
-		return true
+		return true, true
 	}
 	w.failed.Add(1)
 	r.failures++
 	w.Log.Error("a rotation failed, it is tried again", "account", account, "target", t.name, "failures", r.failures, "error", err)
 	if r.failures < trips {
-		return true
+		return false, true
 	}
 	r.until = w.Store.Now().Add(min(longest, Backoff(r.failures, w.Jitter())))
-	return false
+	return false, false
 }
 
 func (w *Worker) call(ctx context.Context, t target, account string) (err error) {

@@ -119,7 +119,8 @@ func (b *bench) add(target string, names ...string) {
 func (b *bench) work() string {
 	b.Helper()
 	b.clock.advance(time.Millisecond)
-	b.must(b.round(b.Context()))
+	_, err := b.round(b.Context())
+	b.must(err)
 	b.all.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
