@@ -530,3 +530,57 @@ func TestPairIsRefused(t *testing.T) {
 	w.do(lessor.Delete, "db/static-roles/app", "")
 	w.do(lessor.Update, "db/static-roles/b", body(fmt.Sprintf(`"username":%q`, two), ""))
 }
+
+// The plan says who holds the password, how each will be known to have moved, and who is locked out when; it touches nothing.
+func TestPlan(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	p := w.pair(`,"rotation_grace":"1h"`)
+	p.read("")
+	p.acknowledge("one", p.read("one"))
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		t.Errorf("the database is asked to %s", call)
+		return do()
+	})
+	before := w.db.Head().Seq
+	a := w.do(lessor.Read, "sys/lessor/rotation/plan/db/static-roles/app", "")
+	if a.Data["strategy"] != "alternating" || fmt.Sprint(a.Data["acknowledging"], a.Data["silent"]) != "1 1" || len(a.Warnings) != 1 {
+		t.Errorf("the plan is %v, %q", a.Data, a.Warnings)
+	}
+	due := w.state("static/app").Due
+	for _, h := range a.Data["holders"].([]any) {
+		h := h.(map[string]any)
+		says := h["instance"] == "one"
+		if (h["moves"] == "it acknowledges") != says || (h["breaks_at"] == nil) != says {
+			t.Errorf("a holder is planned as %v", h)
+		}
+	}
+	if got := a.Data["deadline"]; got != due.Add(time.Hour).Format(time.RFC3339Nano) {
+		t.Errorf("the deadline is %v, due is %s", got, due)
+	}
+	if w.db.Head().Seq != before+1 {
+		t.Errorf("%d commits, and not the record only", w.db.Head().Seq-before)
+	}
+	e.watch(nil)
+
+	// Of one account everybody is locked out.
+	w.static("lone", "pg", w.account(""))
+	w.password("lone")
+	a = w.do(lessor.Read, "sys/lessor/rotation/plan/db/static-creds/lone", "")
+	if h := a.Data["holders"].([]any)[0].(map[string]any); h["moves"] != "not at all: nobody is waited for" || h["breaks_at"] == nil || len(a.Warnings) != 1 {
+		t.Errorf("the plan is %v, %q", a.Data, a.Warnings)
+	}
+	w.refused(api.NotFound, lessor.Read, "sys/lessor/rotation/plan/db/static-creds/none", "", "there is no account")
+	w.refused(api.NotFound, lessor.Read, "sys/lessor/rotation/plan/db/creds/app", "", "is not the path of something that is rotated")
+
+	// And the list has what is under way only, or all.
+	w.do(lessor.Update, "db/rotate-role/app", "")
+	w.do(lessor.Read, "db/static-creds/app", "")
+	list := w.do(lessor.Read, "sys/lessor/rotation/status", "").Data
+	if l := list["rotations"].([]any); len(l) != 1 || l[0].(map[string]any)["path"] != "db/static-creds/app" || list["accounts"] != 2 {
+		t.Errorf("the list is %v", list)
+	}
+	if l := w.do(lessor.Read, "sys/lessor/rotation/status", `{"all":true}`).Data["rotations"].([]any); len(l) != 2 {
+		t.Errorf("the list of all is %v", l)
+	}
+}
