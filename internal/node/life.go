@@ -133,7 +133,7 @@ func (l *life) newCore() (*core.Core, error) {
 	return core.New(core.Options{
 		Store: l.db, Keys: l.keys, Random: l.n.o.Random, Log: l.n.log, Backends: l.backends.all,
 		RequireOwner: c.RequireOwner, Reported: c.ReportedVersion, Lockout: c.Lockout, DefaultTTL: c.DefaultLeaseTTL, MaxTTL: c.MaxLeaseTTL,
-		ExportWait: c.Audit.Patience, Claims: l.claims, Subscribers: server.Most(server.Files()) / 2,
+		ExportWait: c.Audit.Patience, Claims: l.claims, Subscribers: server.Most(server.Files()) / 3 * 2,
 	})
 }
 
