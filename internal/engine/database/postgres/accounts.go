@@ -46,7 +46,7 @@ type server struct {
 	iterations int
 	verify     bool     // give the server a verifier instead of the password
 	hide       []string // secrets of the connection, kept out of errors
-	logins     logins
+	logins     database.Logins
 	crowded    atomic.Int64 // Unix nanoseconds: until then transactions stand in line
 }
 

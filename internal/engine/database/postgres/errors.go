@@ -2,20 +2,17 @@ package postgres
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 )
 
 // SQLSTATEs that mean something to lessor.
@@ -97,32 +94,15 @@ func (d *server) fail(err error, secrets ...string) error {
 		}
 		return api.Errorf(api.Upstream, "the database refused: %s", text)
 	}
-	var (
-		network   *net.OpError
-		name      *net.DNSError
-		untrusted *tls.CertificateVerificationError
-		authority x509.UnknownAuthorityError
-		host      x509.HostnameError
-		invalid   x509.CertificateInvalidError
-		errno     syscall.Errno
-	)
 	switch {
-	case errors.Is(err, errForbidden):
-		return api.Errorf(api.Upstream, "%v", errForbidden)
-	case errors.As(err, &untrusted), errors.As(err, &authority), errors.As(err, &host), errors.As(err, &invalid):
-		return unreachable("its certificate is not trusted: it must be issued by tls_ca, for the name that is connected to")
+	case errors.Is(err, target.ErrForbidden):
+		return api.Errorf(api.Upstream, "%v", target.ErrForbidden)
 	case strings.Contains(err.Error(), "server refused TLS connection"): // pgx has no type for it
 		return unreachable("it speaks no TLS: switch it on there (ssl = on), or say sslmode=disable in connection_url")
-	case errors.Is(err, context.Canceled):
-		return unreachable("the request ended")
-	case errors.Is(err, context.DeadlineExceeded), pgconn.Timeout(err), errors.As(err, &network) && network.Timeout():
+	case pgconn.Timeout(err) && !errors.Is(err, context.Canceled):
 		return unreachable("it did not answer in time")
-	case errors.As(err, &name):
-		return unreachable("its name cannot be resolved")
-	case errors.As(err, &errno):
-		return unreachable(errno.Error())
 	}
-	return unreachable("the session broke off")
+	return unreachable(target.Unreachable(err))
 }
 
 var quotation = regexp.MustCompile(`"([^"]*)"`)
@@ -137,7 +117,7 @@ func untouched(err error) error {
 
 // redact takes secrets, and quotations that are parts of them, out of a text of the server's.
 func (d *server) redact(text string, secrets []string) string {
-	all := slices.Concat(d.hide, d.logins.all(), secrets)
+	all := slices.Concat(d.hide, d.logins.Reveal(), secrets)
 	for _, s := range all {
 		if s == "" {
 			continue

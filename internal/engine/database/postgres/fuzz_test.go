@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
@@ -49,7 +50,7 @@ func FuzzConnection(f *testing.F) {
 			hosts = append(hosts, b.Host)
 		}
 		for _, h := range hosts {
-			if ip, err := netip.ParseAddr(h); h == "" || err == nil && forbidden(ip) != nil {
+			if ip, err := netip.ParseAddr(h); h == "" || err == nil && target.Forbidden(ip) != nil {
 				t.Fatalf("%q leads to %q", url, h)
 			}
 		}

@@ -3,8 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,65 +16,16 @@ import (
 
 // Passwords that change: lessor's own, and those of accounts that are not lessor's making.
 
-// logins are the passwords that may open a session, while a rotation of it is under way more than one.
-type logins struct {
-	mu        sync.Mutex
-	passwords []lessor.Secret
-	good      int // the one that is tried first
-}
-
-// use replaces them, and reports whether they were others before.
-func (l *logins) use(passwords []lessor.Secret) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if slices.EqualFunc(l.passwords, passwords, lessor.Secret.Equal) {
-		return false
-	}
-	changed := len(l.passwords) > 0 && (len(passwords) == 0 || !l.passwords[0].Equal(passwords[0]))
-	l.passwords, l.good = slices.Clone(passwords), 0
-	return changed
-}
-
-// current is the password that is tried now, and how many there are.
-func (l *logins) current() (password lessor.Secret, at, of int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.passwords) == 0 {
-		return lessor.Secret{}, 0, 0
-	}
-	return l.passwords[l.good], l.good, len(l.passwords)
-}
-
-// all are all of them.
-func (l *logins) all() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var out []string
-	for _, p := range l.passwords {
-		out = append(out, p.Reveal())
-	}
-	return out
-}
-
-// wrong goes on to the next password if at is still the one that is tried.
-func (l *logins) wrong(at int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.good == at && len(l.passwords) > 0 {
-		l.good = (l.good + 1) % len(l.passwords)
-	}
-}
-
 // Use says which passwords may log lessor in. When the first of them is another than before, sessions are opened anew.
 func (d *server) Use(passwords []lessor.Secret) {
-	if d.logins.use(passwords) {
+	if d.logins.Use(passwords) {
 		d.pool.Reset()
 	}
 }
 
 // present gives a session that is opened its password.
 func (d *server) present(_ context.Context, cfg *pgx.ConnConfig) error {
-	password, _, _ := d.logins.current()
+	password, _, _ := d.logins.Current()
 	cfg.Password = password.Reveal()
 	return nil
 }
@@ -85,12 +34,12 @@ func (d *server) present(_ context.Context, cfg *pgx.ConnConfig) error {
 // become another that was tried already.
 func (d *server) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	for try := 1; ; try++ {
-		_, at, of := d.logins.current()
+		_, at, of := d.logins.Current()
 		conn, err := d.pool.Acquire(ctx)
 		if err == nil || of <= 1 || try >= 2*of || !denied(err) {
 			return conn, err
 		}
-		d.logins.wrong(at)
+		d.logins.Wrong(at)
 	}
 }
 

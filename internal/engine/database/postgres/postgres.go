@@ -131,7 +131,7 @@ func (Driver) Open(c *database.Connection, s database.Secrets) (database.Databas
 	if c.MaxIdle != 0 {
 		cfg.AfterRelease = func(*pgx.Conn) bool { return int64(d.pool.Stat().IdleConns()) < c.MaxIdle }
 	}
-	d.logins.use([]lessor.Secret{s.Password})
+	d.logins.Use([]lessor.Secret{s.Password})
 	cfg.BeforeConnect = d.present
 	if d.pool, err = pgxpool.NewWithConfig(context.Background(), cfg); err != nil {
 		return nil, d.fail(err)

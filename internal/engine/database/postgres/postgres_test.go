@@ -18,6 +18,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
@@ -879,7 +880,7 @@ func TestNamesThatLeadToForbiddenAddresses(t *testing.T) {
 		connect(cfg)
 		cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{at}, nil }
 		_, err = pgx.ConnectConfig(t.Context(), cfg)
-		if got := (&server{}).fail(err); !errors.Is(err, errForbidden) || !strings.Contains(got.Error(), "does not connect to these") {
+		if got := (&server{}).fail(err); !errors.Is(err, target.ErrForbidden) || !strings.Contains(got.Error(), "does not connect to these") {
 			t.Errorf("a name that leads to %s: %v", at, got)
 		}
 	}

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,13 +11,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 )
 
 // baseline is what pgx has to parse before it takes a configuration; settings replaces all of it, so that neither
@@ -108,8 +107,7 @@ func settings(c *database.Connection, s database.Secrets) (func(*pgx.ConnConfig)
 		cfg.Database, cfg.User, cfg.Password = name, user, s.Password.Reveal()
 		cfg.RuntimeParams, cfg.ValidateConnect, cfg.ConnectTimeout = session, primary, timeout
 		cfg.MaxProtocolMessageBodyLen = 1 << 20
-		dialer := &net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second, ControlContext: permitted}
-		cfg.DialFunc = dialer.DialContext
+		cfg.DialFunc = target.Dialer(timeout).DialContext
 		cfg.LookupFunc = net.DefaultResolver.LookupHost
 	}, nil
 }
@@ -199,48 +197,13 @@ func addresses(hosts, folder string) ([]address, error) {
 			return nil, errors.New("connection_url: a host is not well-formed; the folder of a Unix socket goes into the parameter host")
 		}
 		if ip, err := netip.ParseAddr(a.host); err == nil {
-			if err := forbidden(ip); err != nil {
+			if err := target.Forbidden(ip); err != nil {
 				return nil, err
 			}
 		}
 		all = append(all, a)
 	}
 	return all, nil
-}
-
-// metadata are addresses at which clouds tell a machine its own secrets, beyond the link-local ones.
-var metadata = []netip.Prefix{
-	netip.MustParsePrefix("100.100.100.200/32"), netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("192.0.0.192/32"),
-	netip.MustParsePrefix("fd00:ec2::/32"), netip.MustParsePrefix("fd20:ce::254/128"),
-}
-
-// translated are networks whose addresses end in that of the IPv4 host which they lead to: NAT64, IPv4-compatible.
-var translated = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("::/96")}
-
-var errForbidden = errors.New("the host is link-local, multicast, unspecified, or a cloud's metadata service: lessor does not connect to these")
-
-func forbidden(ip netip.Addr) error {
-	ip = ip.WithZone("").Unmap()
-	holds := func(p netip.Prefix) bool { return p.Contains(ip) }
-	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.ContainsFunc(metadata, holds) {
-		return errForbidden
-	}
-	if b := ip.As16(); ip.Is6() && !ip.IsLoopback() && slices.ContainsFunc(translated, holds) {
-		return forbidden(netip.AddrFrom4([4]byte(b[12:])))
-	}
-	return nil
-}
-
-// permitted refuses to connect to forbidden addresses, whatever name they were found by.
-func permitted(_ context.Context, network, at string, _ syscall.RawConn) error {
-	if network == "unix" {
-		return nil
-	}
-	ip, err := netip.ParseAddrPort(at)
-	if err != nil {
-		return errForbidden
-	}
-	return forbidden(ip.Addr())
 }
 
 // encryption is how to talk to a host, in order of preference: nil stands for plain. Without an sslmode it is verify-full,
@@ -255,22 +218,13 @@ func encryption(c *database.Connection, s database.Secrets, mode, host string) (
 			mode = "prefer"
 		}
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
+	name := host
 	if c.ServerName != "" {
-		t.ServerName = c.ServerName
+		name = c.ServerName
 	}
-	if c.CA != "" {
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM([]byte(c.CA)) {
-			return nil, errors.New("tls_ca has no certificate in PEM")
-		}
-	}
-	if c.Certificate != "" || !s.PrivateKey.Empty() {
-		pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(s.PrivateKey.Reveal()))
-		if err != nil {
-			return nil, errors.New("tls_certificate and private_key are not a certificate and its key, in PEM")
-		}
-		t.Certificates = []tls.Certificate{pair}
+	t, err := target.TLS(name, c.CA, c.Certificate, s.PrivateKey.Reveal())
+	if err != nil {
+		return nil, err
 	}
 	switch mode {
 	case "disable":
