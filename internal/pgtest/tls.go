@@ -92,3 +92,13 @@ func OtherCA() ([]byte, error) {
 	}
 	return i.pem(), nil
 }
+
+// ServerCertificate is a certificate for this machine's loopback names, its key and the CA that issued it, all PEM, for other servers that tests start.
+func ServerCertificate() (ca, certificate, key []byte, err error) {
+	i, err := newIssuer()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	certificate, key, err = i.server()
+	return i.pem(), certificate, key, err
+}
