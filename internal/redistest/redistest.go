@@ -213,11 +213,7 @@ func (s *Server) up(bin string) error {
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	for deadline := time.Now().Add(time.Minute); err == nil; {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		c := s.Client(Admin, password)
-		ready := c.Ping(ctx).Err()
-		c.Close()
-		cancel()
+		ready := s.ready()
 		if ready == nil {
 			s.cmd = cmd
 			return nil
@@ -225,16 +221,30 @@ func (s *Server) up(bin string) error {
 		select {
 		case <-ended:
 			log, _ := os.ReadFile(s.Log)
-			return fmt.Errorf("Redis ended: %s", log)
+			return fmt.Errorf("the server ended: %s", log)
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			err = fmt.Errorf("Redis does not answer: %w", ready)
+			err = fmt.Errorf("the server does not answer: %w", ready)
 		}
 	}
 	_ = cmd.Process.Kill()
 	<-ended
 	return err
+}
+
+// ready is nil if the server takes logins.
+func (s *Server) ready() error {
+	probe, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		return err
+	}
+	probe.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c := s.Client(Admin, password)
+	defer c.Close()
+	return c.Ping(ctx).Err()
 }
 
 // Kill ends the server as a crash does.
@@ -249,7 +259,7 @@ func (s *Server) Kill() error {
 			c.Close()
 		}
 	}
-	return errors.New("Redis did not die")
+	return errors.New("the server did not die")
 }
 
 // Pause stops the server where it is: connections are accepted by the kernel, and nothing answers.

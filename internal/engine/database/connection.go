@@ -2,6 +2,7 @@ package database
 
 import (
 	"context"
+	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -44,6 +45,12 @@ type Connection struct {
 	RotationOff     bool          `cbor:"20,keyasint,omitempty"` // disable_automated_rotation
 	SkipImport      bool          `cbor:"21,keyasint,omitempty"` // static roles are not rotated when they are made
 	DisableEscaping bool          `cbor:"22,keyasint,omitempty"` // kept for who reads it back: nothing is put into the URL
+
+	Host        string `cbor:"23,keyasint,omitempty"` // where there is no URL
+	Port        int64  `cbor:"24,keyasint,omitempty"` // 0: the Driver's default
+	TLS         bool   `cbor:"25,keyasint,omitempty"`
+	InsecureTLS bool   `cbor:"26,keyasint,omitempty"` // any certificate is taken
+	Persistence string `cbor:"27,keyasint,omitempty"` // persistence_mode, upper case; empty: the Driver's default
 }
 
 // Secrets are a connection's, as the Secrets table keeps them. CBOR keys are on disk: never renumber, only append.
@@ -84,8 +91,14 @@ func (c *Connection) allows(role string) bool {
 }
 
 var connectionFields = []engine.Field{
-	{Name: "plugin_name", Type: engine.String, Help: "Kind of database: postgresql-database-plugin."},
+	{Name: "plugin_name", Type: engine.String, Help: "Kind of database: postgresql-database-plugin or redis-database-plugin."},
 	{Name: "connection_url", Type: engine.String, Help: "URL of the database; {{username}} and {{password}} stand for those parameters."},
+	{Name: "host", Type: engine.String, Help: "Redis: name or address of the server, in the place of a connection_url."},
+	{Name: "port", Type: engine.Int, Help: "Redis: port of the server. Default 6379."},
+	{Name: "tls", Type: engine.Bool, Help: "Redis: speak TLS. Default false."},
+	{Name: "insecure_tls", Type: engine.Bool, Help: "Redis: take any certificate of the server's, and so talk to whoever is in its place. Default false."},
+	{Name: "ca_cert", Type: engine.String, Help: "Redis: another name of tls_ca."},
+	{Name: "persistence_mode", Type: engine.String, Help: "Redis: ACLFILE saves accounts with ACL SAVE, REWRITE with CONFIG REWRITE, NONE not at all. By default they are saved where the server has a file for them."},
 	{Name: "username", Type: engine.String, Help: "Account that lessor logs in with."},
 	{Name: "password", Type: engine.String, Help: "Its password. Never returned."},
 	{Name: "allowed_roles", Type: engine.Strings, Help: "Roles that may use the connection; globs, \"*\" for all. None by default."},
@@ -120,16 +133,20 @@ func (e *Engine) readConnection(_ context.Context, r *engine.Request) (*engine.R
 	if !row.Exists() {
 		return nil, &api.Error{Kind: api.NotFound}
 	}
-	details := map[string]any{"connection_url": c.URL}
+	details, ca := map[string]any{"connection_url": c.URL}, "tls_ca"
+	if c.Host != "" {
+		details, ca = map[string]any{"host": c.Host, "tls": c.TLS, "insecure_tls": c.InsecureTLS}, "ca_cert"
+	}
 	for name, v := range map[string]string{
 		"username": c.Username, "username_template": c.UsernameTemplate, "password_authentication": c.Authentication,
-		"tls_ca": c.CA, "tls_certificate": c.Certificate, "tls_server_name": c.ServerName, "max_connection_lifetime": c.MaxLifetime,
+		ca: c.CA, "tls_certificate": c.Certificate, "tls_server_name": c.ServerName, "max_connection_lifetime": c.MaxLifetime,
+		"persistence_mode": c.Persistence,
 	} {
 		if v != "" {
 			details[name] = v
 		}
 	}
-	for name, n := range map[string]int64{"max_open_connections": c.MaxOpen, "max_idle_connections": c.MaxIdle, "scram_iterations": c.ScramIterations} {
+	for name, n := range map[string]int64{"port": c.Port, "max_open_connections": c.MaxOpen, "max_idle_connections": c.MaxIdle, "scram_iterations": c.ScramIterations} {
 		if n != 0 {
 			details[name] = count(n)
 		}
@@ -208,12 +225,26 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 			return nil, err
 		}
 	}
+	reply.Warnings = append(reply.Warnings, c.exposed()...)
 	if c.Verify {
 		reply.First = func(ctx context.Context) error { return verify(ctx, d, &c, s, logins) }
 	}
 	mount := r.Mount.UUID
 	reply.Then = func(context.Context) error { e.open.close(mount, name); return nil }
 	return reply, nil
+}
+
+// exposed warns of a connection by host that somebody on the way may read, or stand in for.
+func (c *Connection) exposed() []string {
+	ip, err := netip.ParseAddr(strings.Trim(c.Host, "[]"))
+	switch {
+	case c.Host == "" || c.Host == "localhost" || err == nil && ip.Unmap().IsLoopback():
+	case c.InsecureTLS:
+		return []string{"insecure_tls takes any certificate: who stands between lessor and the database gets lessor's password; say ca_cert instead"}
+	case !c.TLS:
+		return []string{"without TLS, who stands between lessor and the database reads lessor's password; say tls=true"}
+	}
+	return nil
 }
 
 // verify logs in once. What fails is not stored, as with Vault: a mistake must not take away a connection that works.
@@ -235,16 +266,20 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 	for name, to := range map[string]*string{
 		"plugin_name": &c.Plugin, "connection_url": &c.URL, "username": &c.Username, "username_template": &c.UsernameTemplate,
 		"password_policy": &c.PasswordPolicy, "password_authentication": &c.Authentication, "tls_ca": &c.CA,
-		"tls_certificate": &c.Certificate, "tls_server_name": &c.ServerName,
+		"tls_certificate": &c.Certificate, "tls_server_name": &c.ServerName, "host": &c.Host, "persistence_mode": &c.Persistence,
 	} {
 		if r.Has(name) {
 			*to = r.Str(name)
 		}
 	}
-	for name, to := range map[string]*int64{"max_open_connections": &c.MaxOpen, "max_idle_connections": &c.MaxIdle, "scram_iterations": &c.ScramIterations} {
+	for name, to := range map[string]*int64{"port": &c.Port, "max_open_connections": &c.MaxOpen, "max_idle_connections": &c.MaxIdle, "scram_iterations": &c.ScramIterations} {
 		if r.Has(name) {
 			*to = r.Int(name)
 		}
+	}
+	c.Persistence = strings.ToUpper(c.Persistence)
+	if r.Has("ca_cert") {
+		c.CA = r.Str("ca_cert")
 	}
 	if r.Has("allowed_roles") {
 		c.AllowedRoles = r.List("allowed_roles")
@@ -261,6 +296,7 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 	}
 	for name, to := range map[string]*bool{
 		"disable_automated_rotation": &c.RotationOff, "skip_static_role_import_rotation": &c.SkipImport, "disable_escaping": &c.DisableEscaping,
+		"tls": &c.TLS, "insecure_tls": &c.InsecureTLS,
 	} {
 		if r.Has(name) {
 			*to = r.Bool(name)

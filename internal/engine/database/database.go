@@ -28,7 +28,7 @@ type Driver interface {
 	Usernames() (template string, longest int)
 	// Check says what is wrong with a connection, in words for the administrator who wrote it. It touches nothing.
 	Check(c *Connection, s Secrets) error
-	// CheckRole does the same for a role's statements.
+	// CheckRole does the same for a role's statements, those of creation included: a Driver that has none of its own refuses a role without.
 	CheckRole(s *Statements) error
 	// CheckRotation does the same for the account of a static role, and for statements that change a password.
 	CheckRotation(username string, statements []string) error
@@ -120,8 +120,7 @@ const LongestApplication = 64
 // lessor's by as much without a lease ending early; the reaper removes the account in time, this is the net below it.
 const Skew = time.Minute
 
-// Statements are those of a role, as the administrator wrote them. Empty lists stand for the Driver's defaults, but for
-// Creation, which has none.
+// Statements are those of a role, as the administrator wrote them. Empty lists stand for the Driver's defaults; not every one has some for Creation.
 type Statements struct {
 	Creation   []string `cbor:"1,keyasint,omitempty"`
 	Renewal    []string `cbor:"2,keyasint,omitempty"`

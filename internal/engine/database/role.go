@@ -27,7 +27,7 @@ var roleFields = []engine.Field{
 	{Name: "db_name", Type: engine.String, Help: "Connection that the role uses."},
 	{Name: "default_ttl", Type: engine.Duration, Help: "Length of the leases; 0 for the mount's default."},
 	{Name: "max_ttl", Type: engine.Duration, Help: "Length that renewals cannot exceed; 0 for the mount's maximum."},
-	{Name: "creation_statements", Type: engine.Any, Help: "Statements that make the account {{name}} with {{password}}, valid until {{expiration}}."},
+	{Name: "creation_statements", Type: engine.Any, Help: "Statements that make the account {{name}} with {{password}}, valid until {{expiration}}; for Redis a list of ACL rules, by default [\"~*\", \"+@read\"]."},
 	{Name: "revocation_statements", Type: engine.Any, Help: "Statements that remove it; by default its sessions end, what it owns is given away, and it is dropped."},
 	{Name: "rollback_statements", Type: engine.Any, Help: "Statements to run when creation failed, beyond the rollback of its transaction."},
 	{Name: "renew_statements", Type: engine.Any, Help: "Statements that move its {{expiration}}; by default VALID UNTIL is."},
@@ -80,8 +80,6 @@ func (e *Engine) writeRole(_ context.Context, r *engine.Request) (*engine.Reply,
 	switch {
 	case role.Connection == "":
 		return nil, api.Errorf(api.Invalid, "database name is required")
-	case len(role.Statements.Creation) == 0:
-		return nil, api.Errorf(api.Invalid, "creation_statements are needed: they make the account {{name}} with {{password}}")
 	case role.MaxTTL > 0 && role.TTL > role.MaxTTL:
 		return nil, api.Errorf(api.Invalid, "default_ttl must not exceed max_ttl")
 	}
@@ -95,15 +93,31 @@ func (e *Engine) writeRole(_ context.Context, r *engine.Request) (*engine.Reply,
 	if !used.Exists() {
 		reply.Warnings = append(reply.Warnings, "there is no connection "+role.Connection+" yet")
 	}
-	for plugin, d := range e.drivers {
-		if used.Exists() && plugin != c.Plugin {
-			continue
-		}
-		if err := d.CheckRole(&role.Statements); err != nil {
-			return nil, api.Errorf(api.Invalid, "%v", err)
-		}
+	plugins := e.plugins()
+	if used.Exists() {
+		plugins = []string{c.Plugin}
+	}
+	if err := e.checkRole(&role.Statements, plugins); err != nil {
+		return nil, api.Errorf(api.Invalid, "%v", err)
 	}
 	return reply, save(&reply.Txn, row, &role)
+}
+
+// checkRole says what is wrong with statements, which have to be good for one of the plugins.
+func (e *Engine) checkRole(s *Statements, plugins []string) (failure error) {
+	for _, plugin := range plugins {
+		d, err := e.driver(plugin)
+		if err == nil {
+			err = d.CheckRole(s)
+		}
+		if err == nil {
+			return nil
+		}
+		if failure == nil {
+			failure = err
+		}
+	}
+	return failure
 }
 
 // amend takes over what the client sent.

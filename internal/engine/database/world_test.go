@@ -68,7 +68,16 @@ func newWorld(t *testing.T, s *pgtest.Server) *world {
 // newWorldOf is newWorld with a driver of the test's.
 func newWorldOf(t *testing.T, s *pgtest.Server, d database.Driver) *world {
 	t.Helper()
-	w := &world{T: t, pg: s, disk: new(mem.Disk), clock: &steady{}, driver: d}
+	w := newWorldWithout(t, d)
+	w.pg = s
+	w.connect("pg", s, pgtest.Superuser, s.Password())
+	return w
+}
+
+// newWorldWithout is newWorldOf without a connection.
+func newWorldWithout(t *testing.T, d database.Driver) *world {
+	t.Helper()
+	w := &world{T: t, disk: new(mem.Disk), clock: &steady{}, driver: d}
 	kek, err := seal.CreateKeyFile(filepath.Join(t.TempDir(), "seal.key"), rand.Reader)
 	w.must(err)
 	var rows []store.Put
@@ -79,7 +88,6 @@ func newWorldOf(t *testing.T, s *pgtest.Server, d database.Driver) *world {
 	w.root, err = w.core.Init(t.Context(), rows, lessor.Secret{}, 0)
 	w.must(err)
 	w.do(lessor.Update, "sys/mounts/db", `{"type":"database"}`)
-	w.connect("pg", s, pgtest.Superuser, s.Password())
 	return w
 }
 

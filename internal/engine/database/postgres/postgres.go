@@ -52,6 +52,9 @@ func (Driver) Check(c *database.Connection, s database.Secrets) error {
 
 // CheckRole says what is wrong with statements.
 func (Driver) CheckRole(s *database.Statements) error {
+	if len(s.Creation) == 0 {
+		return errors.New("creation_statements are needed: they make the account {{name}} with {{password}}")
+	}
 	for _, kind := range []struct {
 		name string
 		list []string
