@@ -18,6 +18,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/cubbyhole"
 	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
+	"github.com/lessor-dev/lessor/internal/engine/database/rabbitmq"
 	"github.com/lessor-dev/lessor/internal/engine/database/redis"
 	"github.com/lessor-dev/lessor/internal/engine/kv"
 	"github.com/lessor-dev/lessor/internal/identity"
@@ -38,7 +39,7 @@ func (l *life) mountable() backends {
 	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}}
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
-		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": database.New(postgres.Driver{}, redis.Driver{}),
+		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": database.New(postgres.Driver{}, redis.Driver{}), "rabbitmq": rabbitmq.New(),
 		"userpass": userpass.New(), "approle": approle.Backend{}, "cert": cert.Backend{}, "jwt": jwts, "oidc": jwts,
 	}
 	return b

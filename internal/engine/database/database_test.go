@@ -168,7 +168,7 @@ var serial struct {
 func plan(t testing.TB, b *enginetest.Bench) (l *lease.Lease, answer map[string]any, pw lessor.Secret) {
 	t.Helper()
 	r := b.Do(lessor.Read, "creds/app", "")
-	if r.Issue == nil || r.Data != nil || len(r.Txn.Checks) != 2 {
+	if r.Issue == nil || r.Data != nil || len(r.Txn.Checks) < 2 {
 		t.Fatalf("got %+v", r)
 	}
 	serial.Lock()

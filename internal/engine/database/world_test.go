@@ -19,6 +19,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
+	"github.com/lessor-dev/lessor/internal/engine/database/rabbitmq"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
@@ -108,7 +109,8 @@ func (w *world) boot() {
 	w.must(w.db.Unseal(w.keys.Cipher()))
 	e := database.New(w.driver)
 	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: w.db}
-	backends := map[string]engine.Backend{"database": e, "token": tokens, "system": sys, "identity": identity.Backend{}}
+	broker := rabbitmq.New()
+	backends := map[string]engine.Backend{"database": e, "rabbitmq": broker, "token": tokens, "system": sys, "identity": identity.Backend{}}
 	w.core, err = core.New(core.Options{Store: w.db, Keys: w.keys, Random: rand.Reader, Backends: backends, ApplyTimeout: 2 * time.Second, Poll: 20 * time.Millisecond})
 	w.must(err)
 	c := w.core
@@ -123,6 +125,7 @@ func (w *world) boot() {
 		cancel()
 		<-done
 		e.Shutdown()
+		broker.Shutdown()
 		_ = db.Close()
 	}
 }

@@ -133,7 +133,7 @@ func (d *server) session(ctx context.Context, name string, f func(*session) erro
 		}
 		_ = s.conn.Close()
 		switch {
-		case denied(err) && denials+1 < 2*of:
+		case denied(err) && of > 1 && denials+1 < 2*of:
 			d.logins.Wrong(at)
 			denials++
 		case over(err) && broken < stale:
