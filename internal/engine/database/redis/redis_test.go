@@ -519,6 +519,28 @@ func TestOwnPassword(t *testing.T) {
 	wg.Wait()
 }
 
+// A connection that is closed, or opened anew, lets what is under way end.
+func TestCloseLetsOthersEnd(t *testing.T) {
+	b := newBench(t, redistest.Start(t))
+	d := b.Database.(*server)
+	err := d.session(t.Context(), idleName, func(s *session) error {
+		d.Use([]lessor.Secret{lessor.NewSecret("next"), lessor.NewSecret(b.Password())})
+		if err := s.name("after-use"); err != nil {
+			return err
+		}
+		return d.session(t.Context(), idleName, func(s *session) error {
+			d.Close()
+			return s.name("after-close")
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := d.Ping(t.Context()); !errors.Is(err, database.ErrUntouched) {
+		t.Errorf("after all: %v", err)
+	}
+}
+
 // What lessor's account has to be permitted, and no more; what it lacks is said.
 func TestAccountOfFewRights(t *testing.T) {
 	b := newBench(t, redistest.Start(t, redistest.ACLFile()))

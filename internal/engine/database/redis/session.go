@@ -42,21 +42,45 @@ type server struct {
 	hide        []string      // secrets of the connection, kept out of errors
 	logins      database.Logins
 	pool        atomic.Pointer[pool]
+	closed      atomic.Bool
 }
 
 // pool is the sessions that were opened by the same passwords.
 type pool struct {
-	mu     sync.RWMutex // held for reading while a session is in use
 	client *redis.Client
-	closed bool
+
+	mu      sync.Mutex
+	users   int  // sessions that are in use
+	retired bool // no more is opened: the last who leaves closes it
 }
 
-// close ends the sessions, those in use when they are given back.
-func (p *pool) close() {
+// enter reports whether the pool may be used, until leave.
+func (p *pool) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
-	_ = p.client.Close()
+	if p.retired {
+		return false
+	}
+	p.users++
+	return true
+}
+
+func (p *pool) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.users--; p.retired && p.users == 0 {
+		_ = p.client.Close()
+	}
+}
+
+// retire ends the sessions, those in use when they are given back.
+func (p *pool) retire() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.retired && p.users == 0 {
+		_ = p.client.Close()
+	}
+	p.retired = true
 }
 
 // options are those of every connection to the server.
@@ -100,12 +124,26 @@ func (silent) Printf(context.Context, string, ...any) {}
 var hush = sync.OnceFunc(func() { redis.SetLogger(silent{}) })
 
 // Close ends all sessions, those in use when they are given back.
-func (d *server) Close() { go d.pool.Load().close() }
+func (d *server) Close() {
+	d.closed.Store(true)
+	d.pool.Load().retire()
+}
+
+// renew has sessions opened anew, in the place of those of a pool.
+func (d *server) renew(old *pool) {
+	fresh := d.fill()
+	if d.pool.CompareAndSwap(old, fresh) {
+		old.retire()
+	}
+	if d.closed.Load() {
+		d.pool.Load().retire()
+	}
+}
 
 // Use says which passwords may log lessor in. When the first of them is another than before, sessions are opened anew.
 func (d *server) Use(passwords []lessor.Secret) {
 	if d.logins.Use(passwords) {
-		go d.pool.Swap(d.fill()).close()
+		d.renew(d.pool.Load())
 	}
 }
 
@@ -121,8 +159,11 @@ type session struct {
 func (d *server) session(ctx context.Context, name string, f func(*session) error) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
-	p := d.acquire()
-	defer p.mu.RUnlock()
+	p, err := d.acquire()
+	if err != nil {
+		return err
+	}
+	defer p.leave()
 	for denials, broken := 0, 0; ; {
 		_, at, of := d.logins.Current()
 		s := &session{server: d, ctx: ctx, conn: p.client.Conn()}
@@ -139,25 +180,29 @@ func (d *server) session(ctx context.Context, name string, f func(*session) erro
 		case over(err) && broken < stale:
 			broken++
 		default:
-			if said(err) == "" && ctx.Err() == nil && d.pool.CompareAndSwap(p, d.fill()) {
-				go p.close() // the library's goes on refusing for a second what the server takes again
+			if said(err) == "" && ctx.Err() == nil {
+				d.renew(p) // the library's goes on refusing for a second what the server takes again
 			}
 			return untouched(d.fail(err))
 		}
 	}
 }
 
-// acquire is the pool, held for reading.
-func (d *server) acquire() *pool {
+// acquire is the pool, entered.
+func (d *server) acquire() (*pool, error) {
 	for {
 		p := d.pool.Load()
-		p.mu.RLock()
-		if !p.closed || p == d.pool.Load() {
-			return p
+		if p.enter() {
+			return p, nil
 		}
-		p.mu.RUnlock()
+		if p == d.pool.Load() {
+			return nil, errClosed
+		}
 	}
 }
+
+// errClosed is the error of a call that comes after Close.
+var errClosed = &api.Error{Kind: api.Upstream, Text: "the database cannot be reached: its connection was closed", Cause: database.ErrUntouched}
 
 // release gives a session back, without its name: what its next user does is not to be ended for what was done before.
 func (s *session) release(name string) {
