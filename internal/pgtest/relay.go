@@ -24,11 +24,17 @@ type Relay struct {
 // NewRelay is a relay to a server until the test ends.
 func NewRelay(t testing.TB, s *Server) *Relay {
 	t.Helper()
+	return RelayTo(t, fmt.Sprintf("%s:%d", s.Host, s.Port))
+}
+
+// RelayTo is a relay to any server, by its host and port.
+func RelayTo(t testing.TB, address string) *Relay {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Relay{listener: l, to: fmt.Sprintf("%s:%d", s.Host, s.Port), conns: map[net.Conn]chan struct{}{}}
+	r := &Relay{listener: l, to: address, conns: map[net.Conn]chan struct{}{}}
 	var all sync.WaitGroup
 	all.Go(func() {
 		for {

@@ -1,0 +1,106 @@
+package mariatest
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func TestServerLives(t *testing.T) {
+	s := Own(t, TLS(), Setting("sort_buffer_size", "3M"))
+	within := func(patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		c, err := s.Login(ctx, Superuser, s.Password(), "")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		var size, who string
+		if err := c.QueryRowContext(ctx, "SELECT @@sort_buffer_size, CURRENT_USER()").Scan(&size, &who); err != nil {
+			return err
+		}
+		if size != "3145728" || who != Superuser+"@%" {
+			t.Errorf("sort_buffer_size %s, user %s", size, who)
+		}
+		return nil
+	}
+	ask := func() error { return within(30 * time.Second) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(ask())
+	must(s.Pause())
+	if within(time.Second) == nil {
+		t.Error("a paused server answered")
+	}
+	must(s.Resume())
+	must(ask())
+	c, err := s.Login(t.Context(), Superuser, s.Password(), "")
+	must(err)
+	_, err = c.ExecContext(t.Context(), "CREATE USER somebody")
+	must(err)
+	c.Close()
+	must(s.Kill())
+	if ask() == nil {
+		t.Error("a killed server answered")
+	}
+	must(s.Up())
+	must(ask())
+	c, err = s.Login(t.Context(), Superuser, s.Password(), "")
+	must(err)
+	if _, err := c.ExecContext(t.Context(), "DROP USER somebody"); err != nil {
+		t.Errorf("a killed server lost what it had committed: %v", err)
+	}
+	c.Close()
+	must(s.Down())
+	if ask() == nil {
+		t.Error("a stopped server answered")
+	}
+	must(s.Up())
+	for _, nobody := range []string{"", "root"} {
+		if c, err := s.Login(t.Context(), nobody, "", ""); err == nil {
+			c.Close()
+			t.Errorf("%q logs in without a password", nobody)
+		}
+	}
+	s.stop()
+	if _, err := os.Stat(s.dir); err == nil {
+		t.Error("the folder was left behind")
+	}
+	if ask() == nil {
+		t.Error("the server outlived its test")
+	}
+}
+
+// A test process that panics, or is killed, leaves neither a server nor a folder.
+func TestServerEndsWithItsProcess(t *testing.T) {
+	if out := os.Getenv("MARIATEST_CHILD"); out != "" {
+		s := Start(t)
+		if err := os.WriteFile(out, []byte(s.dir), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		os.Exit(2) // runs no cleanup
+	}
+	out := filepath.Join(t.TempDir(), "dir")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestServerEndsWithItsProcess$")
+	cmd.Env = append(os.Environ(), "MARIATEST_CHILD="+out)
+	text, _ := cmd.CombinedOutput()
+	dir, err := os.ReadFile(out)
+	if err != nil {
+		t.Skipf("the child started no server: %s", text)
+	}
+	for range 600 {
+		if _, err := os.Stat(string(dir)); err != nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("%s was left behind", dir)
+}
