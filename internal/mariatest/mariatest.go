@@ -54,7 +54,6 @@ type Server struct {
 	Port   int
 	Socket string // its Unix socket
 	CA     []byte // PEM; nil without TLS
-	Log    string // file of the general log, if that is switched on (general_log)
 
 	dir  string
 	bin  binaries
@@ -163,7 +162,7 @@ func start(bin binaries, o options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Host: "127.0.0.1", Socket: filepath.Join(dir, "sock"), Log: filepath.Join(dir, "general"), dir: dir, bin: bin, cred: cred}
+	s := &Server{Host: "127.0.0.1", Socket: filepath.Join(dir, "sock"), dir: dir, bin: bin, cred: cred}
 	if err := s.watch(); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
@@ -194,8 +193,8 @@ func (s *Server) create(o options) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("mariadb-install-db: %w\n%s", err, out)
 	}
-	conf := fmt.Sprintf("[mariadbd]\ndatadir = %s\nsocket = %s\npid_file = %s\nlog_error = %s\ngeneral_log_file = %s\n",
-		s.data(), s.Socket, filepath.Join(s.dir, "mariadbd.pid"), s.errors(), s.Log)
+	conf := fmt.Sprintf("[mariadbd]\ndatadir = %s\nsocket = %s\npid_file = %s\nlog_error = %s\ngeneral_log_file = %[5]s.general\nslow_query_log_file = %[5]s.slow\n",
+		s.data(), s.Socket, filepath.Join(s.dir, "mariadbd.pid"), s.errors(), s.logs())
 	conf += "bind_address = 127.0.0.1\nmax_connections = 300\ninnodb_buffer_pool_size = 32M\ninnodb_log_file_size = 16M\nkey_buffer_size = 1M\n" +
 		"innodb_flush_log_at_trx_commit = 0\ninnodb_fast_shutdown = 2\nlog_warnings = 2\nskip_log_bin\n"
 	if o.own { // what is killed loses what it had not written, not what the system had not flushed
@@ -355,7 +354,7 @@ func (s *Session) Close() error { return errors.Join(s.Conn.Close(), s.all.Close
 func (s *Server) Login(ctx context.Context, name, password, database string) (*Session, error) {
 	cfg := mysql.NewConfig()
 	cfg.Net, cfg.Addr, cfg.User, cfg.Passwd, cfg.DBName, cfg.MultiStatements = "tcp", s.Address(), name, password, database, true
-	cfg.Timeout, cfg.Logger = 10*time.Second, &mysql.NopLogger{}
+	cfg.Timeout, cfg.Logger, cfg.ConnectionAttributes = 10*time.Second, &mysql.NopLogger{}, "program_name:mariatest"
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {
 		return nil, err
@@ -385,8 +384,20 @@ func (s *Server) Database(t testing.TB) string {
 	return name
 }
 
+// Logs are the files of the general log and of slow queries, as far as they are switched on (general_log, slow_query_log), and of errors.
+func (s *Server) Logs() []string {
+	all := []string{s.errors()}
+	for _, name := range []string{s.logs() + ".general", s.logs() + ".slow"} {
+		if _, err := os.Stat(name); err == nil {
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
 func (s *Server) data() string   { return filepath.Join(s.dir, "data") }
-func (s *Server) errors() string { return filepath.Join(s.dir, "errors") }
+func (s *Server) logs() string   { return filepath.Join(s.dir, "log") }
+func (s *Server) errors() string { return filepath.Join(s.dir, "errors.log") }
 
 func (s *Server) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)

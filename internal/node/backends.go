@@ -17,6 +17,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/engine/cubbyhole"
 	"github.com/lessor-dev/lessor/internal/engine/database"
+	"github.com/lessor-dev/lessor/internal/engine/database/mysql"
 	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
 	"github.com/lessor-dev/lessor/internal/engine/database/rabbitmq"
 	"github.com/lessor-dev/lessor/internal/engine/database/redis"
@@ -39,7 +40,8 @@ func (l *life) mountable() backends {
 	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}}
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
-		"kv": kv.V1{}, "kv-v2": kv.V2{}, "database": database.New(postgres.Driver{}, redis.Driver{}), "rabbitmq": rabbitmq.New(),
+		"kv": kv.V1{}, "kv-v2": kv.V2{},
+		"database": database.New(append(mysql.Drivers(), postgres.Driver{}, redis.Driver{})...), "rabbitmq": rabbitmq.New(),
 		"userpass": userpass.New(), "approle": approle.Backend{}, "cert": cert.Backend{}, "jwt": jwts, "oidc": jwts,
 	}
 	return b

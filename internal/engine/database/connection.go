@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -91,7 +92,7 @@ func (c *Connection) allows(role string) bool {
 }
 
 var connectionFields = []engine.Field{
-	{Name: "plugin_name", Type: engine.String, Help: "Kind of database: postgresql-database-plugin or redis-database-plugin."},
+	{Name: "plugin_name", Type: engine.String, Help: "Kind of database: postgresql-database-plugin, mysql-database-plugin (MariaDB, MySQL) or redis-database-plugin."},
 	{Name: "connection_url", Type: engine.String, Help: "URL of the database; {{username}} and {{password}} stand for those parameters."},
 	{Name: "host", Type: engine.String, Help: "Redis: name or address of the server, in the place of a connection_url."},
 	{Name: "port", Type: engine.Int, Help: "Redis: port of the server. Default 6379."},
@@ -108,7 +109,7 @@ var connectionFields = []engine.Field{
 	{Name: "max_connection_lifetime", Type: engine.Any, Help: "Age at which a session is closed; 0 for never."},
 	{Name: "username_template", Type: engine.String, Help: "Template of the usernames that are made."},
 	{Name: "password_policy", Type: engine.String, Help: "Policy of the passwords that are made; empty for the built-in one."},
-	{Name: "password_authentication", Type: engine.String, Help: "scram-sha-256 (default): the database gets a verifier only; password: it gets the password."},
+	{Name: "password_authentication", Type: engine.String, Help: "PostgreSQL: scram-sha-256 (default), the database gets a verifier only. MariaDB, MySQL: mysql_native_password (MariaDB's default) or ed25519, it gets a hash only. password (MySQL's default): it gets the password."},
 	{Name: "scram_iterations", Type: engine.Int, Help: "Iterations of SCRAM verifiers, from 1. Default 4096: some drivers refuse fewer."},
 	{Name: "plugin_version", Type: engine.String, Help: "Empty: lessor's drivers are built in, and have its version."},
 	{Name: "disable_escaping", Type: engine.Bool, Help: "Without effect: user name and password are given to the driver, never put into the URL."},
@@ -121,6 +122,8 @@ var connectionFields = []engine.Field{
 	{Name: "tls_ca", Type: engine.String, Help: "Certificate authorities of the server, PEM."},
 	{Name: "tls_certificate", Type: engine.String, Help: "Client certificate, PEM."},
 	{Name: "private_key", Type: engine.String, Help: "Key of the client certificate, PEM. Never returned."},
+	{Name: "tls_certificate_key", Type: engine.String, Help: "Client certificate and its key in one PEM text, as Vault has them for MySQL. The key is never returned."},
+	{Name: "tls_skip_verify", Type: engine.Bool, Help: "MariaDB, MySQL: take any certificate for the server's. Default false."},
 	{Name: "tls_server_name", Type: engine.String, Help: "Name expected in the server's certificate, if it is not the host's."},
 }
 
@@ -151,8 +154,10 @@ func (e *Engine) readConnection(_ context.Context, r *engine.Request) (*engine.R
 			details[name] = count(n)
 		}
 	}
-	if c.DisableEscaping {
-		details["disable_escaping"] = true
+	for name, yes := range map[string]bool{"disable_escaping": c.DisableEscaping, "tls_skip_verify": c.InsecureTLS && c.Host == ""} {
+		if yes {
+			details[name] = true
+		}
 	}
 	a, _, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootPrefix+r.Param("name"))
 	if err != nil {
@@ -296,7 +301,7 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 	}
 	for name, to := range map[string]*bool{
 		"disable_automated_rotation": &c.RotationOff, "skip_static_role_import_rotation": &c.SkipImport, "disable_escaping": &c.DisableEscaping,
-		"tls": &c.TLS, "insecure_tls": &c.InsecureTLS,
+		"tls": &c.TLS, "insecure_tls": &c.InsecureTLS, "tls_skip_verify": &c.InsecureTLS,
 	} {
 		if r.Has(name) {
 			*to = r.Bool(name)
@@ -319,6 +324,12 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 	}
 	if r.Has("private_key") {
 		s.PrivateKey = r.Secret("private_key")
+	}
+	if r.Has("tls_certificate_key") {
+		var err error
+		if c.Certificate, s.PrivateKey, err = certified(r.Secret("tls_certificate_key")); err != nil {
+			return api.Errorf(api.Invalid, "%v", err)
+		}
 	}
 	return c.withdraw(s)
 }
@@ -415,10 +426,11 @@ func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn,
 
 // withdraw takes a password that is written in the URL out of it, and keeps it as the secret that it is.
 func (c *Connection) withdraw(s *Secrets) error {
-	scheme, rest, ok := strings.Cut(c.URL, "://")
-	if !ok {
+	if !scheme.MatchString(c.URL) {
+		c.withdrawPlain(s)
 		return nil
 	}
+	scheme, rest, _ := strings.Cut(c.URL, "://")
 	end := len(rest)
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {
 		end = i
@@ -438,6 +450,21 @@ func (c *Connection) withdraw(s *Secrets) error {
 	s.Password = lessor.NewSecret(plain)
 	c.URL = scheme + "://" + user + ":{{password}}" + rest[at:]
 	return nil
+}
+
+// scheme begins URLs, but not those of MySQL.
+var scheme = regexp.MustCompile(`^[a-z]+://`)
+
+// withdrawPlain is withdraw for the URLs of MySQL, user:password@network(address)/name, in which a password stands as it is.
+func (c *Connection) withdrawPlain(s *Secrets) {
+	end := max(strings.LastIndex(c.URL, "/"), 0)
+	at := max(strings.LastIndex(c.URL[:end], "@"), 0)
+	user, password, ok := strings.Cut(c.URL[:at], ":")
+	if !ok || password == "" || password == "{{password}}" {
+		return
+	}
+	s.Password = lessor.NewSecret(password)
+	c.URL = user + ":{{password}}" + c.URL[at:]
 }
 
 func (e *Engine) checkConnection(d Driver, c *Connection, s Secrets) error {

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -235,10 +234,10 @@ func encryption(c *database.Connection, s database.Secrets, mode, host string) (
 	case "verify-full":
 		return []*tls.Config{t}, nil
 	case "verify-ca":
-		return []*tls.Config{chainOnly(t)}, nil
+		return []*tls.Config{target.ChainOnly(t)}, nil
 	case "require", "prefer":
 		if c.CA != "" {
-			return []*tls.Config{chainOnly(t)}, nil
+			return []*tls.Config{target.ChainOnly(t)}, nil
 		}
 		t.InsecureSkipVerify = true
 		if mode == "require" {
@@ -247,21 +246,4 @@ func encryption(c *database.Connection, s database.Secrets, mode, host string) (
 		return []*tls.Config{t, nil}, nil
 	}
 	return nil, errors.New("connection_url: sslmode must be disable, prefer, require, verify-ca or verify-full")
-}
-
-// chainOnly makes t verify who issued the server's certificate, but not its name.
-func chainOnly(t *tls.Config) *tls.Config {
-	t.InsecureSkipVerify = true
-	t.VerifyConnection = func(state tls.ConnectionState) error {
-		if len(state.PeerCertificates) == 0 {
-			return errors.New("the server has no certificate")
-		}
-		o := x509.VerifyOptions{Roots: t.RootCAs, Intermediates: x509.NewCertPool()}
-		for _, c := range state.PeerCertificates[1:] {
-			o.Intermediates.AddCert(c)
-		}
-		_, err := state.PeerCertificates[0].Verify(o)
-		return err
-	}
-	return t
 }
