@@ -74,7 +74,7 @@ func (e *Engine) creds(_ context.Context, r *engine.Request) (*engine.Reply, err
 	reply.Issue = &engine.Issue{
 		Path: "creds/" + name, Target: role.Connection, TTL: role.TTL, MaxTTL: role.MaxTTL, Renewable: true,
 		Plan: func(l *lease.Lease) ([]byte, map[string]any, lessor.Secret, error) {
-			username, err := template.name(l.ID, l.Issued, who, name)
+			username, err := template.Name(l.ID, l.Issued, who, name)
 			if err != nil {
 				return nil, nil, lessor.Secret{}, api.Errorf(api.Invalid, "username_template: %v", err)
 			}

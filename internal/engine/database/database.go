@@ -18,6 +18,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/template"
 )
 
 // Driver is one kind of database. It is stateless and safe for concurrent use.
@@ -172,7 +173,7 @@ var ErrUntouched = fmt.Errorf("%w: no session", ErrUnreachable)
 type Engine struct {
 	drivers   map[string]Driver
 	open      pools
-	templates sync.Map // text, after the plugin's name → *usernameTemplate
+	templates sync.Map // text, after the plugin's name → *template.Username
 }
 
 var (
@@ -225,14 +226,20 @@ func (e *Engine) driver(plugin string) (Driver, error) {
 }
 
 // template is a stored username template, compiled once.
-func (e *Engine) template(d Driver, text string) (*usernameTemplate, error) {
+func (e *Engine) template(d Driver, text string) (*template.Username, error) {
 	at := d.Plugin() + " " + text
 	if t, ok := e.templates.Load(at); ok {
-		return t.(*usernameTemplate), nil
+		return t.(*template.Username), nil
 	}
 	t, err := usernames(d, text)
 	if err == nil {
 		e.templates.Store(at, t)
 	}
 	return t, err
+}
+
+// usernames compiles a template; "" is the Driver's own.
+func usernames(d Driver, text string) (*template.Username, error) {
+	own, longest := d.Usernames()
+	return template.NewUsername(cmp.Or(text, own), longest)
 }

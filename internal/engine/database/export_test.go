@@ -8,5 +8,5 @@ func Username(d Driver, text, lease string, issued time.Time, display, role stri
 	if err != nil {
 		return "", err
 	}
-	return t.name(lease, issued, display, role)
+	return t.Name(lease, issued, display, role)
 }
