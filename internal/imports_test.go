@@ -36,7 +36,8 @@ var pure = map[string][]string{
 // adapters are what only the wiring may import.
 var adapters = []string{
 	"internal/store/pebble", "internal/store/mem", "internal/store/postgres", "internal/engine/kv", "internal/engine/database",
-	"internal/engine/cubbyhole", "internal/auth/userpass", "internal/auth/approle", "internal/auth/cert", "internal/auth/jwt", "internal/server", "internal/node", "internal/cli",
+	"internal/engine/cubbyhole", "internal/engine/ldap", "internal/auth/userpass", "internal/auth/approle", "internal/auth/cert", "internal/auth/jwt",
+	"internal/server", "internal/node", "internal/cli",
 }
 
 // wiring puts everything together.

@@ -40,7 +40,8 @@ var roles = []struct {
 // own are the mounts of the matrix, by the backend that serves them.
 var own = []struct{ mount, backend string }{
 	{"sys/", "system"}, {"auth/token/", "token"}, {"identity/", "identity"}, {"cubbyhole/", "cubbyhole"},
-	{"secret/", "kv-v2"}, {"plain/", "kv"}, {"auth/userpass/", "userpass"}, {"auth/approle/", "approle"}, {"auth/jwt/", "jwt"}, {"auth/cert/", "cert"}, {"database/", "database"},
+	{"secret/", "kv-v2"}, {"plain/", "kv"}, {"auth/userpass/", "userpass"}, {"auth/approle/", "approle"}, {"auth/jwt/", "jwt"}, {"auth/cert/", "cert"},
+	{"database/", "database"}, {"ldap/", "ldap"},
 }
 
 // TestRoutesByRole asks for every route of lessor's own mounts as each of the roles. testdata/routes says who may: a route

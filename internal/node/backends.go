@@ -22,26 +22,30 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/database/rabbitmq"
 	"github.com/lessor-dev/lessor/internal/engine/database/redis"
 	"github.com/lessor-dev/lessor/internal/engine/kv"
+	"github.com/lessor-dev/lessor/internal/engine/ldap"
+	"github.com/lessor-dev/lessor/internal/engine/ldap/directory"
 	"github.com/lessor-dev/lessor/internal/identity"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
-// backends are all that can be mounted, and the two of them that look back into the core.
+// backends are all that can be mounted, and those of them that look back into the core.
 type backends struct {
 	all    map[string]engine.Backend // by mount type
 	system *system.Backend
 	tokens *authtoken.Backend
+	ldap   *ldap.Engine
 }
 
 // mountable makes them.
 func (l *life) mountable() backends {
 	jwts := jwt.New() // under both of its names
-	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}}
+	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}, ldap: ldap.New(directory.Open)}
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
 		"kv": kv.V1{}, "kv-v2": kv.V2{},
-		"database": database.New(append(mysql.Drivers(), postgres.Driver{}, redis.Driver{})...), "rabbitmq": rabbitmq.New(),
+		"database": database.New(append(mysql.Drivers(), postgres.Driver{}, redis.Driver{})...), "rabbitmq": rabbitmq.New(), "ldap": b.ldap,
 		"userpass": userpass.New(), "approle": approle.Backend{}, "cert": cert.Backend{}, "jwt": jwts, "oidc": jwts,
 	}
 	return b
@@ -51,6 +55,7 @@ func (l *life) mountable() backends {
 func (b backends) connect(l *life) {
 	n, c := l.n, l.core
 	b.tokens.Settle = func(ctx context.Context, tomb string) error { return c.Reaper().Settle(ctx, tomb) }
+	b.ldap.Settle = func(ctx context.Context, l *lease.Lease) error { return c.Reaper().SettleLease(ctx, l) }
 	registry := prometheus.NewRegistry()
 	if l.backups != nil {
 		registry.MustRegister(l.backups)

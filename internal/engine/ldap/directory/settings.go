@@ -1,0 +1,166 @@
+package directory
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	goldap "github.com/go-ldap/ldap/v3"
+
+	"github.com/lessor-dev/lessor/internal/engine/ldap"
+)
+
+const (
+	defaultConnectTimeout = 10 * time.Second
+	defaultRequestTimeout = 30 * time.Second
+)
+
+// address is a server's.
+type address struct {
+	host   string // as certificates have it
+	at     string // host:port
+	tls    bool   // from the beginning
+	upward bool   // StartTLS
+}
+
+// settings is a configuration, read.
+type settings struct {
+	servers []address
+	tls     *tls.Config // without a name
+	connect time.Duration
+	request time.Duration
+}
+
+// read reads a configuration, strictly. Its errors are for whoever wrote it.
+func read(c *ldap.Config, s ldap.Secrets) (*settings, error) {
+	out := &settings{connect: c.ConnectTimeout, request: c.RequestTimeout}
+	if out.connect <= 0 {
+		out.connect = defaultConnectTimeout
+	}
+	if out.request <= 0 {
+		out.request = defaultRequestTimeout
+	}
+	for raw := range strings.SplitSeq(c.URL, ",") {
+		a, err := parse(strings.TrimSpace(raw))
+		if err != nil {
+			return nil, err
+		}
+		a.upward = c.StartTLS && !a.tls
+		if c.Schema == ldap.AD && !a.tls && !a.upward {
+			return nil, errors.New("url: Active Directory takes passwords over TLS only: use ldaps://, or starttls=true")
+		}
+		out.servers = append(out.servers, a)
+	}
+	for name, dn := range map[string]string{"binddn": c.BindDN, "userdn": c.UserDN} {
+		if _, err := goldap.ParseDN(dn); err != nil && !(name == "binddn" && c.Schema == ldap.AD && strings.Contains(dn, "@")) {
+			return nil, fmt.Errorf("%s is no distinguished name, such as cn=lessor,dc=example,dc=org", name)
+		}
+	}
+	var err error
+	out.tls, err = encryption(c, s)
+	return out, err
+}
+
+func parse(raw string) (address, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return address{}, errors.New("url is not well-formed")
+	}
+	port := ""
+	switch u.Scheme {
+	case "ldap":
+		port = "389"
+	case "ldaps":
+		port = "636"
+	default:
+		return address{}, errors.New("url must be ldap://HOST, ldaps://HOST, or several of them with commas in between")
+	}
+	switch {
+	case u.User != nil:
+		return address{}, errors.New("url must not hold a login: use binddn and bindpass")
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return address{}, errors.New("url must name hosts only: use userdn for where to search")
+	case u.Hostname() == "":
+		return address{}, errors.New("url names no host")
+	}
+	if p := u.Port(); p != "" {
+		port = p
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil {
+		if err := forbidden(ip); err != nil {
+			return address{}, err
+		}
+	}
+	return address{host: u.Hostname(), at: net.JoinHostPort(u.Hostname(), port), tls: u.Scheme == "ldaps"}, nil
+}
+
+var versions = map[string]uint16{"": tls.VersionTLS12, "tls12": tls.VersionTLS12, "tls13": tls.VersionTLS13}
+
+func encryption(c *ldap.Config, s ldap.Secrets) (*tls.Config, error) {
+	t := &tls.Config{InsecureSkipVerify: c.InsecureTLS}
+	var ok bool
+	if t.MinVersion, ok = versions[c.MinTLS]; !ok {
+		return nil, errors.New("tls_min_version must be tls12 or tls13")
+	}
+	if t.MaxVersion, ok = versions[c.MaxTLS]; !ok || c.MaxTLS == "" {
+		t.MaxVersion = 0
+	}
+	if !ok || t.MaxVersion != 0 && t.MaxVersion < t.MinVersion {
+		return nil, errors.New("tls_max_version must be tls12 or tls13, and not less than tls_min_version")
+	}
+	if c.CA != "" {
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM([]byte(c.CA)) {
+			return nil, errors.New("certificate has no certificate in PEM")
+		}
+	}
+	if c.Certificate != "" || !s.PrivateKey.Empty() {
+		pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(s.PrivateKey.Reveal()))
+		if err != nil {
+			return nil, errors.New("client_tls_cert and client_tls_key are not a certificate and its key, in PEM")
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	return t, nil
+}
+
+// metadata are addresses at which clouds tell a machine its own secrets, beyond the link-local ones.
+var metadata = []netip.Prefix{
+	netip.MustParsePrefix("100.100.100.200/32"), netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("192.0.0.192/32"),
+	netip.MustParsePrefix("fd00:ec2::/32"), netip.MustParsePrefix("fd20:ce::254/128"),
+}
+
+// translated are networks whose addresses end in that of the IPv4 host which they lead to: NAT64, IPv4-compatible.
+var translated = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("::/96")}
+
+var errForbidden = errors.New("the host is link-local, multicast, unspecified, or a cloud's metadata service: lessor does not connect to these")
+
+func forbidden(ip netip.Addr) error {
+	ip = ip.WithZone("").Unmap()
+	holds := func(p netip.Prefix) bool { return p.Contains(ip) }
+	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.ContainsFunc(metadata, holds) {
+		return errForbidden
+	}
+	if b := ip.As16(); ip.Is6() && !ip.IsLoopback() && slices.ContainsFunc(translated, holds) {
+		return forbidden(netip.AddrFrom4([4]byte(b[12:])))
+	}
+	return nil
+}
+
+// permitted refuses to connect to forbidden addresses, whatever name they were found by.
+func permitted(_ context.Context, _, at string, _ syscall.RawConn) error {
+	ip, err := netip.ParseAddrPort(at)
+	if err != nil {
+		return errForbidden
+	}
+	return forbidden(ip.Addr())
+}

@@ -1,0 +1,306 @@
+package ldap
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	goldap "github.com/go-ldap/ldap/v3"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
+)
+
+// StaticRole is an account that exists at the directory and stays there; lessor changes its password. CBOR keys are on disk: never renumber,
+// only append.
+type StaticRole struct {
+	Username string        `cbor:"1,keyasint"`
+	DN       string        `cbor:"2,keyasint,omitempty"` // empty: it is searched for by its username
+	Period   time.Duration `cbor:"3,keyasint,omitempty"`
+	Cron     string        `cbor:"4,keyasint,omitempty"`
+	Window   time.Duration `cbor:"5,keyasint,omitempty"`
+}
+
+func (role *StaticRole) schedule() rotation.Schedule {
+	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window}
+}
+
+var staticFields = []engine.Field{
+	{Name: "username", Type: engine.String, Help: "Name of the account whose password is managed. It exists already, and stays when the role is deleted."},
+	{Name: "dn", Type: engine.String, Help: "Its DN; by default it is searched for by its name."},
+	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
+	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
+	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
+	{Name: "skip_import_rotation", Type: engine.Bool, Help: "Do not rotate when the role is made."},
+}
+
+func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := nameOf(r)
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if !row.Exists() {
+		return nil, &api.Error{Kind: api.NotFound}
+	}
+	a, _, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	data := map[string]any{"username": role.Username, "dn": role.DN}
+	role.tell(data, a)
+	return &engine.Reply{Data: data, Warnings: worries(a, r.Now)}, nil
+}
+
+// tell adds when the role was rotated and will be.
+func (role *StaticRole) tell(data map[string]any, a *rotation.Account) {
+	if !a.Rotated.IsZero() {
+		data["last_vault_rotation"] = a.Rotated
+	}
+	if role.Cron == "" {
+		data["rotation_period"] = whole(role.Period)
+		return
+	}
+	data["rotation_schedule"] = role.Cron
+	if role.Window > 0 {
+		data["rotation_window"] = whole(role.Window)
+	}
+}
+
+// late is how long after it was due a rotation is worth a warning.
+const late = time.Minute
+
+// worries warn of an account whose rotation fails or is late.
+func worries(a *rotation.Account, now time.Time) []string {
+	switch {
+	case a.Attempts > 0:
+		return []string{"the last rotation failed and is tried again: " + a.LastError}
+	case a.Overdue(now, late):
+		return []string{"the rotation that was due at " + a.Due.Format(time.RFC3339) + " has not happened yet"}
+	}
+	return nil
+}
+
+// writeStaticRole makes or changes a static role; what is not sent stays as it was. A new one is rotated at once, or not made at all.
+func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name, err := named(r)
+	if err != nil {
+		return nil, err
+	}
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	before := role
+	if err := role.amend(r, !row.Exists()); err != nil {
+		return nil, err
+	}
+	t, err := e.forRequest(r, staticPrefix+name, &role, row)
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{}
+	reply.Txn.Require(t.over)
+	use(&reply.Txn, r.Mount)
+	if role.DN != "" && same(role.DN, t.config.BindDN) {
+		return nil, errOwn(role.Username)
+	}
+	if err := manage(r, &reply.Txn, role.Username, staticPrefix+name); err != nil {
+		return nil, err
+	}
+	if err := save(&reply.Txn, row, &role); err != nil {
+		return nil, err
+	}
+	skip := t.config.SkipImport
+	if r.Has("skip_import_rotation") {
+		skip = r.Bool("skip_import_rotation")
+	}
+	switch {
+	case row.Exists():
+		if r.Has("skip_import_rotation") {
+			reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
+		}
+		last := t.Rotated
+		if last.IsZero() {
+			last = r.Now
+		}
+		if before.schedule() != role.schedule() {
+			t.Due = role.schedule().Next(last)
+		}
+	case skip:
+		t.Born = uint64(r.Now.UnixMicro())
+		t.Due = role.schedule().Next(r.Now)
+	default:
+		fresh, err := t.fresh(r.System.Password)
+		if err != nil {
+			return nil, err
+		}
+		t.Born, t.New = uint64(r.Now.UnixMicro()), true
+		t.Begin(t.passwords, fresh, r.Now)
+		reply.Rotate = &engine.Rotate{Account: t.Name, Untouched: e.untouched(t)}
+	}
+	return reply, t.save(&reply.Txn)
+}
+
+// errOwn refuses to manage lessor's own account otherwise than by rotate-root.
+func errOwn(username string) error {
+	return api.Errorf(api.Invalid, "%q is the account that lessor itself logs in with: give the configuration another one, or rotate it with rotate-root", username)
+}
+
+// manage sees to it that an account is managed by one role or set.
+func manage(r *engine.Request, txn *store.Txn, username, by string) error {
+	row, err := r.View.Get(accountKey(r.Mount, username))
+	if err != nil {
+		return err
+	}
+	if row.Exists() && string(row.Value) != by {
+		return api.Errorf(api.Invalid, "%q is already managed by the secrets engine: by %s", username, row.Value)
+	}
+	txn.Require(row)
+	txn.Put(row.Table, row.Name, []byte(by))
+	return nil
+}
+
+// amend takes over what the client sent.
+func (role *StaticRole) amend(r *engine.Request, create bool) error {
+	if u := r.Str("username"); u != "" || create || r.Has("username") {
+		switch {
+		case u == "" && create && !r.Has("username"):
+			return api.Errorf(api.Invalid, "username is a required field to manage a static account")
+		case u == "":
+			return api.Errorf(api.Invalid, "username must not be empty")
+		case len(u) > 255 || strings.ContainsFunc(u, func(c rune) bool { return c < ' ' }):
+			return api.Errorf(api.Invalid, "username must be at most 255 bytes, without control characters")
+		case !create && u != role.Username:
+			return api.Errorf(api.Invalid, "cannot update static account username")
+		}
+		role.Username = u
+	}
+	if r.Has("dn") {
+		dn := r.Str("dn")
+		if _, err := goldap.ParseDN(dn); err != nil {
+			return api.Errorf(api.Invalid, "dn is no distinguished name")
+		}
+		if !create && dn != "" && dn != role.DN {
+			return api.Errorf(api.Invalid, "cannot update static account distinguished name (dn)")
+		}
+		role.DN = dn
+	}
+	return role.reschedule(r, create)
+}
+
+// reschedule takes over when the role is rotated: one of the two ways.
+func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
+	period, cron := r.Has("rotation_period"), r.Str("rotation_schedule") != ""
+	s := role.schedule()
+	switch {
+	case period && cron:
+		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
+	case create && !period && !cron:
+		return api.Errorf(api.Invalid, "rotation_period is required to create static accounts")
+	case period:
+		s = rotation.Schedule{Period: r.Dur("rotation_period"), Window: r.Dur("rotation_window")}
+		if s.Period < rotation.ShortestPeriod {
+			return api.Errorf(api.Invalid, "rotation_period must be %d seconds or more", rotation.ShortestPeriod/time.Second)
+		}
+	case cron:
+		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window}
+		if r.Has("rotation_window") {
+			s.Window = r.Dur("rotation_window")
+		}
+	case r.Has("rotation_window"):
+		s.Window = r.Dur("rotation_window")
+	}
+	if err := s.Check(r.Now); err != nil {
+		return api.Errorf(api.Invalid, "%v", err)
+	}
+	role.Period, role.Cron, role.Window = s.Period, s.Cron, s.Window
+	return nil
+}
+
+func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := nameOf(r)
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil || !row.Exists() {
+		return nil, err
+	}
+	a, account, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{Warnings: []string{"the account " + role.Username + " stays at the directory as it is, with its password, which lessor has forgotten"}}
+	forget(&reply.Txn, r.Mount, row, &role)
+	rotation.Drop(&reply.Txn, account, a)
+	return reply, nil
+}
+
+// forget deletes a static role, but for its rotation's rows.
+func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
+	txn.Require(row)
+	txn.Delete(row.Table, row.Name)
+	txn.Delete(store.Engine, accountKey(m, role.Username).Name)
+}
+
+// staticCred shows the password of a static role. Whoever reads it is on record as its holder.
+func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	name := nameOf(r)
+	var role StaticRole
+	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	if err != nil {
+		return nil, err
+	}
+	if !row.Exists() {
+		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
+	}
+	t, err := e.forRequest(r, staticPrefix+name, &role, row)
+	if err != nil {
+		return nil, err
+	}
+	if t.Version == 0 {
+		if t.Pending != 0 || t.Attempts > 0 {
+			return nil, api.Errorf(api.Upstream, "the first rotation of static role %q has not succeeded yet; it is tried again, or write to rotate-role/%s", name, name)
+		}
+		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
+	}
+	path := staticCred + name
+	data := map[string]any{"dn": role.DN, "username": role.Username, "password": t.passwords.Current, "ttl": whole(max(0, t.Due.Sub(r.Now)))}
+	role.tell(data, t.Account)
+	shown := []audit.Shown{t.shown(path, "shown")}
+	for i := len(t.passwords.Former) - 1; i >= 0; i-- { // what was in force before, until it is forgotten
+		if f := t.passwords.Former[i]; f.Version > 0 {
+			data["last_password"] = f.Password
+			shown = append(shown, audit.Shown{Path: path, Version: f.Version, How: "shown", Fingerprint: r.Opener.Fingerprint(r.Mount.UUID, path, []byte(f.Password.Reveal()))})
+			break
+		}
+	}
+	return &engine.Reply{
+		Data: data, Warnings: worries(t.Account, r.Now), Shown: shown,
+		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true},
+	}, nil
+}
+
+// Current is the version of a static role's password, for leases on it.
+func (e *Engine) Current(v store.View, m *mount.Entry, path string) (version, born uint64, err error) {
+	account, ok := e.AccountOf(path)
+	if !ok {
+		return 0, 0, nil
+	}
+	a, _, err := rotation.Load(v, m.Namespace, m.UUID, account)
+	if err != nil {
+		return 0, 0, err
+	}
+	return a.Version, a.Born, nil
+}
+
+// AccountOf is the account whose password is read at a path within the mount.
+func (e *Engine) AccountOf(path string) (account string, ok bool) {
+	name, ok := strings.CutPrefix(path, staticCred)
+	return staticPrefix + name, ok
+}

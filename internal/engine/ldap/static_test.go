@@ -1,0 +1,324 @@
+package ldap_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine/ldap"
+	"github.com/lessor-dev/lessor/internal/ldaptest"
+	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
+)
+
+// A static role is rotated when it is made, by request, and in time; each time the new password logs in, and the old one does not.
+func TestStaticRole(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	name, dn := w.person("first")
+	w.do(lessor.Update, "ldap/static-role/team/App", fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, name))
+	a := w.do(lessor.Read, "ldap/static-cred/team/app", "")
+	first := a.Data["password"].(lessor.Secret).Reveal()
+	if !w.LogsIn(dn, first) || w.LogsIn(dn, "first") {
+		t.Fatal("the password that is shown is not in force, or the old one still is")
+	}
+	for _, field := range []string{"username", "dn", "ttl", "rotation_period", "last_vault_rotation"} {
+		if a.Data[field] == nil {
+			t.Errorf("the answer lacks %s: %v", field, a.Data)
+		}
+	}
+	w.do(lessor.Update, "ldap/rotate-role/team/app", "")
+	a = w.do(lessor.Read, "ldap/static-cred/team/app", "")
+	second := a.Data["password"].(lessor.Secret).Reveal()
+	if !w.LogsIn(dn, second) || w.LogsIn(dn, first) {
+		t.Fatal("the password that is shown is not in force, or the old one still is")
+	}
+	if last, _ := a.Data["last_password"].(lessor.Secret); last.Reveal() != first {
+		t.Error("last_password is not the password before")
+	}
+	w.clock.advance(time.Hour)
+	w.until("it is rotated in time", func() bool { return w.password("team/app") != second })
+	if !w.LogsIn(dn, w.password("team/app")) || w.LogsIn(dn, second) {
+		t.Fatal("the password that is shown is not in force, or the old one still is")
+	}
+	w.until("what was before is proven dead", func() bool {
+		w.clock.advance(10 * time.Second)
+		return len(w.passwords("static/team/app").Former) == 0
+	})
+	if d := w.do(lessor.Read, "ldap/static-cred/team/app", "").Data; d["last_password"] != nil {
+		t.Error("a dead password is still shown")
+	}
+
+	keys := func(path string) string { return fmt.Sprint(w.do(lessor.List, path, "").Data["keys"]) }
+	if keys("ldap/static-role") != "[team/]" || keys("ldap/static-role/team") != "[app]" {
+		t.Errorf("listed %s, %s", keys("ldap/static-role"), keys("ldap/static-role/team"))
+	}
+	other := func(body, text string) {
+		t.Helper()
+		w.refused(api.Invalid, lessor.Update, "ldap/static-role/other", body, text)
+	}
+	other(fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, strings.ToUpper(name)), "is already managed by the secrets engine: by static/team/app")
+	other(`{"rotation_period":"1h"}`, "username is a required field to manage a static account")
+	other(`{"username":"x"}`, "rotation_period is required to create static accounts")
+	other(`{"username":"x","rotation_period":1}`, "rotation_period must be 5 seconds or more")
+	other(`{"username":"x","rotation_period":"1h","dn":"nonsense"}`, "dn is no distinguished name")
+	other(fmt.Sprintf(`{"username":"x","rotation_period":"1h","dn":%q}`, strings.ToUpper(w.Manager)), "is the account that lessor itself logs in with")
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/other", `{"username":"lessor","rotation_period":"1h"}`, "is the account that lessor itself logs in with")
+	w.refused(api.Upstream, lessor.Update, "ldap/static-role/other", `{"username":"nobody","rotation_period":"1h"}`, "the directory shows no account whose cn is nobody")
+	w.refused(api.NotFound, lessor.Read, "ldap/static-role/other", "", "")
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/team/app", `{"username":"other"}`, "cannot update static account username")
+	w.refused(api.Invalid, lessor.Delete, "ldap/config", "", "the configuration is still needed for the accounts of static/team/app")
+	w.do(lessor.Delete, "ldap/static-role/team/app", "")
+	w.do(lessor.Delete, "ldap/config", "")
+}
+
+// A role that is made without rotating it knows no password until somebody asks for a rotation. A DN finds what a name does not.
+func TestImportIsSkipped(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	_, dn := w.person("first")
+	w.do(lessor.Update, "ldap/static-role/app", fmt.Sprintf(`{"username":"unknown","dn":%q,"rotation_period":"1h","skip_import_rotation":true}`, dn))
+	if !w.LogsIn(dn, "first") {
+		t.Fatal("it was rotated")
+	}
+	w.refused(api.Invalid, lessor.Read, "ldap/static-cred/app", "", "write to rotate-role/app")
+	w.do(lessor.Update, "ldap/rotate-role/app", "")
+	if !w.LogsIn(dn, w.password("app")) || w.LogsIn(dn, "first") {
+		t.Error("the password that is shown is not in force, or the old one still is")
+	}
+}
+
+// Lessor's own password is known to nobody afterwards, and lessor still gets in, after a restart too.
+func TestRotateRoot(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	name, dn := w.person("first")
+	w.do(lessor.Update, "ldap/rotate-root", "")
+	if w.LogsIn(w.Manager, ldaptest.ManagerPassword) {
+		t.Fatal("the old password is still in force")
+	}
+	w.crash()
+	w.do(lessor.Update, "ldap/static-role/app", fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, name))
+	if !w.LogsIn(dn, w.password("app")) {
+		t.Error("lessor does not get in any more")
+	}
+	w.do(lessor.Update, "ldap/config", `{"rotation_period":"24h"}`)
+	before := w.passwords("root").Current
+	w.clock.advance(24 * time.Hour)
+	w.until("it is rotated in time", func() bool { return !w.passwords("root").Current.Equal(before) })
+	if a := w.do(lessor.Read, "ldap/config", ""); a.Data["last_bind_password_rotation"] == nil || strings.Contains(fmt.Sprint(a.Data), before.Reveal()) {
+		t.Errorf("read %v", a.Data)
+	}
+	// A tool that keeps the first password writes it again: it is tried, and does no harm.
+	w.do(lessor.Update, "ldap/config", w.config(""))
+	w.do(lessor.Update, "ldap/rotate-role/app", "")
+	w.refused(api.Invalid, lessor.Update, "ldap/config", fmt.Sprintf(`{"binddn":%q}`, dn), "needs its password: send bindpass, too")
+}
+
+// errBroken is a connection that broke off: whether something was done nobody knows.
+var errBroken = &api.Error{Kind: api.Upstream, Text: "the connection broke off", Cause: ldap.ErrUnreachable}
+
+// rotated is an account whose password a test has rotated: a static role's, or lessor's own.
+type rotated struct{ name, dn, first, rotate, config string }
+
+func (w *world) accounts() []rotated {
+	w.Helper()
+	name, dn := w.person("first")
+	w.do(lessor.Update, "ldap/static-role/app", fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, name))
+	return []rotated{
+		{"static/app", dn, w.password("app"), "ldap/rotate-role/app", "ldap/static-role/app"},
+		{"root", w.Manager, ldaptest.ManagerPassword, "ldap/rotate-root", "ldap/config"},
+	}
+}
+
+// settle lets time pass until a rotation that was begun is done.
+func (w *world) settle(a rotated) {
+	w.Helper()
+	w.until(a.name+" has no password on its way", func() bool {
+		w.clock.advance(time.Second)
+		s := w.state(a.name)
+		return s == nil || s.Pending == 0 && s.Attempts == 0
+	})
+}
+
+// A rotation is struck at each moment at which it can be: at each of its commits, done or not, and at each touch of the directory, {done?} × {told?},
+// where lessor lives on or dies. Afterwards, by itself, one password is in force, the one that was on its way if any was, and all others are dead.
+func TestRotationIsStruck(t *testing.T) {
+	type strike struct {
+		commit     int
+		call       string
+		done, told bool
+		dies       bool
+	}
+	var strikes []strike
+	for _, done := range []bool{false, true} {
+		strikes = append(strikes, strike{commit: 1, done: done}, strike{commit: 2, done: done})
+		for _, told := range []bool{false, true} {
+			for _, dies := range []bool{false, true} {
+				strikes = append(strikes, strike{call: "set", done: done, told: told, dies: dies})
+			}
+		}
+	}
+	strikes = append(strikes, strike{call: "login"}, strike{call: "login", dies: true})
+	s := ldaptest.Start(t)
+	for _, k := range strikes {
+		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, s)
+			for _, a := range w.accounts() {
+				struck := false
+				var mu sync.Mutex
+				tried := []string{a.first}
+				w.eye.watch(func(call string, password lessor.Secret, do func() error) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if call == "set" {
+						tried = append(tried, password.Reveal())
+						if !struck && !w.passwords(a.name).Pending.Equal(password) {
+							t.Error("a password is set that is not on record")
+						}
+						if recs := slices.Concat(w.records(a.rotate), w.records(a.config)); !slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun }) {
+							t.Error("the directory is touched, and no record says so")
+						}
+					}
+					if call != k.call || struck {
+						return do()
+					}
+					struck = true
+					var err error
+					if k.done {
+						err = do()
+					}
+					if k.dies {
+						w.faulty.Set(storetest.Faults{At: 1})
+					}
+					if !k.told {
+						err = errBroken
+					}
+					return err
+				})
+				if k.commit > 0 {
+					w.faulty.Set(storetest.Faults{At: k.commit, Done: k.done})
+				}
+				_, err := w.try(lessor.Update, a.rotate, "")
+				if dead := w.db.Fault() != nil; dead != (k.dies || k.commit > 0) {
+					t.Fatalf("%s: %v; the store has failed: %v", a.name, err, dead)
+				}
+				if w.db.Fault() != nil {
+					w.crash()
+				}
+				onItsWay := w.passwords(a.name).Pending
+				w.settle(a)
+				p := w.passwords(a.name)
+				if !onItsWay.Empty() && !p.Current.Equal(onItsWay) {
+					t.Errorf("%s: a password on its way was replaced by another", a.name)
+				}
+				now := p.Current.Reveal()
+				if now == "" {
+					now = a.first // lessor's own, never touched
+				}
+				mu.Lock()
+				for _, password := range tried {
+					if password != now && w.LogsIn(a.dn, password) {
+						t.Errorf("%s: two passwords are in force, or none that is kept", a.name)
+					}
+				}
+				mu.Unlock()
+				if !w.LogsIn(a.dn, now) {
+					t.Errorf("%s: the password that is kept is not in force", a.name)
+				}
+				w.until("what was before is forgotten", func() bool {
+					w.clock.advance(10 * time.Second)
+					s := w.state(a.name)
+					return s == nil || s.Check.IsZero() && len(w.passwords(a.name).Former) == 0
+				})
+				w.eye.watch(nil)
+			}
+		})
+	}
+}
+
+// An attempt lands long after lessor gave it up, after the next rotation: it is noticed, and the password in force is set again.
+func TestAttemptLandsLate(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	for _, a := range w.accounts() {
+		given := false
+		w.eye.watch(func(call string, _ lessor.Secret, do func() error) error {
+			if call == "set" && !given {
+				given = true
+				return errBroken
+			}
+			return do()
+		})
+		w.refused(api.Upstream, lessor.Update, a.rotate, "", "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually")
+		onItsWay := w.passwords(a.name).Pending.Reveal()
+		w.do(lessor.Update, a.rotate, "") // by hand, before the background does
+		second := w.passwords(a.name).Current.Reveal()
+		if second != onItsWay {
+			t.Errorf("%s: a password on its way was replaced by another", a.name)
+		}
+		w.do(lessor.Update, a.rotate, "")
+		third := w.passwords(a.name).Current.Reveal()
+		if w.SetPassword(a.dn, second); w.LogsIn(a.dn, third) {
+			t.Fatal("nothing landed: this shows nothing")
+		}
+		w.clock.advance(rotation.Watch + time.Second)
+		w.until("the password is in force again", func() bool { return w.LogsIn(a.dn, third) })
+		w.until("that is on record", func() bool { return strings.Contains(w.records(a.config)[0].Note, "changed by somebody else") })
+		w.eye.watch(nil)
+	}
+}
+
+// A directory that is down parks a rotation, which is named, and loses no password; it goes on by itself.
+func TestDirectoryIsDown(t *testing.T) {
+	s := ldaptest.Own(t)
+	w := newWorld(t, s)
+	a := w.accounts()[0]
+	w.must(s.Kill())
+	w.refused(api.Upstream, lessor.Update, a.rotate, "", "the directory cannot be reached")
+	w.refused(api.Upstream, lessor.Update, "ldap/static-role/new", `{"username":"new","rotation_period":"1h"}`, "the static role was not made, since the password of its account could not be changed")
+	w.refused(api.NotFound, lessor.Read, "ldap/static-role/new", "", "")
+	w.refused(api.Invalid, lessor.Update, "ldap/config", `{"userattr":"uid"}`, "error verifying the configuration: the directory cannot be reached")
+	read := w.do(lessor.Read, "ldap/static-cred/app", "")
+	if read.Data["password"].(lessor.Secret).Reveal() != a.first || len(read.Warnings) == 0 {
+		t.Errorf("readers get %v, %v", read.Data, read.Warnings)
+	}
+	onItsWay := w.passwords(a.name).Pending
+	w.crash()
+	w.must(s.Up())
+	if !w.LogsIn(a.dn, a.first) {
+		t.Fatal("the password was changed")
+	}
+	w.settle(a)
+	if now := w.password("app"); now != onItsWay.Reveal() || !w.LogsIn(a.dn, now) || w.LogsIn(a.dn, a.first) {
+		t.Error("the rotation did not go on with the password that was on its way")
+	}
+	// One that hangs is the same: nobody waits longer than for any other target.
+	w.must(s.Pause())
+	w.refused(api.Upstream, lessor.Update, a.rotate, "", "the directory cannot be reached: it did not answer in time")
+	w.must(s.Resume())
+	w.settle(a)
+	if !w.LogsIn(a.dn, w.password("app")) {
+		t.Error("the password that is shown is not in force")
+	}
+}
+
+// A password that the directory refuses is not in force, and gives way to another; the policy can be mended.
+func TestRefusedPassword(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t, ldaptest.PasswordLength(12)))
+	a := w.accounts()[0]
+	w.do(lessor.Update, "sys/policies/password/short", `{"policy":"length=8\nrule \"charset\" { charset = \"abcdef\" }"}`)
+	w.do(lessor.Update, "ldap/config", `{"password_policy":"short"}`)
+	w.refused(api.Upstream, lessor.Update, a.rotate, "", "the directory refused: Constraint Violation")
+	if p := w.passwords(a.name); !p.Pending.Empty() || w.password("app") != a.first || !w.LogsIn(a.dn, a.first) {
+		t.Error("what was refused is still kept, or shown")
+	}
+	w.do(lessor.Update, "ldap/config", `{"password_policy":""}`)
+	w.settle(a)
+	if now := w.password("app"); now == a.first || !w.LogsIn(a.dn, now) {
+		t.Error("the rotation did not go on")
+	}
+}
