@@ -234,3 +234,36 @@ func TestMarksAreFoundEverywhere(t *testing.T) {
 	}
 	t.Errorf("found %+v", found)
 }
+
+// paused is the context of a process that was paused once something was there: its time is over, and nothing in the process has noticed.
+type paused struct {
+	context.Context
+	there func() bool
+}
+
+func (p paused) Deadline() (time.Time, bool) {
+	if p.there() {
+		return time.Unix(1, 0), true
+	}
+	return time.Now().Add(20 * time.Second), true
+}
+
+// Whoever was paused between adding an entry and giving it its password does not go on.
+func TestPausedAmidMaking(t *testing.T) {
+	b := ldaptest.Start(t).Branch(t)
+	d := open(t, config(b, nil), ldaptest.ManagerPassword)
+	dn := "cn=x," + b.DN
+	steps := []ldap.Step{
+		{Verb: ldap.Add, DN: dn, Values: []ldap.Values{
+			{Attribute: "objectClass", Values: []string{"person"}}, {Attribute: "cn", Values: []string{"x"}}, {Attribute: "sn", Values: []string{"x"}},
+		}},
+		{Verb: ldap.Password, DN: dn, Password: lessor.NewSecret("given out"), Secret: true},
+	}
+	err := d.Make(paused{t.Context(), func() bool { return b.Entry(dn) != nil }}, ldap.Entries{Mark: ldap.Mark{Lease: "l"}, DNs: []string{dn}, Steps: steps})
+	if !errors.Is(err, ldap.ErrUnreachable) || b.Entry(dn) == nil || b.LogsIn(dn, "given out") {
+		t.Errorf("it went on: %v", err)
+	}
+	if err := d.Make(within(t), ldap.Entries{Mark: ldap.Mark{Lease: "l"}, DNs: []string{dn}, Steps: steps}); err != nil || !b.LogsIn(dn, "given out") {
+		t.Errorf("in time: %v", err)
+	}
+}
