@@ -406,7 +406,7 @@ func TestRoles(t *testing.T) {
 		refused("no password", write("dn: cn={{.Username}}\ncn: x", ""), "invalid creation_ldif: it gives {{.Password}} to nobody"),
 		refused("modifies only", write("dn: cn={{.Username}}\nchangetype: modify\nreplace: userPassword\nuserPassword: {{.Password}}", ""), "invalid creation_ldif: it adds no entry"),
 		refused("a password in a DN", write("dn: cn={{.Password}}\ncn: x", ""), "invalid creation_ldif: dn: there is no .Password; only .Username, .DisplayName, .RoleName, .IssueTime, .IssueTimeSeconds, .ExpirationTime, .ExpirationTimeSeconds (each line of LDIF is a template by itself)"),
-		refused("no dn", write("cn: x", ""), `invalid creation_ldif: a record begins with "cn", not with dn:`),
+		refused("no dn", write("cn: x", ""), `invalid creation_ldif: a record begins with "cn", not with its dn`),
 		refused("no attributes", write("dn: cn=x", ""), `invalid creation_ldif: a record that adds an entry has no attributes`),
 		refused("a URL", write("dn: cn=x\njpegPhoto:< file:///etc/passwd", ""), `invalid creation_ldif: jpegPhoto:< is not supported: nothing is read from URLs`),
 		refused("another change", write("dn: cn=x\nchangetype: modrdn\nnewrdn: cn=y", ""), `invalid creation_ldif: changetype "modrdn" is not supported: add, modify or delete`),

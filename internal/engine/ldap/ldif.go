@@ -196,7 +196,7 @@ func parseRecord(lines []string, l *template.Language) (*record, error) {
 		return nil, err
 	}
 	if !strings.EqualFold(name, "dn") {
-		return nil, fmt.Errorf("a record begins with %q, not with dn:", clip(name))
+		return nil, fmt.Errorf("a record begins with %q, not with its dn", clip(name))
 	}
 	if encoded {
 		b, err := base64.StdEncoding.DecodeString(dn)
