@@ -65,12 +65,12 @@ var ErrCredentials = errors.New("wrong credentials")
 // Handler decides what an operation does. It may be called again for the same Op when the ground moved.
 type Handler func(ctx context.Context, r *Request) (*Reply, error)
 
-// Unknown is the error of a handler that depends on something public which this node has yet to find out, elsewhere: the keys of an
-// issuer of tokens, say. The core lets go of the View, calls Learn, and lets the operation walk again. A handler that knows enough to
+// Unknown is the error of a handler that depends on something which this node has yet to find out elsewhere: the keys of an issuer of
+// tokens, or whom a code is for. The core lets go of the View, calls Learn, and lets the operation walk again. A handler that knows enough to
 // answer or to refuse after an attempt that failed does so: it does not ask for the same thing for ever.
 type Unknown struct {
-	// Learn finds it out, or gives up, soon and at the latest when ctx ends. It changes nothing elsewhere and shows nobody anything
-	// that is secret, since there is no audit record of it. Calls are concurrent.
+	// Learn finds it out, or gives up, soon and at the latest when ctx ends. There is no audit record of it, but of what comes of it: so it gives
+	// nobody anything, and changes nothing elsewhere but what the client brought, a code that is used up. Calls are concurrent.
 	Learn func(ctx context.Context)
 }
 

@@ -24,7 +24,7 @@ type config struct {
 	JWKSPairs     []pair   `cbor:"5,keyasint,omitempty"`
 	PublicKeys    []string `cbor:"6,keyasint,omitempty"` // PEM
 	BoundIssuer   string   `cbor:"7,keyasint,omitempty"`
-	Algorithms    []string `cbor:"8,keyasint,omitempty"` // none: all that are accepted; for logins in a browser RS256
+	Algorithms    []string `cbor:"8,keyasint,omitempty"` // none: all that have public keys
 	DefaultRole   string   `cbor:"9,keyasint,omitempty"`
 	ClientID      string   `cbor:"10,keyasint,omitempty"`
 	ResponseMode  string   `cbor:"11,keyasint,omitempty"` // "", query or form_post
@@ -49,7 +49,7 @@ var configFields = []engine.Field{
 	{Name: "jwks_pairs", Type: engine.Any, Help: "several of both: a list of objects with jwks_url and jwks_ca_pem"},
 	{Name: "jwt_validation_pubkeys", Type: engine.Any, Help: "keys that tokens are signed with, public keys or certificates in PEM: a list, or one"},
 	{Name: "bound_issuer", Type: engine.String, Help: "issuer that tokens must name (iss); with oidc_discovery_url: instead of that"},
-	{Name: "jwt_supported_algs", Type: engine.Strings, Help: "algorithms that tokens may be signed with; none: all that have public keys, for logins in a browser RS256"},
+	{Name: "jwt_supported_algs", Type: engine.Strings, Help: "algorithms that tokens may be signed with; none: all that have public keys"},
 	{Name: "default_role", Type: engine.String, Help: "role of logins that name none"},
 	{Name: "provider_config", Type: engine.Map, Help: "settings of particular providers: none are supported"},
 	{Name: "namespace_in_state", Type: engine.Bool, Help: "accepted for Vault's sake: there is one namespace"},

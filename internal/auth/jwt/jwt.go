@@ -30,7 +30,9 @@ import (
 
 // Backend is the auth method, under both of its names.
 type Backend struct {
-	known keyring
+	known   keyring
+	answers answers
+	polls   intervals
 }
 
 // New returns the auth method.
@@ -40,7 +42,7 @@ type ops = map[lessor.Verb]engine.Handler
 
 // Routes is the method table.
 func (b *Backend) Routes() []engine.Route {
-	return []engine.Route{
+	return append([]engine.Route{
 		{Pattern: "config", Help: "Whose tokens are accepted.", Fields: configFields, Ops: ops{lessor.Read: b.readConfig, lessor.Update: b.writeConfig}},
 		{Pattern: "role", Help: "List roles.", Ops: ops{lessor.List: listRoles}},
 		{
@@ -54,7 +56,7 @@ func (b *Backend) Routes() []engine.Route {
 				{Name: "jwt", Type: engine.String, Help: "the token"},
 			},
 		},
-	}
+	}, b.oidcRoutes()...)
 }
 
 // subject is the role that a login names. Nobody can guess at a signature: nothing locks.
@@ -264,8 +266,7 @@ func use(r *engine.Request, txn *store.Txn, said claims, ends time.Time) error {
 
 // once adds to txn that what has this name was never used, and that it is used now. It is forgotten after ends.
 func once(r *engine.Request, txn *store.Txn, name string, ends time.Time, refusal error) error {
-	sum := sha256.Sum256([]byte(name))
-	k := usedKey(r.Mount, hex.EncodeToString(sum[:]))
+	k := usedKey(r.Mount, digest(name))
 	row, err := r.View.Get(k)
 	if err != nil {
 		return err
@@ -276,6 +277,11 @@ func once(r *engine.Request, txn *store.Txn, name string, ends time.Time, refusa
 	txn.Absent(k.Table, k.Name)
 	txn.Put(k.Table, k.Name, auth.Encode(used{Ends: ends}))
 	return nil
+}
+
+func digest(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:])
 }
 
 // Tidy clears away what says of tokens that they were used, once their time is over.

@@ -78,6 +78,8 @@ type Bench struct {
 	acl    *policy.ACL
 	mu     sync.Mutex
 	said   []string // all that could have been printed or logged
+
+	requests int
 }
 
 // New mounts the engine on a new store.
@@ -139,8 +141,12 @@ func (b *Bench) Begin(verb lessor.Verb, path, body string) (*Act, error) {
 
 // BeginAs is Begin for somebody else than the Bench's principal.
 func (b *Bench) BeginAs(who *lessor.Principal, verb lessor.Verb, path, body string) (*Act, error) {
+	b.mu.Lock()
+	b.requests++
+	id := fmt.Sprintf("request %d", b.requests)
+	b.mu.Unlock()
 	op := &lessor.Op{
-		ID: "request", Verb: verb, Namespace: lessor.RootNamespace, Path: b.Mount.Path + path, Client: b.Client, Time: b.Clock.Now(),
+		ID: id, Verb: verb, Namespace: lessor.RootNamespace, Path: b.Mount.Path + path, Client: b.Client, Time: b.Clock.Now(),
 		Data: Decode(b.T, body), Certificates: b.Shown,
 	}
 	before := op.Digest()
