@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lessor-dev/lessor/internal/cli/session"
+	"github.com/lessor-dev/lessor/internal/oidctest"
 )
 
 const scripts = "testdata/script"
@@ -27,7 +28,8 @@ const scripts = "testdata/script"
 //
 // Besides testscript's own commands there are: "server dev" and "server FOLDER" (start one, in memory or with its data
 // in FOLDER and its key in FOLDER.key) and "server FILE.hcl" (with a configuration; LESSOR_ADDR and LESSOR_TOKEN lead to it), "halt" (end it in order), "exits N
-// COMMAND…" (the exit code must be N), "grab NAME REGEXP" (what the group of REGEXP matched in the
+// COMMAND…" (the exit code must be N), "sign FILE KEY=VALUE…" (puts a token with these claims into FILE, of the OpenID provider at $PROVIDER,
+// whose authority is in provider.pem), "grab NAME REGEXP" (what the group of REGEXP matched in the
 // last output becomes a variable), "capture NAME" (the last output becomes a variable).
 func TestScripts(t *testing.T) {
 	if testing.Short() {
@@ -38,12 +40,14 @@ func TestScripts(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the binary: %v\n%s", err, out)
 	}
+	provider := oidctest.New(t)
 	testscript.Run(t, testscript.Params{
 		Dir: scripts,
 		Setup: func(env *testscript.Env) error {
 			home := filepath.Join(env.WorkDir, "home")
 			env.Setenv("HOME", home)
 			env.Setenv("BIN", bin)
+			env.Setenv("PROVIDER", provider.URL)
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 
 			env.Values[running{}] = &running{}
@@ -52,6 +56,7 @@ func TestScripts(t *testing.T) {
 				"shamir.hcl": fmt.Sprintf("seal \"shamir\" {\n  anchor = %q\n}\nstorage \"pebble\" {\n  path = %q\n}\nlistener \"tcp\" {\n  address = \"127.0.0.1:0\"\n  tls_disable = true\n}\n",
 					env.WorkDir+"/anchor", env.WorkDir+"/shared"),
 				"config.hcl": "token_helper = \"" + env.WorkDir + "/helper\"\n", "config.json": `{"token_helper": "` + env.WorkDir + `/helper"}`,
+				"provider.pem": provider.CA,
 			} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), []byte(text), 0o600); err != nil {
 					return err
@@ -61,6 +66,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"server": startServer, "halt": stopServer, "grab": grab, "exits": exits, "capture": capture,
+			"sign": func(ts *testscript.TestScript, neg bool, args []string) { sign(ts, provider, neg, args) },
 		},
 	})
 }
@@ -69,6 +75,19 @@ func TestScripts(t *testing.T) {
 type running struct {
 	process *exec.Cmd
 	log     *os.File
+}
+
+// sign writes a token of the provider's, that is good for an hour.
+func sign(ts *testscript.TestScript, p *oidctest.Provider, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: sign FILE KEY=VALUE...")
+	}
+	claims := map[string]any{"iss": p.URL, "iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix()}
+	for _, arg := range args[1:] {
+		key, value, _ := strings.Cut(arg, "=")
+		claims[key] = value
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(p.Sign(claims)), 0o600))
 }
 
 func startServer(ts *testscript.TestScript, neg bool, args []string) {

@@ -67,6 +67,11 @@ func New(t testing.TB) *Provider {
 	mux.HandleFunc("GET /authorize", p.authorize)
 	mux.HandleFunc("POST /device_authorization", p.device)
 	mux.HandleFunc("POST /token", p.token)
+	mux.HandleFunc("GET /device", func(w http.ResponseWriter, r *http.Request) {
+		if err := p.Enter(r.URL.Query().Get("user_code"), r.Header.Get("User")); err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+		}
+	})
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		p.asked[r.URL.Path]++

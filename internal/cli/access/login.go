@@ -25,6 +25,9 @@ standard input, key=- and key=@file a value.
   lessor login
   lessor login -method=userpass username=alice
   lessor login -method=approle role_id=app secret_id=@secret-id
+  lessor login -method=jwt role=ci jwt=@token
+  lessor login -method=oidc role=staff
+  lessor login -method=cert -client-cert=web.crt -client-key=web.key
 
 The token is kept in ~/.lessor-token (mode 0600); ~/.vault-token is read when that is missing. Or a program of yours keeps
 it: token_helper = "/path/to/it" in ~/.lessor or ~/.vault. LESSOR_TOKEN and VAULT_TOKEN come before what is kept.`,
@@ -91,14 +94,14 @@ it: token_helper = "/path/to/it" in ~/.lessor or ~/.vault. LESSOR_TOKEN and VAUL
 			return a.PrintAnswer(answer, field)
 		})
 	f := command.Flags()
-	f.StringVar(&method, "method", "token", "login `method`: token, userpass, approle, …")
+	f.StringVar(&method, "method", "token", "login `method`: token, userpass, approle, jwt, oidc, cert, …")
 	f.StringVar(&path, "path", "", "`path` where the method is enabled (default its name)")
 	f.BoolVar(&noStore, "no-store", false, "do not keep the token")
 	f.BoolVar(&noPrint, "no-print", false, "do not print the token")
 	f.BoolVar(&tokenOnly, "token-only", false, "print only the token, and do not keep it")
 	session.FieldFlag(command, &field)
 	a.CompleteFlag(command, "path", session.Logins.Complete)
-	_ = command.RegisterFlagCompletionFunc("method", cobra.FixedCompletions([]string{"token", "userpass", "approle"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = command.RegisterFlagCompletionFunc("method", cobra.FixedCompletions([]string{"token", "userpass", "approle", "jwt", "oidc", "cert"}, cobra.ShellCompDirectiveNoFileComp))
 	return command
 }
 
@@ -205,7 +208,7 @@ func loginByMethod(a *session.Session, cmd *cobra.Command, c *client.Client, met
 	if path == "" {
 		path = method
 	}
-	if a.CanAsk() && a.ForPeople() && typed(args, "password", "secret_id") {
+	if a.CanAsk() && a.ForPeople() && typed(args, "password", "secret_id", "jwt") {
 		a.Complain("What is typed here can be seen by others and stays in your shell's history: leave it out to be asked for it, or give key=- or key=@file.")
 	}
 	target := "auth/" + session.CleanPath(path) + "/login"
@@ -230,6 +233,12 @@ func loginByMethod(a *session.Session, cmd *cobra.Command, c *client.Client, met
 				return nil, err
 			}
 		}
+	case "jwt":
+		if err := a.Ask(cmd.Context(), data, "jwt", "Token (JWT)"); err != nil {
+			return nil, err
+		}
+	case "oidc":
+		return loginInBrowser(a, cmd, c, session.CleanPath(path), data)
 	}
 	return c.Write(cmd.Context(), target, data)
 }

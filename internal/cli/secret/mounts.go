@@ -397,6 +397,23 @@ var loginHelp = map[string]string{
   role_id=ID      which role logs in
   secret_id=ID    without it, a person is asked for it; a role may do without
   mount=PATH      where the method is enabled, as -path`,
+	"jwt": `  lessor login -method=jwt [role=NAME] [jwt=-|@file]
+
+  role=NAME     without it, the method's default role
+  jwt=TOKEN     the token that your platform gave; without it, it is asked for
+  mount=PATH    where the method is enabled, as -path`,
+	"oidc": `  lessor login -method=oidc [role=NAME]
+
+  role=NAME             without it, the method's default role
+  skip_browser=true     only show the address to log in at
+  port=8250             that the browser comes back to; 0: any that is free
+  listenaddress=HOST    to wait at for that; localhost unless said otherwise
+  callbackhost=HOST     and callbackport=N, callbackmethod=https: what the browser calls it
+  mount=PATH            where the method is enabled, as -path`,
+	"cert": `  lessor login -method=cert -client-cert=FILE -client-key=FILE [name=ROLE]
+
+  name=ROLE     without it, the first role that the certificate is good for
+  mount=PATH    where the method is enabled, as -path`,
 }
 
 func mountTune(a *session.Session, m session.Mounts) *cobra.Command {

@@ -154,7 +154,11 @@ func (a *Session) adviceOnRefusal(e *client.Error) string {
 	path, text := Printable(e.Path), strings.Join(e.Errors, " ")
 	switch e.Status {
 	case http.StatusForbidden:
-		if mount, _, login := strings.Cut(path, "/login"); login && strings.HasPrefix(mount, "auth/") && a.Token.Empty() {
+		mount, _, login := strings.Cut(path, "/login")
+		if !login {
+			mount, login = strings.CutSuffix(path, "/oidc/auth_url")
+		}
+		if login && strings.HasPrefix(mount, "auth/") && a.Token.Empty() {
 			return "Nobody logs in there: the auth method is enabled at another path (-path), or not at all (lessor auth list)."
 		}
 		if a.Token.Empty() {
