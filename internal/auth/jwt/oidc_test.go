@@ -330,3 +330,26 @@ func TestProviderAway(t *testing.T) {
 		t.Errorf("%d rows are left", n)
 	}
 }
+
+// Who began at one node may come back to another.
+func TestAnyNode(t *testing.T) {
+	p := oidctest.New(t)
+	one := people(t, p, nil)
+	two := one.Elsewhere(jwt.New())
+	fields := visit(t, p, begun(t, one, map[string]any{"redirect_uri": back}), "ann")
+	if r, err := ask(t, two, get, "oidc/callback", fields); err != nil || r.Login == nil {
+		t.Fatal(err)
+	}
+	isRefused(t, second(ask(t, one, get, "oidc/callback", fields)), expired)
+	one.Do(put, "role/people", `{"callback_mode":"device"}`)
+	r, err := ask(t, two, put, "oidc/auth_url", map[string]any{"client_nonce": "mine"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Enter(r.Data["user_code"].(string), "bob"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = ask(t, one, put, "oidc/poll", map[string]any{"state": r.Data["state"], "client_nonce": "mine"}); err != nil || r.Login.Alias != "bob@example.com" {
+		t.Errorf("%+v %v", r, err)
+	}
+}

@@ -126,6 +126,14 @@ func (l *locked) Read(p []byte) (int, error) {
 	return l.r.Read(p)
 }
 
+// Elsewhere is the same mount as another node serves it, with nothing in memory: it shares store, keys and clock.
+func (b *Bench) Elsewhere(backend engine.Backend) *Bench {
+	return &Bench{
+		T: b.T, DB: b.DB, Keys: b.Keys, Clock: b.Clock, Mount: b.Mount, Principal: b.Principal, Client: b.Client, Default: b.Default, System: b.System,
+		engine: backend, random: b.random, router: engine.NewRouter(backend.Routes()), acl: b.acl,
+	}
+}
+
 // Act is an operation that was planned and not yet committed.
 type Act struct {
 	Reply *engine.Reply
