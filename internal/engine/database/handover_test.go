@@ -16,6 +16,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
@@ -582,5 +583,145 @@ func TestPlan(t *testing.T) {
 	}
 	if l := w.do(lessor.Read, "sys/lessor/rotation/status", `{"all":true}`).Data["rotations"].([]any); len(l) != 2 {
 		t.Errorf("the list of all is %v", l)
+	}
+}
+
+// Once a password is promoted nobody comes to hold the one before it: reads that began before are on record before, or show the new one.
+func TestNobodyReadsTooLate(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair("")
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for i := range 8 {
+		readers.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := p.tryRead(fmt.Sprint("reader-", i, "-", n%50)); err != nil {
+					t.Errorf("a reader: %v", err)
+				}
+			}
+		})
+	}
+	for range 10 {
+		p.do(lessor.Update, "db/rotate-role/app", "")
+		p.do(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
+		p.reaches(rotation.Idle, time.Second)
+	}
+	close(stop)
+	readers.Wait()
+	promoted := map[uint64]uint64{} // by version, the commit
+	for _, path := range []string{"db/rotate-role/app", "db/static-roles/app"} {
+		for _, r := range p.all(path) {
+			for _, s := range r.Secrets {
+				if s.How == "written" {
+					promoted[s.Version] = r.Seq
+				}
+			}
+		}
+	}
+	shown := 0
+	for _, r := range p.all("db/static-creds/app") {
+		for _, s := range r.Secrets {
+			if shown++; promoted[s.Version+1] != 0 && promoted[s.Version+1] < r.Seq {
+				t.Errorf("version %d is shown in commit %d, and version %d was promoted in %d", s.Version, r.Seq, s.Version+1, promoted[s.Version+1])
+			}
+		}
+	}
+	if shown < 100 || len(promoted) != 11 {
+		t.Errorf("%d reads, %d promotions", shown, len(promoted))
+	}
+}
+
+// all are all audit records of a path.
+func (p *pair) all(path string) (all []audit.At) {
+	p.Helper()
+	for q := (store.Query{Path: path}); ; {
+		some, next, err := p.db.Records(q)
+		p.must(err)
+		if all = append(all, some...); next == "" {
+			return all
+		}
+		q.Cursor = next
+	}
+}
+
+// A database that does not show who is connected parks the rotation, with the reason, for everybody to see; other accounts are rotated all the while, and a
+// person can end it. One that refuses the retirement parks it, too, and what may be in force is not forgotten.
+func TestHandoverIsParked(t *testing.T) {
+	e := &eye{}
+	p := newWorldOf(t, pgtest.Start(t), e).pair("")
+	old := p.read("one")
+	p.acknowledge("one", old)
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call == "sessions" {
+			return api.Errorf(api.Upstream, "the database refused: permission denied")
+		}
+		return do()
+	})
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.acknowledge("one", p.read("one"))
+	p.until("it is told", func() bool {
+		p.clock.advance(time.Second)
+		s := p.status()
+		return s["overdue"] == true && strings.Contains(s["last_error"].(string), "permission denied") && s["attempts"].(int) > 5
+	})
+	if p.phase() != rotation.Waiting || !p.lets(old) {
+		t.Fatalf("retired though nobody knows whether it is in use: %s", p.phase())
+	}
+	p.static("other", "pg", p.account(""))
+	p.clock.advance(time.Hour)
+	p.until("another account is rotated", func() bool { return p.state("static/other").Version == 2 })
+	if n := strings.Count(p.notes(), "cannot be seen"); n != 1 {
+		t.Errorf("it is on record %d times", n)
+	}
+	refusals := 0
+	var tried []lessor.Secret
+	e.watch(func(call string, password lessor.Secret, do func() error) error {
+		if call == "set" {
+			if tried = append(tried, password); len(tried) < 3 {
+				refusals++
+				return api.Errorf(api.Upstream, "the database refused: password is too easy")
+			}
+		}
+		return do()
+	})
+	p.do(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
+	p.until("it is refused", func() bool { return p.phase() == rotation.Retiring && p.state("static/app").Attempts > 0 })
+	if !slices.ContainsFunc(p.passwords("static/app").Candidates(), func(s lessor.Secret) bool { return p.logsIn(old.username, s.Reveal()) }) {
+		t.Error("what is in force is forgotten")
+	}
+	p.reaches(rotation.Idle, time.Second)
+	if p.lets(old) || !p.lets(p.read("one")) || refusals != 2 || tried[0].Equal(tried[1]) {
+		t.Errorf("after %d refusals the old password logs in: %v", refusals, p.lets(old))
+	}
+}
+
+// With one account, too, a rotation can be given up as long as it is not done: what was in force is set again, if need be.
+func TestLoneRotationIsGivenUp(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	a := w.accounts()[0]
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if err := do(); call == "set" || err != nil {
+			return errBroken
+		}
+		return nil
+	})
+	w.refused(api.Upstream, lessor.Update, a.rotate, "", "the session broke off")
+	if w.logsIn(a.username, a.first) {
+		t.Fatal("nothing was set: this shows nothing")
+	}
+	w.do(lessor.Update, "sys/lessor/rotation/abort/db/static-creds/app", "")
+	e.watch(nil)
+	w.until("what was in force is in force", func() bool { w.clock.advance(time.Second); return w.logsIn(a.username, a.first) })
+	if s := w.state(a.name); s.Pending != 0 || s.Version != 1 || w.password("app") != a.first {
+		t.Errorf("given up: %+v", s)
+	}
+	w.do(lessor.Update, a.rotate, "")
+	if !w.logsIn(a.username, w.password("app")) || w.logsIn(a.username, a.first) {
+		t.Error("it does not rotate after that")
 	}
 }

@@ -432,6 +432,10 @@ func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	role.returned(txn, m)
 }
 
+// unhurried is the shortest ttl of a password that stays in force when there is a newer one: a rotation that is due may wait for long, and nobody needs to read
+// again and again until it comes.
+const unhurried = time.Minute
+
 // staticCreds shows the password of a static role. Whoever reads it is on record as its holder.
 func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := r.Param("name")
@@ -453,12 +457,16 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 		}
 		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
 	}
-	data := map[string]any{"username": t.account(t.Slot), "password": t.passwords.Current, "ttl": whole(max(0, t.Due.Sub(r.Now)))}
+	ttl := max(0, t.Due.Sub(r.Now))
+	if t.Pair {
+		ttl = max(ttl, unhurried)
+	}
+	data := map[string]any{"username": t.account(t.Slot), "password": t.passwords.Current, "ttl": whole(ttl)}
 	role.tell(data, t.Account)
 	path := staticCreds + name
 	reply := &engine.Reply{
 		Data: data, Warnings: worries(t.Account, r.Now), Shown: []audit.Shown{t.shown(path, "shown")},
-		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
+		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, ttl), Quiet: true, Rotatable: true},
 	}
 	// Who is shown a password holds it by the same commit, or is not shown it: once another one is in force nobody comes to hold this one any more.
 	reply.Txn.Require(t.held)

@@ -1,6 +1,7 @@
 package database
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -212,7 +213,12 @@ func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Te
 	if err != nil || !row.Exists() {
 		return nil, err
 	}
-	return &engine.Terms{Path: connectionPrefix + name, Accounts: []string{c.Username}, Schedule: c.schedule()}, nil
+	d, err := e.driver(c.Plugin)
+	if err != nil {
+		return nil, err
+	}
+	username, err := d.Account(&c)
+	return &engine.Terms{Path: connectionPrefix + name, Accounts: []string{username}, Schedule: c.schedule()}, err
 }
 
 // rotateRole changes the password of a static role now.
@@ -370,8 +376,10 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 		t.Begin(t.passwords, lessor.Secret{}, a.Now)
 		r.Note, r.Untouched = "rotation resumed", e.untouched(t)
 	case rotation.Prove:
+		if r.Note = "password proven"; t.Phase() == rotation.Proving {
+			r.Note = "the passwords of the outgoing account are proven dead"
+		}
 		t.Retry = a.Now.Add(rotation.Head)
-		r.Note = "password proven"
 	case rotation.Watching:
 		r.Note, r.Look = "nobody is waited for any more", true
 		return r, nil
@@ -475,10 +483,12 @@ func (e *Engine) look(ctx context.Context, t *turn, db Database) engine.Turned {
 			txn.Audit[0].Note, txn.Audit[0].ErrorKind = "nobody is waited for any more: "+why.String(), ""
 		} else if !told {
 			txn.Audit = nil
+		} else {
+			txn.Audit[0].Note, txn.Audit[0].ErrorKind = "who uses the outgoing account cannot be seen", api.KindOf(failure).String()
 		}
 		return t.save(txn)
 	}}
-	if failure != nil {
+	if errors.Is(failure, ErrUnreachable) { // else it is this account's trouble, and keeps no other waiting
 		turned.Err = &api.Error{Kind: api.KindOf(failure), Cause: failure, Text: "whether the outgoing account is in use cannot be seen: " + failure.Error()}
 	}
 	return turned
@@ -551,10 +561,13 @@ func (t *turn) bring(ctx context.Context, db Database, slot uint8, password less
 	case verdict == Refused:
 		return "", true, api.Errorf(api.Upstream, "the database has taken the new password, but refuses a login with it: see whether the account's VALID UNTIL is over, and what rotation statements do")
 	case verdict == Unknown:
-		return "not verified: the database does not let the account log in from here", true, nil
+		return unverified, true, nil
 	}
 	return "", true, nil
 }
+
+// unverified is noted where the database's word is taken.
+const unverified = "not verified: the database does not let the account log in from here"
 
 // dead reports whether a password that the database refused is certainly not in force: the account has the one that it had, since it has one; or
 // has neither.
@@ -594,17 +607,19 @@ func (e *Engine) prove(ctx context.Context, t *turn, db Database) engine.Turned 
 	}
 	found := lessor.Secret{}
 	if t.Pair {
+		var told string
 		var err error
-		if found, err = t.buried(ctx, db); err != nil {
+		if found, told, err = t.buried(ctx, db); err != nil {
 			return e.failed(t, true, false, err)
 		}
+		note = cmp.Or(note, told)
 	}
 	return e.proven(t, found, note)
 }
 
 // buried tries that each password which the account that is not in force had before is refused. One that is not has landed since, and is replaced by the
 // one that it should have; if it never had one that it should have, it is found.
-func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, err error) {
+func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, note string, err error) {
 	slot := 1 - t.Slot
 	other := t.passwords.Other
 	for _, f := range t.passwords.Formers(slot) {
@@ -612,11 +627,14 @@ func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, er
 			continue
 		}
 		verdict, err := db.Login(ctx, t.account(slot), f.Password)
-		if err == nil && verdict == Accepted && other.Empty() {
+		switch {
+		case err != nil:
+		case verdict == Unknown:
+			note = unverified
+		case verdict == Accepted && other.Empty():
 			found = f.Password
-			continue
-		}
-		if err == nil && verdict == Accepted {
+		case verdict == Accepted:
+			note = "an old password had been in force again, and was replaced"
 			if _, _, err = t.bring(ctx, db, slot, other); err == nil {
 				verdict, err = db.Login(ctx, t.account(slot), f.Password)
 			}
@@ -625,10 +643,10 @@ func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, er
 			}
 		}
 		if err != nil {
-			return found, err
+			return found, note, err
 		}
 	}
-	return found, nil
+	return found, note, nil
 }
 
 func (e *Engine) proven(t *turn, found lessor.Secret, note string) engine.Turned {
