@@ -591,7 +591,7 @@ func TestNobodyReadsTooLate(t *testing.T) {
 	p := newWorld(t, pgtest.Start(t)).pair("")
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
-	for i := range 8 {
+	for i := range 4 {
 		readers.Go(func() {
 			for n := 0; ; n++ {
 				select {
@@ -599,13 +599,13 @@ func TestNobodyReadsTooLate(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := p.tryRead(fmt.Sprint("reader-", i, "-", n%50)); err != nil {
+				if _, err := p.tryRead(fmt.Sprint("reader-", i, "-", n%20)); err != nil {
 					t.Errorf("a reader: %v", err)
 				}
 			}
 		})
 	}
-	for range 10 {
+	for range 8 {
 		p.do(lessor.Update, "db/rotate-role/app", "")
 		p.do(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
 		p.reaches(rotation.Idle, time.Second)
@@ -630,7 +630,7 @@ func TestNobodyReadsTooLate(t *testing.T) {
 			}
 		}
 	}
-	if shown < 100 || len(promoted) != 11 {
+	if shown < 100 || len(promoted) != 9 {
 		t.Errorf("%d reads, %d promotions", shown, len(promoted))
 	}
 }
