@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -366,7 +367,31 @@ func (s *Server) end(sig syscall.Signal) error {
 }
 
 // Pause stops the server where it is: connections are accepted by the kernel, and nothing answers.
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() error {
+	if err := s.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if s.stopped() {
+			return nil
+		}
+	}
+	return errors.New("slapd did not stop")
+}
+
+// stopped reports whether all threads of the server have stopped.
+func (s *Server) stopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.pid))
+	for _, t := range threads {
+		stat, err := os.ReadFile(t)
+		if _, state, ok := strings.Cut(string(stat), ") "); err == nil && (!ok || !strings.HasPrefix(state, "T")) {
+			return false
+		}
+	}
+	return len(threads) > 0
+}
 
 // Resume undoes Pause.
 func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }

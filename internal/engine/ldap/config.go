@@ -26,6 +26,12 @@ const (
 	AD       = "ad"
 )
 
+// Timeouts where a configuration has none: to reach one server, and for a whole request.
+const (
+	ConnectTimeout = 10 * time.Second
+	RequestTimeout = 30 * time.Second
+)
+
 // Config is a mount's directory, without its secrets. CBOR keys are on disk: never renumber, only append.
 type Config struct {
 	URL            string        `cbor:"1,keyasint"` // several with commas in between
@@ -40,7 +46,7 @@ type Config struct {
 	Certificate    string        `cbor:"10,keyasint,omitempty"` // PEM; its key is a secret
 	MinTLS         string        `cbor:"11,keyasint,omitempty"`
 	MaxTLS         string        `cbor:"12,keyasint,omitempty"`
-	ConnectTimeout time.Duration `cbor:"13,keyasint,omitempty"` // 0: the Directory's own
+	ConnectTimeout time.Duration `cbor:"13,keyasint,omitempty"` // 0: the default
 	RequestTimeout time.Duration `cbor:"14,keyasint,omitempty"`
 	PasswordPolicy string        `cbor:"15,keyasint,omitempty"`
 	MarkAttribute  string        `cbor:"16,keyasint,omitempty"` // empty: the schema's, see Mark
@@ -128,7 +134,7 @@ func (e *Engine) readConfig(_ context.Context, r *engine.Request) (*engine.Reply
 		"url": c.URL, "schema": c.Schema, "binddn": c.BindDN, "userdn": c.UserDN, "userattr": c.UserAttr, "upndomain": c.UPNDomain,
 		"starttls": c.StartTLS, "insecure_tls": c.InsecureTLS, "certificate": c.CA, "client_tls_cert": c.Certificate,
 		"tls_min_version": cmp.Or(c.MinTLS, "tls12"), "tls_max_version": cmp.Or(c.MaxTLS, "tls13"),
-		"connection_timeout": whole(c.ConnectTimeout), "request_timeout": whole(c.RequestTimeout), "mark_attribute": c.Mark(),
+		"connection_timeout": whole(cmp.Or(c.ConnectTimeout, ConnectTimeout)), "request_timeout": whole(cmp.Or(c.RequestTimeout, RequestTimeout)), "mark_attribute": c.Mark(),
 		"skip_static_role_import_rotation": c.SkipImport, "rotation_period": whole(c.RotationPeriod), "rotation_schedule": c.RotationCron,
 		"rotation_window": whole(c.RotationWindow), "disable_automated_rotation": c.RotationOff,
 	}

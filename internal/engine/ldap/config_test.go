@@ -24,7 +24,7 @@ func TestConfiguration(t *testing.T) {
 	}
 	answer := func(changes string) string {
 		base := `"url":"ldaps://ad.example.org","schema":"openldap","binddn":"cn=lessor,dc=x","userdn":"dc=x","userattr":"cn","upndomain":"","starttls":false,` +
-			`"insecure_tls":false,"certificate":"","client_tls_cert":"","tls_min_version":"tls12","tls_max_version":"tls13","connection_timeout":0,` +
+			`"insecure_tls":false,"certificate":"","client_tls_cert":"","tls_min_version":"tls12","tls_max_version":"tls13","connection_timeout":10,` +
 			`"request_timeout":7,"mark_attribute":"description","skip_static_role_import_rotation":false,"rotation_period":0,"rotation_schedule":"",` +
 			`"rotation_window":0,"disable_automated_rotation":false`
 		return "{" + base + changes + "}"

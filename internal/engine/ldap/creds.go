@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -221,7 +222,8 @@ func (e *Engine) Targets(a engine.Access) ([]string, error) {
 	return []string{Target}, nil
 }
 
-// Find lists what the mount made: the entries of one lease together. They go as their role says now, and are deleted one by one besides.
+// Find lists what the mount made: the entries of one lease together. They go as their role says now, and are deleted one by one besides. What it
+// lent bears no mark: see idle.
 func (e *Engine) Find(ctx context.Context, a engine.Access, target string) ([]engine.Found, error) {
 	d, err := e.directory(a)
 	if err != nil {
@@ -268,7 +270,8 @@ func (e *Engine) Find(ctx context.Context, a engine.Access, target string) ([]en
 		}
 		all = append(all, engine.Found{Mark: mark, Target: target, Intent: b})
 	}
-	return all, nil
+	idle, err := e.idle(a)
+	return append(all, idle...), err
 }
 
 // marker is a role by whose mark entries are known.
@@ -295,7 +298,10 @@ func (e *Engine) roles(a engine.Access) (map[string]marker, error) {
 }
 
 // Keep has the configuration stay until the leases are gone that txn makes.
-func (e *Engine) Keep(v store.View, m *mount.Entry, _ string, txn *store.Txn) error {
+func (e *Engine) Keep(v store.View, m *mount.Entry, target string, txn *store.Txn) error {
+	if account, ok := strings.CutPrefix(target, lentTarget); ok {
+		return unlent(v, m, account, txn)
+	}
 	row, err := v.Get(rowKey(m, configRow))
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -162,9 +163,27 @@ func (e *Engine) enlist(ctx context.Context, a engine.Access, accounts []string)
 	return nil
 }
 
+// unlent adds to txn that an account belongs to a library, which keeps the configuration, and that nobody has borrowed it meanwhile.
+func unlent(v store.View, m *mount.Entry, account string, txn *store.Txn) error {
+	managed, err := v.Get(accountKey(m, account))
+	if err != nil {
+		return err
+	}
+	l, lent, err := lentUnder(v, m, account)
+	switch {
+	case err != nil:
+		return err
+	case !managed.Exists() || l != nil:
+		return api.Errorf(api.Upstream, "%q was checked out meanwhile, or is in no library any more", account)
+	}
+	txn.Require(managed)
+	txn.Require(lent)
+	return nil
+}
+
 // release lets go of an account that is not lent.
 func release(r *engine.Request, txn *store.Txn, account string) error {
-	l, lent, err := lentUnder(r, account)
+	l, lent, err := lentUnder(r.View, r.Mount, account)
 	if err != nil {
 		return err
 	}
@@ -172,6 +191,9 @@ func release(r *engine.Request, txn *store.Txn, account string) error {
 		return api.Errorf(api.Invalid, "%q can't be deleted because it is currently checked out", account)
 	}
 	txn.Require(lent)
+	for _, id := range lendings(r.Mount, account, lent) {
+		txn.Absent(store.Leases, key(r.Mount, id))
+	}
 	txn.Delete(lent.Table, lent.Name)
 	txn.Delete(store.Engine, accountKey(r.Mount, account).Name)
 	return nil
@@ -195,13 +217,65 @@ func (e *Engine) deleteSet(_ context.Context, r *engine.Request) (*engine.Reply,
 }
 
 // lentUnder is the lease that an account is lent under; nil: it is there. row says under which it was last.
-func lentUnder(r *engine.Request, account string) (l *lease.Lease, row store.Row, err error) {
-	row, err = r.View.Get(rowKey(r.Mount, lentPrefix, strings.ToLower(account)))
-	if err != nil || !row.Exists() {
+func lentUnder(v store.View, m *mount.Entry, account string) (l *lease.Lease, row store.Row, err error) {
+	row, err = v.Get(rowKey(m, lentPrefix, strings.ToLower(account)))
+	if err != nil {
 		return nil, row, err
 	}
-	l, _, err = lease.Find(r.View, r.Mount.Namespace, r.Mount.UUID, string(row.Value))
-	return l, row, err
+	for _, id := range lendings(m, account, row) {
+		if l, _, err := lease.Find(v, m.Namespace, m.UUID, id); err != nil || l != nil {
+			return l, row, err
+		}
+	}
+	return nil, row, nil
+}
+
+// lendings are the ids of the leases under which an account may be lent: its last one, and the one by which it is taken back from whom the store does
+// not know.
+func lendings(m *mount.Entry, account string, lent store.Row) []string {
+	ids := []string{m.Path + "strays/" + lentMark(m, account)}
+	if lent.Exists() {
+		ids = append(ids, string(lent.Value))
+	}
+	return ids
+}
+
+// lentMark stands for the unknown borrower of an account.
+func lentMark(m *mount.Entry, account string) string {
+	return digest("lent", m.UUID+"\x00"+strings.ToLower(account))
+}
+
+// lentTarget begins the names of targets that stand for one account of a library.
+const lentTarget = Target + "/"
+
+// idle are the accounts of libraries that nobody has, as far as the store knows. Who may have one all the same, since the store was put back to an earlier
+// state, loses it: each is taken back.
+func (e *Engine) idle(a engine.Access) (all []engine.Found, err error) {
+	from := key(a.Mount, setPrefix)
+	for row, err := range a.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
+		if err != nil {
+			return nil, err
+		}
+		var set Set
+		if err := decode(row, &set); err != nil {
+			return nil, err
+		}
+		for _, account := range set.Accounts {
+			l, _, err := lentUnder(a.View, a.Mount, account)
+			if err != nil {
+				return nil, err
+			}
+			if l != nil {
+				continue
+			}
+			in, err := cbor.Marshal(&intent{Username: account, Set: row.Name[len(from):]})
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, engine.Found{Mark: lentMark(a.Mount, account), Target: lentTarget + strings.ToLower(account), Intent: in})
+		}
+	}
+	return all, nil
 }
 
 // setOf is the set that a request names.
@@ -229,7 +303,7 @@ func (e *Engine) checkOut(_ context.Context, r *engine.Request) (*engine.Reply, 
 		ttl = asked
 	}
 	for _, account := range set.Accounts {
-		l, lent, err := lentUnder(r, account)
+		l, lent, err := lentUnder(r.View, r.Mount, account)
 		if err != nil {
 			return nil, err
 		}
@@ -244,8 +318,8 @@ func (e *Engine) checkOut(_ context.Context, r *engine.Request) (*engine.Reply, 
 		reply.Txn.Require(row)
 		reply.Txn.Require(over)
 		reply.Txn.Require(lent)
-		if lent.Exists() { // that lease has gone, and does not come back
-			reply.Txn.Absent(store.Leases, key(r.Mount, string(lent.Value)))
+		for _, id := range lendings(r.Mount, account, lent) {
+			reply.Txn.Absent(store.Leases, key(r.Mount, id))
 		}
 		use(&reply.Txn, r.Mount)
 		name := nameOf(r)
@@ -299,7 +373,7 @@ func (e *Engine) checkIn(anybodys bool) engine.Handler {
 			if len(asked) > 0 && !slices.Contains(asked, account) {
 				continue
 			}
-			l, _, err := lentUnder(r, account)
+			l, _, err := lentUnder(r.View, r.Mount, account)
 			switch {
 			case err != nil:
 				return nil, err
@@ -360,7 +434,7 @@ func (e *Engine) setStatus(_ context.Context, r *engine.Request) (*engine.Reply,
 	}
 	data := map[string]any{}
 	for _, account := range set.Accounts {
-		l, _, err := lentUnder(r, account)
+		l, _, err := lentUnder(r.View, r.Mount, account)
 		if err != nil {
 			return nil, err
 		}

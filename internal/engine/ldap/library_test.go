@@ -10,7 +10,9 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/ldaptest"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
@@ -294,4 +296,40 @@ func TestGivingBackWaitsForTheDirectory(t *testing.T) {
 	}
 	w.do(lessor.Update, "ldap/config", fmt.Sprintf(`{"userdn":%q}`, w.Branch.DN))
 	w.until("it is back", func() bool { w.clock.advance(10 * time.Second); return w.available(names[0]) })
+}
+
+// What a store that was put back to an earlier state does not know is taken back: accounts that it made, and those that it lent; nobody who borrows one
+// meanwhile loses it.
+func TestForgottenIsTakenBack(t *testing.T) {
+	s := ldaptest.Own(t)
+	w := newWorld(t, s)
+	known, knownDN := w.set(1, "")
+	_, _, kept := w.out(w.root)
+	other, dn := w.person("first")
+	w.do(lessor.Update, "ldap/library/other", fmt.Sprintf(`{"service_account_names":%q}`, other))
+	w.do(lessor.Update, "ldap/role/app", fmt.Sprintf(`{"creation_ldif":%q}`,
+		"dn: uid={{.Username}},"+w.Branch.DN+"\nobjectClass: account\nobjectClass: simpleSecurityObject\nuid: {{.Username}}\nuserPassword: {{.Password}}"))
+	made := w.do(lessor.Read, "ldap/creds/app", "").Data["distinguished_names"].([]string)[0]
+	password := w.do(lessor.Update, "ldap/library/other/check-out", "").Data["password"].(lessor.Secret).Reveal()
+	w.must(s.Kill())
+	for _, prefix := range []string{"creds", "library/other"} { // the store forgets them, and nothing else happens
+		w.do(lessor.Update, "sys/leases/revoke-force/ldap/"+prefix, "")
+	}
+	w.until("they are forgotten", func() bool { return w.leases() == 1 })
+	w.must(s.Up())
+	if w.Entry(made) == nil || !w.LogsIn(dn, password) {
+		t.Fatal("they are gone already: this shows nothing")
+	}
+	_, err := w.db.Update(t.Context(), func(_ store.View, txn *store.Txn) error { lease.SeekStrays(txn, w.db.Now()); return nil })
+	w.must(err)
+	w.until("nobody has what nobody knows of", func() bool {
+		w.clock.advance(time.Second)
+		return w.Entry(made) == nil && !w.LogsIn(dn, password) && w.leases() == 1
+	})
+	if _, err := w.try(lessor.Update, "ldap/library/other/check-out", ""); err != nil {
+		t.Errorf("what was taken back cannot be lent: %v", err)
+	}
+	if !w.LogsIn(knownDN[0], kept) || w.available(known[0]) {
+		t.Error("a borrower who is known lost his account")
+	}
 }

@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,11 +18,6 @@ import (
 	goldap "github.com/go-ldap/ldap/v3"
 
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
-)
-
-const (
-	defaultConnectTimeout = 10 * time.Second
-	defaultRequestTimeout = 30 * time.Second
 )
 
 // address is a server's.
@@ -42,13 +38,7 @@ type settings struct {
 
 // read reads a configuration, strictly. Its errors are for whoever wrote it.
 func read(c *ldap.Config, s ldap.Secrets) (*settings, error) {
-	out := &settings{connect: c.ConnectTimeout, request: c.RequestTimeout}
-	if out.connect <= 0 {
-		out.connect = defaultConnectTimeout
-	}
-	if out.request <= 0 {
-		out.request = defaultRequestTimeout
-	}
+	out := &settings{connect: cmp.Or(c.ConnectTimeout, ldap.ConnectTimeout), request: cmp.Or(c.RequestTimeout, ldap.RequestTimeout)}
 	for raw := range strings.SplitSeq(c.URL, ",") {
 		a, err := parse(strings.TrimSpace(raw))
 		if err != nil {
