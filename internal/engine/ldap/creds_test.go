@@ -21,6 +21,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/password"
 	"github.com/lessor-dev/lessor/internal/policy"
+	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/store/storetest"
 
 	"crypto/rand"
@@ -526,4 +527,87 @@ func TestRevocationWaitsForTheDirectory(t *testing.T) {
 		w.clock.advance(10 * time.Second)
 		return len(w.Below()) == 0 && w.leases() == 0
 	})
+}
+
+// What is decided on ground that moved meanwhile is not committed: a credential, an account that is lent, a configuration that is deleted.
+func TestStalePlans(t *testing.T) {
+	b := newBench(t)
+	set := `{"service_account_names":"somebody"}`
+	b.Do(lessor.Update, "library/ops", set)
+	stale := func(verb lessor.Verb, path, body string, meanwhile func()) {
+		t.Helper()
+		act, err := b.Begin(verb, path, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		meanwhile()
+		enginetest.Unwritten(t, act)
+	}
+	update := func(f func(store.View, *store.Txn) error) {
+		t.Helper()
+		if _, err := b.DB.Update(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drop := func(l *lease.Lease) {
+		update(func(v store.View, txn *store.Txn) error {
+			l, row, err := lease.Get(v, l)
+			if err == nil {
+				lease.Drop(txn, row, l)
+			}
+			return err
+		})
+	}
+	stray := &lease.Lease{Mount: b.Mount.UUID, Namespace: lessor.RootNamespace}
+	adopt := func() {
+		found, err := b.Find(t.Context(), b.access(), ldap.Target)
+		if err != nil || len(found) != 1 {
+			t.Fatalf("found %v, %v", found, err)
+		}
+		stray.ID, stray.Target, stray.Intent = b.Mount.Path+"strays/"+found[0].Mark, found[0].Target, found[0].Intent
+		update(func(v store.View, txn *store.Txn) error {
+			lease.Adopt(txn, stray, "unknown", b.Clock.Now())
+			return b.Keep(v, b.Mount, found[0].Target, txn)
+		})
+	}
+	stale(lessor.Update, "library/ops/check-out", "", adopt)
+	if _, err := b.Try(lessor.Update, "library/ops/check-out", ""); api.KindOf(err) != api.Invalid {
+		t.Errorf("what is being taken back is lent: %v", err)
+	}
+	drop(stray)
+	stale(lessor.Delete, "library/ops", "", adopt)
+	drop(stray)
+
+	r := b.Do(lessor.Update, "library/ops/check-out", "")
+	l := &lease.Lease{ID: b.Mount.Path + r.Issue.Path + "/1", Mount: b.Mount.UUID, Namespace: lessor.RootNamespace, Kind: lease.Dynamic, Target: ldap.Target, Expires: b.Clock.Now()}
+	var err error
+	if l.Intent, _, _, err = r.Issue.Plan(l); err != nil {
+		t.Fatal(err)
+	}
+	lent := r.Txn.Puts[len(r.Txn.Puts)-1] // by Plan, with the lease, as the core commits it
+	update(func(_ store.View, txn *store.Txn) error {
+		txn.Put(lent.Table, lent.Name, lent.Value)
+		lease.Add(txn, l)
+		return nil
+	})
+	if found, err := b.Find(t.Context(), b.access(), ldap.Target); err != nil || len(found) != 0 {
+		t.Errorf("what is lent is found: %v, %v", found, err)
+	}
+	if err := b.Keep(b.access().View, b.Mount, stray.Target, new(store.Txn)); api.KindOf(err) != api.Upstream {
+		t.Errorf("what is lent is taken back: %v", err)
+	}
+
+	b = newBench(t)
+	stale(lessor.Read, "creds/app", "", func() { b.role(`,"default_ttl":60`) })
+	stale(lessor.Read, "creds/app", "", func() { b.Do(lessor.Update, "config", `{"userattr":"uid","verify_connection":false}`) })
+	role := `{"username":"somebody","rotation_period":60,"skip_import_rotation":true}`
+	stale(lessor.Delete, "config", "", func() { b.Do(lessor.Update, "static-role/s", role) })
+	b.Do(lessor.Delete, "static-role/s", "")
+	stale(lessor.Delete, "config", "", func() { b.Do(lessor.Update, "library/ops", set) })
+	b.Do(lessor.Delete, "library/ops", "")
+	stale(lessor.Delete, "config", "", func() { b.Do(lessor.Update, "rotate-root", "") })
+	stale(lessor.Update, "static-role/s", role, func() { b.Do(lessor.Delete, "config", "") })
+	if err := b.Keep(b.access().View, b.Mount, ldap.Target, new(store.Txn)); api.KindOf(err) != api.Upstream {
+		t.Errorf("kept a configuration that is deleted: %v", err)
+	}
 }
