@@ -48,9 +48,9 @@ func (c *Core) Help(ctx context.Context, op *lessor.Op) (*lessor.Answer, error) 
 // routes are all that there is to describe in the mount.
 func (w *walk) routes() []engine.Route { return engine.Described(w.Backends[w.mount.Backend()]) }
 
-// describes finds the route that the path names, whatever may be done there. The mount itself is described by all of its routes.
+// describes finds the most literal route that the path names, whatever may be done there. The mount itself is described by all of its routes.
 func (w *walk) describes() bool {
-	w.route, _ = engine.NewRouter(w.routes()).Match(w.op.Verb, w.request.Path)
+	w.route, _ = engine.NewRouter(w.routes()).Match(0, w.request.Path)
 	return w.route != nil || w.request.Path == ""
 }
 
