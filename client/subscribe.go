@@ -74,11 +74,11 @@ func (s *Subscription) Next(ctx context.Context) ([]Event, error) {
 		asked := time.Now()
 		events, err := s.poll(ctx, pollWait)
 		switch {
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case err == nil && len(events) > 0:
+		case err == nil && len(events) > 0: // though ctx may have ended: the place is behind them
 			s.failed = 0
 			return events, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
 		case err == nil && time.Since(asked) > pollWait/2:
 			s.failed = 0
 			continue
