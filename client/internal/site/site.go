@@ -52,20 +52,18 @@ func (s *Site) Dynamic(ttl, most time.Duration) string {
 func (s *Site) Static(users ...string) string {
 	s.Helper()
 	admin := s.PG.Connect(s.T, s.Database)
+	var names []string
 	for _, user := range users {
-		name := user + "_" + strings.TrimPrefix(s.Database, "test_")
+		name := user + "_" + strings.TrimPrefix(s.Database, "test_") // accounts are the server's, not the database's
 		if _, err := admin.Exec(s.Context(), "CREATE ROLE "+name+" WITH LOGIN IN ROLE pg_read_all_data"); err != nil {
 			s.Fatal(err)
 		}
+		names = append(names, name)
 	}
-	role := map[string]any{"db_name": "pg", "rotation_period": "24h"}
-	var names []string
-	for _, user := range users {
-		names = append(names, user+"_"+strings.TrimPrefix(s.Database, "test_"))
-	}
-	if role["username"] = names[0]; len(names) > 1 {
-		delete(role, "username")
-		role["usernames"] = names
+	role := map[string]any{"db_name": "pg", "rotation_period": "24h", "usernames": names}
+	if len(names) == 1 {
+		delete(role, "usernames")
+		role["username"] = names[0]
 	}
 	s.Server.Write("database/static-roles/app", role)
 	return "database/static-creds/app"

@@ -101,6 +101,7 @@ the command's; 126 and 127 say that it could not be run, as shells do.`,
 	f.StringVar(&change, "on-change", "restart", "`what` to do when a secret changes: restart, signal:NAME or none")
 	f.StringVar(&grace, "grace", "10s", "`duration` after which a command is killed that does not end")
 	f.StringVar(&settle, "settle", "30s", "with signal: `duration` after which the command uses the new values only")
+	f.SetInterspersed(false) // what follows the command is its own
 	login.register(command)
 	return command
 }
