@@ -90,6 +90,7 @@ type pointer struct {
 	Holder    Holder    `cbor:"12,keyasint,omitempty"` // of a Rotatable one
 	Lapsed    time.Time `cbor:"13,keyasint,omitempty"` // when the lease ended; zero: it has not
 	Revoked   bool      `cbor:"14,keyasint,omitempty"` // Lapsed: by a revocation
+	Released  bool      `cbor:"15,keyasint,omitempty"` // Lapsed: its holder said that it uses nothing any more
 }
 
 // Hold gives the reader a lease: the live one that the same holder instance has on the same version, else a new one, in whose

@@ -34,6 +34,8 @@ type User struct {
 	Expires time.Time // end of its hold
 	Lapsed  time.Time // when its lease ended; zero: its hold is alive
 	Revoked bool      // it Lapsed by a revocation: it may use what it knows all the same, but nobody has to wait for it
+	// Released says that it Lapsed by its own word: it uses nothing any more. It is Revoked, too, in that nobody has to wait for it.
+	Released bool
 }
 
 // Behind reports whether the user may still use something that is older than a version of the secret. Whoever has read only another secret, that
@@ -83,7 +85,8 @@ func Users(v store.View, e *mount.Entry, path string) ([]User, error) {
 func (p *pointer) user() User {
 	return User{
 		Holder: p.Holder, Owner: p.Owner, Lease: p.ID, Born: p.Born, Kept: p.Rotatable, Version: p.Version, Oldest: p.Oldest, Newest: p.newest(), Acked: p.Acked,
-		Since: p.Hold.Last, Last: p.Hold.Last, Expires: p.Hold.Expires, Lapsed: p.Lapsed, Revoked: p.Revoked,
+		Since: p.Hold.Last, Last: p.Hold.Last, Expires: p.Hold.Expires, Lapsed: p.Lapsed, Revoked: p.Revoked || p.Released,
+		Released: p.Released,
 	}
 }
 
@@ -134,7 +137,7 @@ func (p *pointer) newest() uint64 { return max(p.Version, p.Newest) }
 // use still.
 func (p *pointer) after(before *pointer) *pointer {
 	switch {
-	case before == nil:
+	case before == nil || before.Released && before.Born == p.Born:
 	case before.Born != p.Born:
 		p.Oldest = 0
 	default:

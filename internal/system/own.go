@@ -61,6 +61,9 @@ func (b *Backend) ownRoutes() []engine.Route {
 		{Pattern: "lessor/leases/acknowledge", Help: "say that the version which a lease of one's own is on is used, and nothing older", Fields: []engine.Field{
 			{Name: "lease_id", Type: engine.String, Help: "id of the lease"},
 		}, Ops: update(b.acknowledge)},
+		{Pattern: "lessor/leases/release", Help: "end a lease of one's own: what it is on is not used any more", Fields: []engine.Field{
+			{Name: "lease_id", Type: engine.String, Help: "id of the lease"},
+		}, Ops: update(b.release)},
 		{Pattern: "lessor/exposures/{path...}", Help: "versions that somebody may know who should not any more", Ops: read(b.exposures)},
 		{Pattern: "lessor/revoke", Help: "revoke widely: by prefix, token, mount, holder, owner or lease", Sudo: true, Ops: update(b.revokeBy), Fields: []engine.Field{
 			{Name: "by", Type: engine.String, Help: "prefix, token (its accessor), mount (its path), holder (entity id or name), owner, lease"},
@@ -476,25 +479,47 @@ func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, 
 
 // acknowledge has the holder of a lease on a static secret say that it uses that version, and nothing older.
 func (b *Backend) acknowledge(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	id, err := leaseID(r)
+	l, row, err := ownLease(r)
 	if err != nil {
 		return nil, err
-	}
-	missing := api.Errorf(api.Invalid, "lease not found")
-	l, row, _, err := findLease(r, id)
-	if err != nil {
-		return nil, err
-	}
-	if l == nil || !own(r, l.Holder) {
-		return nil, missing
-	}
-	if live, err := r.System.Alive(l); err != nil {
-		return nil, err
-	} else if !live {
-		return nil, missing
 	}
 	reply := &engine.Reply{Lease: l.ID, Note: "acknowledged", Shown: []audit.Shown{{Path: l.Path(), Version: l.Version, How: "acknowledged"}}}
 	return reply, lease.Acknowledge(r.View, &reply.Txn, row, l, r.Now)
+}
+
+// release has the holder of a lease say that it does not use what the lease is on any more. A dynamic credential is taken back.
+func (b *Backend) release(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	l, row, err := ownLease(r)
+	if err != nil {
+		return nil, err
+	}
+	reply := &engine.Reply{Lease: l.ID, Note: "released"}
+	if l.Kind == lease.Dynamic {
+		return reply, lease.End(r.View, &reply.Txn, row, l, "released by its holder, request "+r.Op.ID, r.Now)
+	}
+	return reply, lease.Release(r.View, &reply.Txn, row, l, r.Now)
+}
+
+// ownLease is the lease that a request names, if it is in force, and the caller's own. The error does not tell whether it is somebody else's.
+func ownLease(r *engine.Request) (*lease.Lease, store.Row, error) {
+	missing := api.Errorf(api.Invalid, "lease not found")
+	id, err := leaseID(r)
+	if err != nil {
+		return nil, store.Row{}, err
+	}
+	l, row, _, err := findLease(r, id)
+	if err != nil {
+		return nil, row, err
+	}
+	if l == nil || !own(r, l.Holder) {
+		return nil, row, missing
+	}
+	if live, err := r.System.Alive(l); err != nil {
+		return nil, row, err
+	} else if !live {
+		return nil, row, missing
+	}
+	return l, row, nil
 }
 
 // own reports whether the caller is the holder h, or the one that it was merged into.
