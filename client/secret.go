@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -364,7 +366,7 @@ func (s *Secret) settle() bool {
 	done := true
 	c, _ := s.current()
 	for serial, lease := range s.over() {
-		if err := end(s.ctx, c, lease); err != nil && passing(err) {
+		if end(s.ctx, c, lease) != nil {
 			done = false
 			continue
 		}
@@ -429,34 +431,49 @@ func (s *Secret) moved() (serial uint64, lease string) {
 // leave gives back the leases that the secret has.
 func (s *Secret) leave(ctx context.Context) error {
 	s.mu.Lock()
-	leases := []string{}
-	for _, lease := range s.spent {
-		leases = append(leases, lease)
-	}
-	if s.tenure.kind != plain && s.query == nil {
+	kind, leases := s.tenure.kind, slices.Collect(maps.Values(s.spent))
+	if kind != plain && s.query == nil {
 		leases = append(leases, s.tenure.lease)
 	}
-	kind := s.tenure.kind
 	s.mu.Unlock()
 	c, _ := s.current()
 	var failed error
 	for _, lease := range leases {
-		if kind != dynamic {
-			continue
+		if kind == static {
+			failed = errors.Join(failed, release(ctx, c, lease))
+		} else {
+			failed = errors.Join(failed, end(ctx, c, lease))
 		}
-		failed = errors.Join(failed, end(ctx, c, lease))
 	}
 	return failed
 }
 
-// end ends a dynamic credential's lease.
+// release says that what a lease is on is not used here any more. That it cannot be said, to an earlier server, say, is no error: then it lapses.
+func release(ctx context.Context, c *Client, lease string) error {
+	if _, err := c.Write(ctx, releasePath, map[string]any{"lease_id": lease}); err != nil && passing(err) {
+		return fmt.Errorf("a lease could not be given back, and lapses by itself: %w", err)
+	}
+	return nil
+}
+
+// end ends a dynamic credential's lease: as its holder, or, at a server that does not know that, by the right to revoke leases, if there is one. Otherwise it
+// ends by itself.
 func end(ctx context.Context, c *Client, lease string) error {
-	_, err := c.Write(ctx, "sys/leases/revoke", map[string]any{"lease_id": lease})
-	if err != nil {
+	body := map[string]any{"lease_id": lease}
+	_, err := c.Write(ctx, releasePath, body)
+	if err == nil || IsStatus(err, http.StatusBadRequest) { // or it is over
+		return nil
+	}
+	if !passing(err) {
+		_, err = c.Write(ctx, "sys/leases/revoke", body)
+	}
+	if err != nil && passing(err) {
 		return fmt.Errorf("a lease could not be ended, and ends by itself: %w", err)
 	}
 	return nil
 }
+
+const releasePath = "sys/lessor/leases/release"
 
 // current is the client to ask with, and the epoch of its token.
 func (s *Secret) current() (*Client, uint64) {

@@ -111,3 +111,24 @@ func TestPoolTriesAgainAfterARotation(t *testing.T) {
 		}
 	}
 }
+
+// Who closes a secret leaves no account behind, though its lease had long to go and its policies let it revoke nothing.
+func TestClosedSecretLeavesNoAccount(t *testing.T) {
+	t.Parallel()
+	s := site.New(t)
+	secret := s.Secret(s.Dynamic(time.Hour, time.Hour))
+	pool := newPool(s, secret, 2)
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	user, _ := secret.Value().Field("username")
+	pool.Close()
+	if err := secret.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	admin := s.PG.Connect(t, "")
+	s.Eventually("the account is gone", func() bool {
+		var n int
+		return admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = $1", user).Scan(&n) == nil && n == 0
+	})
+}

@@ -103,3 +103,36 @@ func TestAcknowledge(t *testing.T) {
 		t.Errorf("acknowledging a dynamic credential: %v", err)
 	}
 }
+
+// Who ends gives its leases back: a credential of its own is taken back, that of somebody else is not.
+func TestRelease(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	l := g.reads("pod-1", g.root, "target/creds/app")
+	const path = "sys/lessor/leases/release"
+	body := `{"lease_id":"` + l + `"}`
+	for _, instance := range []string{"pod-2", ""} {
+		if _, err := g.as(instance, g.root, lessor.Update, path, body); api.KindOf(err) != api.Invalid || err.Error() != "lease not found" {
+			t.Errorf("instance %q releases: %v", instance, err)
+		}
+	}
+	g.do(g.root, lessor.Update, "sys/leases/lookup", body)
+	if a, err := g.as("pod-1", g.root, lessor.Update, path, body); err != nil || a.Data != nil {
+		t.Errorf("releasing: %+v, %v", a, err)
+	}
+	if rec := g.last(path)[0]; rec.Lease != l || rec.Note != "released" {
+		t.Errorf("on record: %+v", rec.Record)
+	}
+	if _, err := g.as("pod-1", g.root, lessor.Update, path, body); api.KindOf(err) != api.Invalid {
+		t.Errorf("once more: %v", err)
+	}
+	g.kv2("secret")
+	g.do(g.root, lessor.Update, "secret/data/app", `{"data":{"k":"1"}}`)
+	static := g.reads("pod-1", g.root, "secret/data/app")
+	if _, err := g.as("pod-1", g.root, lessor.Update, path, `{"lease_id":"`+static+`"}`); err != nil {
+		t.Error(err)
+	}
+	if found := g.do(g.root, lessor.Read, "sys/lessor/exposures/secret/app", "").Data["exposures"]; len(found.([]any)) != 0 {
+		t.Errorf("exposed: %v", found)
+	}
+}

@@ -422,7 +422,7 @@ func exposureName(namespace uint32, mount, path string, version uint64, lease st
 
 // dropStatic deletes a static lease that is over at now, required to be still what it was, but for its row of store.Holds. Where lessor rotates
 // the secret, its pointer stays: the holder may use what it has read for long.
-func dropStatic(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.Time, revoked bool) error {
+func dropStatic(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.Time, how ending) error {
 	txn.Delete(row.Table, row.Name)
 	if l.State != Live {
 		return nil
@@ -448,7 +448,7 @@ func dropStatic(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.
 		txn.Delete(at.Table, at.Name)
 		return nil
 	}
-	p.lapse(now, revoked)
+	p.lapse(now, how)
 	txn.Put(at.Table, at.Name, p.encode())
 	return nil
 }

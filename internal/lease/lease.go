@@ -314,7 +314,7 @@ func End(v store.View, txn *store.Txn, row store.Row, l *Lease, cause string, no
 	if l.Kind == Static {
 		txn.Delete(store.Holds, row.Name)
 		expose(txn, l, cause, now)
-		return dropStatic(v, txn, row, l, now, true)
+		return dropStatic(v, txn, row, l, now, revoked)
 	}
 	l.Watch = l.Watch || l.State == Pending
 	l.State, l.Ended, l.Cause, l.Due = Revoking, now, cause, time.Time{}

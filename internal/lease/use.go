@@ -149,9 +149,18 @@ func (p *pointer) after(before *pointer) *pointer {
 	return p
 }
 
+// ending is how a static lease ended.
+type ending uint8
+
+const (
+	lapsed   ending = iota // its hold was over
+	revoked                // somebody revoked it
+	released               // its holder gave it back
+)
+
 // lapse says that the lease is no more, since now.
-func (p *pointer) lapse(now time.Time, revoked bool) {
-	p.Lapsed, p.Revoked = now, revoked
+func (p *pointer) lapse(now time.Time, how ending) {
+	p.Lapsed, p.Revoked, p.Released = now, how == revoked, how == released
 	if p.Hold.Expires.After(now) {
 		p.Hold.Expires = now
 	}
@@ -189,6 +198,20 @@ func Acknowledge(v store.View, txn *store.Txn, row store.Row, l *Lease, now time
 	txn.Require(at)
 	txn.Put(at.Table, at.Name, p.encode())
 	return nil
+}
+
+// Release ends a Live or Moved Static lease, required to be still what row was, at now: its holder says that it uses nothing of the secret any
+// more, since it is about to end, say. The caller has made sure that it is the holder who says so. That exposes nothing, and rotation waits for nobody
+// then; but what the holder has read it knows: where lessor rotates the secret it stays a User until that is dead, so that its removal
+// exposes it still. Elsewhere nobody waits for holders, and the lease stays until it lapses.
+func Release(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.Time) error {
+	if !l.Rotatable {
+		return nil
+	}
+	txn.Require(row)
+	txn.Delete(store.Due, l.dueName())
+	txn.Delete(store.Holds, row.Name)
+	return dropStatic(v, txn, row, l, now, released)
 }
 
 // settled is how many rows one call of Settle changes at most.

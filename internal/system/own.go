@@ -471,7 +471,7 @@ func (b *Backend) holders(_ context.Context, r *engine.Request) (*engine.Reply, 
 		out = append(out, map[string]any{
 			"entity_id": u.Entity, "display_name": u.Name, "alias": u.Alias, "instance": u.Instance, "version": u.Version,
 			"pinned": u.Pinned, "first_read": stamp(u.Since), "last_read": stamp(u.Last), "lease_id": u.Lease, "expires": stamp(u.Expires),
-			"owner": u.Owner, "oldest": u.Oldest, "newest": u.Newest, "acknowledged": u.Acked, "lapsed": stamp(u.Lapsed), "revoked": u.Revoked,
+			"owner": u.Owner, "oldest": u.Oldest, "newest": u.Newest, "acknowledged": u.Acked, "lapsed": stamp(u.Lapsed), "revoked": u.Revoked && !u.Released, "released": u.Released,
 		})
 	}
 	return &engine.Reply{Data: map[string]any{"holders": out}}, nil

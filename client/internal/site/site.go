@@ -72,7 +72,7 @@ func (s *Site) Static(users ...string) string {
 // Secret opens a secret in a session that may do nothing else, and ends with the test.
 func (s *Site) Secret(path string) *client.Secret {
 	s.Helper()
-	s.Policy("app", `path "`+path+`" { capabilities = ["read"] } path "sys/leases/revoke" { capabilities = ["update"] }`)
+	s.Policy("app", `path "`+path+`" { capabilities = ["read"] }`)
 	session, err := client.Open(s.Context(), s.As("app"), nil)
 	if err != nil {
 		s.Fatal(err)

@@ -109,8 +109,8 @@ func ownerList(a *session.Session) *cobra.Command {
 func Holders(a *session.Session) *cobra.Command {
 	return a.CompleteArgument(a.Remote("holders PATH", "List who holds a secret, and which versions each may still use", `
 May Use has the versions that a holder may still use: reading a newer one is not adopting it. State tells whether it has acknowledged a version,
-saying that it uses nothing older, or whether its hold has lapsed or was revoked: of secrets that lessor rotates, such holders are kept until
-what they have read is proven dead.
+saying that it uses nothing older, or whether its hold has lapsed, was revoked, or released by itself: of secrets that lessor rotates, such holders
+are kept until what they have read is proven dead.
   lessor holders database/static-creds/app`,
 		1, 1, func(cmd *cobra.Command, args []string) error {
 			c, err := a.Connect()
@@ -137,6 +137,7 @@ what they have read is proven dead.
 					Acked    uint64    `json:"acknowledged"`
 					Lapsed   time.Time `json:"lapsed"`
 					Revoked  bool      `json:"revoked"`
+					Released bool      `json:"released"`
 					First    time.Time `json:"first_read"`
 					Last     time.Time `json:"last_read"`
 					Lease    string    `json:"lease_id"`
@@ -156,6 +157,8 @@ what they have read is proven dead.
 					who := (&record{Name: h.Name, Alias: h.Alias, Entity: h.Entity}).identity()
 					state := "reading"
 					switch {
+					case h.Released:
+						state, h.Lease = "released", ""
 					case h.Revoked:
 						state, h.Lease = "revoked", ""
 					case !h.Lapsed.IsZero():
