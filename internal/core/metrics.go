@@ -68,6 +68,7 @@ var metrics = []metric{
 	describe("credentials_outlived", "Credentials that outlived their lease.", prometheus.GaugeValue, (*Core).outlived),
 	describe("targets_unsearched", "Targets that could not be searched yet for credentials that the store does not know, after it was put back to an earlier state.",
 		prometheus.GaugeValue, (*Core).failing),
+	describe("event_subscribers", "Who waits for events at this node.", prometheus.GaugeValue, func(c *Core) float64 { return float64(c.feed.Subscribers()) }),
 	describe("background_shards", "Parts, of 64, of the background work that this node does; all nodes together do all.", prometheus.GaugeValue, func(c *Core) float64 { return float64(c.Claims.Held()) }),
 	describe("fenced", "1 while this is a restored copy that touches no target.", prometheus.GaugeValue, func(c *Core) float64 {
 		if c.Fenced() {

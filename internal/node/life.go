@@ -87,6 +87,7 @@ func (n *Node) awaken(ctx context.Context, first []store.Put, heard []audit.Reco
 	if l.cluster, err = l.identify(); err != nil {
 		return err
 	}
+	c.Cluster = "vault://" + l.cluster.name
 	if err := c.Installed(ctx, n.o.Version); err != nil {
 		return err
 	}
