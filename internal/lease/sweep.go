@@ -199,7 +199,7 @@ func (r *Reaper) release(j *job, row store.Row, l *Lease, t *Tomb) error {
 	j.txn.Delete(store.Holds, row.Name)
 	j.txn.Audit = append(j.txn.Audit, record(l, "revoke", audit.Done, t.Cause, j.now))
 	j.after(func() { r.counts.revoked.Add(1) })
-	return dropStatic(j.view, &j.txn, row, l, j.now, false)
+	return dropStatic(j.view, &j.txn, row, l, j.now, lapsed)
 }
 
 // sweepTokens ends the tokens that the tombstone hits, and returns where to go on. What they leave gets tombstones of their own.
