@@ -8,7 +8,7 @@ VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench bench-cluster bench-scale soak sim torture fuzz dist release docs servers clients clean
+.PHONY: build quickstart test check race bench bench-cluster bench-scale soak sim torture drill fuzz dist release docs servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -36,6 +36,10 @@ sim: servers ## a long seeded simulation; SEED=n replays one
 
 torture: servers ## three nodes over PostgreSQL with a standby, under faults, for LESSOR_TORTURE (1h); SEED=n replays a run's faults
 	LESSOR_TORTURE=$${LESSOR_TORTURE:-1h} LESSOR_TORTURE_SEED=$(SEED) $(GO) test ./internal/torture -run 'TestTorture$$' -count 1 -v -timeout 0
+
+drill: servers ## LESSOR_DRILL (100) rotations at each kind of database, under services that never stop, with lessor killed in each step
+	@scripts/servers tests
+	LESSOR_DRILL=$${LESSOR_DRILL:-100} $(GO) test ./internal/drill -run 'TestDrill$$' -count 1 -v -timeout 0
 
 bench: servers build ## writes a table of figures beside their limits, measured in the same run
 	$(GO) run ./test/bench -lessor bin/lessor
