@@ -264,7 +264,8 @@ func (w *World) client(n *node, id, operations int) {
 			if len(held) == 0 {
 				continue
 			}
-			op = w.op(n, w.root, lessor.Update, "sys/leases/renew", map[string]any{"lease_id": held[w.pick(len(held))]})
+			act := []string{"sys/leases/renew", "sys/lessor/leases/acknowledge"}[w.pick(2)]
+			op = w.op(n, w.root, lessor.Update, act, map[string]any{"lease_id": held[w.pick(len(held))]})
 		case 8:
 			if len(held) == 0 {
 				continue
@@ -279,6 +280,7 @@ func (w *World) client(n *node, id, operations int) {
 		case 12:
 			op = w.op(n, w.root, lessor.Update, "db/rotate-root/d", nil)
 		}
+		op.Renewable = w.pick(2) == 0 // readers of static roles are shown the lease then: revoking that has the password rotated
 		answer, err := n.core.Handle(ctx, op)
 		if err == nil {
 			w.answered(n, op, answer)
