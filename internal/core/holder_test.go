@@ -136,3 +136,32 @@ func TestRelease(t *testing.T) {
 		t.Errorf("exposed: %v", found)
 	}
 }
+
+// Who was merged into another entity still speaks for what it holds; the other one's aliases do not.
+func TestMergedHolderAcknowledges(t *testing.T) {
+	g := start(t)
+	g.kv2("secret")
+	g.policy("app", `path "secret/data/*" { capabilities = ["read"] }`)
+	login := func(mount, name string) *lessor.Auth {
+		g.do(g.root, lessor.Update, "auth/"+mount+"/users/"+name, `{"password":"a long password","token_policies":"app"}`)
+		return g.login(mount, name).Auth
+	}
+	g.write("sys/auth/userpass", `{"type":"userpass"}`)
+	g.write("sys/auth/second", `{"type":"userpass"}`)
+	old, keep := login("userpass", "ann"), login("second", "annie")
+	g.write("secret/data/app", `{"data":{"k":"1"}}`)
+	g.reads("pod-1", old.Token, "secret/data/app")
+	g.write("secret/data/app", `{"data":{"k":"2"}}`)
+	id := g.reads("pod-1", old.Token, "secret/data/app")
+	g.write("identity/entity/merge", `{"from_entity_ids":["`+old.Entity+`"],"to_entity_id":"`+keep.Entity+`"}`)
+	const path = "sys/lessor/leases/acknowledge"
+	if _, err := g.as("pod-1", keep.Token, lessor.Update, path, `{"lease_id":"`+id+`"}`); api.KindOf(err) != api.Invalid {
+		t.Errorf("through another alias: %v", err)
+	}
+	if _, err := g.as("pod-1", old.Token, lessor.Update, path, `{"lease_id":"`+id+`"}`); err != nil {
+		t.Error(err)
+	}
+	if got := g.holders("secret/app"); got != "pod-1 2-2 2" {
+		t.Errorf("holders: %s", got)
+	}
+}

@@ -207,3 +207,40 @@ func p99(ds []time.Duration) time.Duration {
 	slices.Sort(ds)
 	return ds[len(ds)*99/100]
 }
+
+// BenchmarkUsers lists the ten thousand holders of a secret that is rotated, a tenth of whom were seen to read again; "settle" is until its last version is dead for all.
+func BenchmarkUsers(b *testing.B) {
+	const holders = 10_000
+	w := durable(b)
+	w.fill(holders, 1, w.db.Now().Add(time.Hour))
+	var txn store.Txn
+	for i := range holders {
+		l := &Lease{Namespace: secret.Namespace, Mount: secret.UUID, ID: fmt.Sprintf("secret/data/app/%024d", i), Holder: Holder{Entity: "e", Alias: "a", Instance: fmt.Sprint(i)},
+			Secret: "app", Version: 1, Rotatable: true}
+		k := l.pointerKey()
+		txn.Put(k.Table, k.Name, l.pointer().encode())
+		if i%10 == 0 {
+			txn.Put(store.Holds, l.name(), encode(hold{}.next(w.db.Now())))
+		}
+	}
+	_, err := w.db.Commit(ctx, txn)
+	w.must(err)
+	b.Run("list", func(b *testing.B) {
+		for b.Loop() {
+			w.view(func(v store.View) {
+				users, err := Users(v, secret, "app")
+				w.must(err)
+				if len(users) != holders {
+					b.Fatalf("%d users", len(users))
+				}
+			})
+		}
+	})
+	b.Run("settle", func(b *testing.B) {
+		dead := uint64(0)
+		for b.Loop() {
+			dead++
+			w.settle(dead, 0)
+		}
+	})
+}
