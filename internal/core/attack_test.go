@@ -784,6 +784,8 @@ func TestWrappingTokensAreGoodForNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.clock.Advance(90 * time.Hour)
+	kept = g.do(g.root, lessor.Update, "sys/wrapping/rewrap", `{"token":"`+kept.Wrap.Token.Reveal()+`"}`)
+	g.clock.Advance(90 * time.Hour)
 	g.do(kept.Wrap.Token, lessor.Update, "sys/wrapping/unwrap", "")
 	held = g.do(g.root, lessor.Read, "sys/lessor/holders/secret/app", "").Data["holders"].([]any)
 	if len(held) != 1 || held[0].(map[string]any)["display_name"] != "wrapping token" {

@@ -273,6 +273,21 @@ func bearer(t *token.Token) string {
 	return t.Hash
 }
 
+// prolong has the lease of what is wrapped anew last as long as the wrapping, if it is in force and on a static secret.
+func (w *walk) prolong(txn *store.Txn, id string, until time.Time) error {
+	if id == "" {
+		return nil
+	}
+	l, _, _, err := w.leased(id)
+	if api.KindOf(err) == api.Invalid {
+		return nil // who unwraps it is told
+	}
+	if err != nil || l.Kind != lease.Static {
+		return err
+	}
+	return lease.Prolong(w.view, txn, l, until)
+}
+
 // rehold makes the caller, who unwraps an answer, the holder of the lease inside. What was revoked in its wrapping is not
 // shown any more; what merely lay there for longer than a hold lasts is.
 func (w *walk) rehold(txn *store.Txn, id string, since time.Time) error {

@@ -49,6 +49,9 @@ func (w *walk) wrap(txn *store.Txn, a *lessor.Answer, rec *audit.Record) error {
 		if !body.At.IsZero() {
 			kept.First = body.At
 		}
+		if err := w.prolong(txn, body.Lease, t.Expires); err != nil {
+			return err
+		}
 	} else {
 		kept.Body = a.Append(nil, w.op.ID)
 	}

@@ -366,6 +366,18 @@ func RenewStatic(v store.View, txn *store.Txn, l *Lease, current uint64, born ui
 	return terms, "the secret has a newer version than this lease is on: read it again", nil
 }
 
+// Prolong has the hold on a Static lease that is there end at until, if it does not end later.
+func Prolong(v store.View, txn *store.Txn, l *Lease, until time.Time) error {
+	h, err := l.hold().extended(v, l.name())
+	if err != nil || !until.After(h.Expires) {
+		return err
+	}
+	h.Expires = until
+	txn.Present(store.Leases, l.name())
+	txn.Put(store.Holds, l.name(), encode(h))
+	return nil
+}
+
 // Rehold makes h the holder of a lease, required to be still what row was: who unwraps a wrapped answer holds what is in it.
 func Rehold(v store.View, txn *store.Txn, row store.Row, l *Lease, h Holder) error {
 	if l.Kind == Dynamic || l.State != Live {
