@@ -282,7 +282,7 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 	}
 	return &engine.Reply{
 		Data: data, Warnings: worries(t.Account, r.Now), Shown: shown,
-		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true},
+		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
 	}, nil
 }
 
