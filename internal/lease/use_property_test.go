@@ -27,6 +27,7 @@ func use(rt *rapid.T) {
 		"read":        h.readSome,
 		"wrap":        h.wrapSome,
 		"acknowledge": h.acknowledgeSome,
+		"release":     h.releaseSome,
 		"revoke":      h.revokeSome,
 		"remove":      h.removeSome,
 		"settle":      h.settleSome,
@@ -125,6 +126,22 @@ func (h *uses) acknowledgeSome(rt *rapid.T) {
 	u.versions = slices.DeleteFunc(u.versions, func(v uint64) bool { return v < l.version })
 }
 
+// releaseSome has a holder say that it uses nothing any more, with its latest lease or with one that it was moved from.
+func (h *uses) releaseSome(rt *rapid.T) {
+	_, u := h.holder(rt)
+	if len(u.leases) == 0 {
+		rt.Skip("it has no lease")
+	}
+	l := rapid.SampledFrom(u.leases).Draw(rt, "lease")
+	if h.find(l.id) == nil {
+		return
+	}
+	h.release(l.id)
+	if l == u.leases[len(u.leases)-1] {
+		u.versions = nil
+	}
+}
+
 func (h *uses) revokeSome(rt *rapid.T) {
 	_, u := h.holder(rt)
 	if len(u.leases) == 0 {
@@ -199,7 +216,7 @@ func (h *uses) check() {
 		if f.Lapsed.IsZero() != there || f.Revoked && there {
 			h.Errorf("the lease there: %v, and %+v", there, f)
 		}
-		if u := h.holders[f.Holder]; u == nil || len(u.versions) == 0 && !there {
+		if u := h.holders[f.Holder]; u == nil || len(u.versions) == 0 && !there && !f.Released {
 			h.Errorf("on record for nothing: %+v", f)
 		}
 	}
