@@ -89,7 +89,7 @@ func (m *aftermath) configure(r *running) {
 		m.target.URL("{{username}}", "{{password}}", "postgres"), m.root))
 	r.must(204, "POST", "db/roles/app", `{"db_name":"pg","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"],"default_ttl":"1h"}`)
 	r.must(204, "POST", "db/roles/brief", `{"db_name":"pg","creation_statements":["CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}'"],"default_ttl":"3s"}`)
-	r.must(204, "POST", "db/static-roles/fixed", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"24h"}`, m.static))
+	r.must(200, "POST", "db/static-roles/fixed", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"24h"}`, m.static))
 }
 
 func (m *aftermath) credential(r *running, role string) (lease, username string) {

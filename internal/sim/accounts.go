@@ -60,12 +60,23 @@ func (a *accounts) changed() (n int) {
 	return n
 }
 
+// pair are two accounts that take turns, those of the role "p".
+var pair = []string{"p0", "p1"}
+
+// roleOf is the static role that an account is of.
+func roleOf(username string) string {
+	if slices.Contains(pair, username) {
+		return "p"
+	}
+	return username
+}
+
 // accountOf is what package rotation calls an account.
 func accountOf(username string) string {
 	if username == own {
 		return "root/d"
 	}
-	return "static/" + username
+	return "static/" + roleOf(username)
 }
 
 // furnish configures the connection, and a role for each account.
@@ -81,6 +92,15 @@ func (a *accounts) furnish(n *node, do func(path string, data map[string]any) er
 			"db_name": "d", "username": username, "rotation_period": 30, "password": "first", "skip_import_rotation": true,
 		})
 	}
+	if err != nil {
+		return err
+	}
+	for _, username := range pair {
+		a.set(username, "first")
+	}
+	err = do("db/static-roles/p", map[string]any{
+		"db_name": "d", "usernames": []any{pair[0], pair[1]}, "rotation_period": 30, "rotation_quiet": 20, "password": "first", "skip_import_rotation": true,
+	})
 	if err != nil {
 		return err
 	}
@@ -162,6 +182,25 @@ func (s *visit) Login(_ context.Context, username string, password lessor.Secret
 	return database.Accepted, nil
 }
 
+// Sessions tells of somebody now and then.
+func (s *visit) Sessions(_ context.Context, usernames []string) ([]database.Session, error) {
+	if _, told := s.fault(); !told {
+		return nil, unreachable
+	}
+	if s.world.chance(0.2) && !s.whole() {
+		return []database.Session{{Username: usernames[0], Client: "somewhere"}}, nil
+	}
+	return nil, nil
+}
+
+// End ends nothing: sessions come and go.
+func (s *visit) End(context.Context, string) error {
+	if _, told := s.fault(); !told {
+		return unreachable
+	}
+	return nil
+}
+
 // SetPassword changes a password; now, later, or not.
 func (s *visit) SetPassword(ctx context.Context, c database.Change) error {
 	s.known(s.node, c.Username)
@@ -207,10 +246,10 @@ func (a *visitor) onRecord(c database.Change) {
 	if err != nil {
 		return
 	}
-	if !p.Pending.Equal(c.Password) && !p.Current.Equal(c.Password) {
+	if !p.Pending.Equal(c.Password) && !p.Current.Equal(c.Password) && !p.Other.Equal(c.Password) {
 		a.world.violation("a password of %s was set before it was durable", c.Username)
 	}
-	paths := []string{"db/rotate-role/" + c.Username, "db/static-roles/" + c.Username}
+	paths := []string{"db/rotate-role/" + roleOf(c.Username), "db/static-roles/" + roleOf(c.Username)}
 	if c.Username == own {
 		paths = []string{"db/rotate-root/d", "db/config/d"}
 	}
@@ -242,15 +281,39 @@ func (a *accounts) recorded(n *node, username string) (*rotation.Passwords, erro
 	return rotation.Open(value)
 }
 
-// settled reports whether every account has the password that is on record as the one in force.
+// settled reports whether every account has the password that is on record as the one in force: of two that take turns, each its own.
 func (a *accounts) settled(n *node) bool {
 	for username := range a.ever {
 		p, err := a.recorded(n, username)
-		if err != nil || !p.Pending.Empty() || p.Current.Reveal() != a.inForce(username) {
+		if err != nil || !p.Pending.Empty() {
+			return false
+		}
+		password := p.Current
+		if slices.Contains(pair, username) {
+			turn, err := a.turn(n)
+			if err != nil || turn.Phase() != rotation.Idle {
+				return false
+			}
+			if password = p.Of(turn, uint8(slices.Index(pair, username))); password.Empty() {
+				continue // it never was its turn
+			}
+		}
+		if password.Reveal() != a.inForce(username) {
 			return false
 		}
 	}
 	return true
+}
+
+// turn is how the rotation of the pair stands.
+func (a *accounts) turn(n *node) (*rotation.Account, error) {
+	v, err := n.db.View()
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	t, _, err := rotation.Load(v, lessor.RootNamespace, a.mount, "static/p")
+	return t, err
 }
 
 // holds reports whether a password is among others.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -253,7 +254,7 @@ func (w *World) client(n *node, id, operations int) {
 	for i := range operations {
 		var op *lessor.Op
 		path := fmt.Sprintf("secret/data/c%d/s%d", id, w.pick(3))
-		switch w.pick(13) {
+		switch w.pick(15) {
 		case 0, 1:
 			op = w.op(n, w.root, lessor.Update, path, map[string]any{"data": map[string]any{"n": fmt.Sprint(i)}})
 		case 2, 3:
@@ -274,11 +275,15 @@ func (w *World) client(n *node, id, operations int) {
 		case 9:
 			op = w.op(n, w.root, lessor.Update, fmt.Sprintf("sys/leases/revoke-prefix/target/creds/c%d", id), map[string]any{"sync": false})
 		case 10:
-			op = w.op(n, w.root, lessor.Read, fmt.Sprintf("db/static-creds/u%d", w.pick(3)), nil)
+			op = w.op(n, w.root, lessor.Read, "db/static-creds/"+w.role(), nil)
 		case 11:
-			op = w.op(n, w.root, lessor.Update, fmt.Sprintf("db/rotate-role/u%d", w.pick(3)), nil)
+			op = w.op(n, w.root, lessor.Update, "db/rotate-role/"+w.role(), nil)
 		case 12:
 			op = w.op(n, w.root, lessor.Update, "db/rotate-root/d", nil)
+		case 13:
+			op = w.op(n, w.root, lessor.Update, "sys/lessor/rotation/retire/db/static-creds/p", nil)
+		case 14:
+			op = w.op(n, w.root, lessor.Update, "sys/lessor/rotation/abort/db/static-creds/"+w.role(), nil)
 		}
 		op.Renewable = w.pick(2) == 0 // readers of static roles are shown the lease then: revoking that has the password rotated
 		answer, err := n.core.Handle(ctx, op)
@@ -294,6 +299,14 @@ func (w *World) client(n *node, id, operations int) {
 			return
 		}
 	}
+}
+
+// role is one of the static roles.
+func (w *World) role() string {
+	if n := w.pick(5); n < 3 {
+		return fmt.Sprintf("u%d", n)
+	}
+	return "p"
 }
 
 // tolerable reports whether a client can expect the error in a world like this. A fault of lessor's own is none of these.
@@ -320,7 +333,7 @@ func (w *World) answered(n *node, op *lessor.Op, answer *lessor.Answer) {
 			w.violation("a reader of %s was shown a password that never was in force", username)
 		}
 	}
-	if op.Verb == lessor.Update && answer.Data["version"] != nil {
+	if op.Verb == lessor.Update && strings.HasPrefix(op.Path, "secret/") && answer.Data["version"] != nil {
 		v := int(number(answer.Data["version"]))
 		w.mu.Lock()
 		w.acked[op.Path] = max(w.acked[op.Path], v)

@@ -7,8 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
@@ -164,5 +167,35 @@ func TestOddAccounts(t *testing.T) {
 			t.Errorf("%q was not rotated", name)
 		}
 		w.sql(`DROP ROLE "` + name + `"`)
+	}
+}
+
+// A role of one account is encoded as versions know it that know of no second. At one of two they fail, rather than to lose half of it.
+func TestRolesOfTheVersionBefore(t *testing.T) {
+	type before struct {
+		Connection string `cbor:"1,keyasint"`
+		Username   string `cbor:"2,keyasint"`
+	}
+	for _, names := range [][]string{{"one"}, {"one", "two"}} {
+		row, err := cbor.Marshal(&database.StaticRole{Connection: "pg", Usernames: names})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var old before
+		if err := cbor.Unmarshal(row, &old); (err == nil) != (len(names) == 1) || err == nil && old.Username != "one" {
+			t.Errorf("the version before reads %v as %+v, %v", names, old, err)
+		}
+		var now database.StaticRole
+		if err := cbor.Unmarshal(row, &now); err != nil || !slices.Equal(now.Usernames, names) {
+			t.Errorf("%v is read as %+v, %v", names, now, err)
+		}
+	}
+	row, err := cbor.Marshal(&before{"pg", "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now database.StaticRole
+	if err := cbor.Unmarshal(row, &now); err != nil || len(now.Usernames) != 1 || now.Usernames[0] != "one" {
+		t.Errorf("a role of the version before is read as %+v, %v", now, err)
 	}
 }
