@@ -62,7 +62,7 @@ var metrics = []metric{
 	describe("credentials_reverted_total", "Credentials that their target confirmed gone.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Reverted) }),
 	describe("credential_reverts_failed_total", "Reverts that a target refused or did not answer.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Failed) }),
 	describe("leases_forced_total", "Leases dropped although their target did not confirm.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.reaper.Metrics().Forced) }),
-	describe("rotations_total", "Rotations and proofs of passwords that were due and succeeded.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.rotator.Metrics().Done) }),
+	describe("rotations_total", "Steps of rotations of passwords that were due and succeeded, proofs and looks at who uses one included.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.rotator.Metrics().Done) }),
 	describe("rotations_failed_total", "Rotations that were due and failed; they are tried again.", prometheus.CounterValue, func(c *Core) float64 { return float64(c.rotator.Metrics().Failed) }),
 	describe("rotations_overdue", "Accounts whose rotation fails or is late.", prometheus.GaugeValue, (*Core).overdue),
 	describe("credentials_outlived", "Credentials that outlived their lease.", prometheus.GaugeValue, (*Core).outlived),

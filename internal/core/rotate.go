@@ -97,8 +97,10 @@ func (c *Core) tryPlan(ctx context.Context, uuid, account string) (*mount.Entry,
 // rotations are the audit records of what a Rotator planned.
 func (c *Core) rotations(phase audit.Phase, m *mount.Entry, r *engine.Rotate) []audit.Record {
 	all := []audit.Record{c.rotation(phase, m, r)}
+	all[0].Secrets = r.Shown
 	for _, also := range r.Also {
 		rec := all[0]
+		rec.Secrets = nil
 		rec.Phase, rec.Note, rec.Lease, rec.Owner, rec.Instance, rec.Client = audit.Done, also.Note, also.Lease, also.Owner, also.Instance, also.Client
 		rec.Entity, rec.Name = also.Entity, also.Name
 		all = append(all, rec)

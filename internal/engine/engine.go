@@ -232,8 +232,9 @@ type Rotate struct {
 	Path    string // within the mount, of what is rotated: for the audit record of a background act
 	Note    string // for the audit record, a fixed text
 	Cause   string // of a background act, a fixed text; empty: it is due
-	// Done says that nothing is to be touched: with what is recorded by Plan it is done.
-	Done bool
+	// Done says that nothing is to be touched: with what is recorded by Plan it is done, and by that Shown is in force.
+	Done  bool
+	Shown []audit.Shown
 	// Look says that the target is only looked at: that changes nothing and shows no secret, so it is not on record before, but what comes of it is.
 	Look bool
 	// Also are what is on record besides: of each the core fills in whose act it is, when and why.

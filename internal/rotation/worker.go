@@ -118,7 +118,7 @@ func (w *Worker) Heard(h *audit.Header) {
 
 // Metrics count what a Worker did since it was made.
 type Metrics struct {
-	Done   uint64 // rotations and proofs that succeeded
+	Done   uint64 // rotations, proofs and looks that succeeded
 	Failed uint64
 }
 

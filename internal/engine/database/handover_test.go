@@ -318,6 +318,11 @@ func TestRotationIsGivenUp(t *testing.T) {
 		t.Error("somebody is locked out by giving up")
 	}
 	p.refused(api.Invalid, lessor.Update, abort, "", "has been given up already")
+	if !slices.ContainsFunc(p.records("db/static-roles/app"), func(r audit.At) bool {
+		return r.Note == "the rotation is given up" && len(r.Secrets) == 1 && r.Secrets[0].How == "written" && r.Secrets[0].Version == p.state("static/app").Version
+	}) {
+		t.Error("it is not on record which version is in force")
+	}
 	back := p.read("two")
 	p.acknowledge("two", back)
 	p.reaches(rotation.Idle, time.Second)

@@ -396,7 +396,9 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 		if !t.GiveUp(t.passwords, schedule, a.Now) {
 			return nil, t.save(txn) // it came too late
 		}
-		r.Note, r.Done = "the rotation is given up", true
+		if r.Note, r.Done = "the rotation is given up", true; t.Back { // readers are shown another password again
+			r.Shown = []audit.Shown{t.shown(credsPath(t), "written")}
+		}
 	case rotation.Miss:
 		t.Skip(schedule, a.Now)
 		return nil, t.save(txn)
@@ -621,7 +623,7 @@ func (e *Engine) prove(ctx context.Context, t *turn, db Database) engine.Turned 
 // one that it should have; if it never had one that it should have, it is found.
 func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, note string, err error) {
 	slot := 1 - t.Slot
-	other := t.passwords.Other
+	other, tried := t.passwords.Other, false
 	for _, f := range t.passwords.Formers(slot) {
 		if f.Password.Equal(other) {
 			continue
@@ -645,8 +647,12 @@ func (t *turn) buried(ctx context.Context, db Database) (found lessor.Secret, no
 		if err != nil {
 			return found, note, err
 		}
+		tried = true
 	}
-	return found, note, nil
+	if tried && !other.Empty() { // a database that counts failed logins begins anew
+		_, err = db.Login(ctx, t.account(slot), other)
+	}
+	return found, note, err
 }
 
 func (e *Engine) proven(t *turn, found lessor.Secret, note string) engine.Turned {
