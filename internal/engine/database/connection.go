@@ -556,10 +556,15 @@ func leased(v store.View, m *mount.Entry, connection string) (bool, error) {
 // server, not the same by another name, only who moved it knows.
 func moved(r *engine.Request, txn *store.Txn, connection string) (warnings []string, err error) {
 	from := key(r.Mount, accountPrefix, connection, "\x00")
+	seen := map[string]bool{} // a role may have two accounts
 	for managed, err := range r.View.Scan(store.Engine, from, store.PrefixEnd(from)) {
 		if err != nil {
 			return nil, err
 		}
+		if seen[string(managed.Value)] {
+			continue
+		}
+		seen[string(managed.Value)] = true
 		a, row, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+string(managed.Value))
 		if err != nil {
 			return nil, err

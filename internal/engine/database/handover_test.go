@@ -730,3 +730,29 @@ func TestLoneRotationIsGivenUp(t *testing.T) {
 		t.Error("it does not rotate after that")
 	}
 }
+
+// A connection that leads elsewhere takes both accounts along, while one of them is waited for, too. A role moves when nothing is under way only.
+func TestPairMoves(t *testing.T) {
+	far := pgtest.Start(t, pgtest.TLS())
+	p := newWorld(t, pgtest.Start(t)).pair("")
+	there := &world{T: t, pg: far}
+	for _, user := range p.users {
+		there.sql(`CREATE ROLE "` + user + `" LOGIN PASSWORD 'there'`)
+	}
+	old := p.read("one")
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.connect("far", far, pgtest.Superuser, far.Password())
+	p.refused(api.Invalid, lessor.Update, "db/static-roles/app", `{"db_name":"far"}`, "is under way: wait until it is done before you change db_name")
+	p.connect("pg", far, pgtest.Superuser, far.Password())
+	next := p.read("two")
+	p.until("the password that is shown is in force there", func() bool { return there.logsIn(next.username, next.password) })
+	p.do(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
+	p.reaches(rotation.Idle, time.Second)
+	if other := p.passwords("static/app").Other.Reveal(); !there.logsIn(old.username, other) {
+		t.Error("the outgoing account was not retired there")
+	}
+	p.connect("back", p.pg, pgtest.Superuser, p.pg.Password())
+	p.do(lessor.Update, "db/static-roles/app", `{"db_name":"back"}`)
+	p.until("the password that is shown is in force again", func() bool { p.clock.advance(time.Second); return p.lets(p.read("two")) })
+	p.static("elsewhere", "far", p.users[0])
+}
