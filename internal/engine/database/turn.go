@@ -358,7 +358,10 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 		}
 		return nil, err
 	}
-	r := &engine.Rotate{Account: account, Path: t.path(), Cause: t.Cause}
+	r := &engine.Rotate{Account: account, Path: t.path()}
+	if t.Outgoing == 0 { // else it is that of the next rotation
+		r.Cause = t.Cause
+	}
 	schedule := t.schedule().Drawn(a.Chance)
 	switch step := t.Step(schedule, a.Now); step {
 	case rotation.Rotate, rotation.Retire:
