@@ -18,6 +18,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mariatest"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -330,5 +331,63 @@ func TestMariaRestoredCopy(t *testing.T) {
 	w.until("what no lease knows is gone", func() bool { w.clock.advance(time.Second); return !w.has(stray) })
 	if !w.has(known) {
 		t.Error("an account of a lease is gone")
+	}
+}
+
+// pair makes a static role of two accounts that take turns.
+func (w *mariaWorld) pair(more string) *pair {
+	w.Helper()
+	p := &pair{w.world, [2]string{w.human(), w.human()}}
+	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"m","usernames":[%q,%q],"rotation_period":"1000h"%s}`, p.users[0], p.users[1], more))
+	return p
+}
+
+// The process list shows who uses the old account, and he is waited for; once nobody is seen, its password is retired.
+func TestMariaHandoverByEvidence(t *testing.T) {
+	w := newMariaWorld(t, mariatest.Start(t))
+	p := w.pair(`,"rotation_quiet":"60s"`)
+	old := p.read("")
+	c, err := w.server.Login(t.Context(), old.username, old.password, "")
+	w.must(err)
+	defer c.Close()
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.until("it is seen", func() bool { p.clock.advance(time.Second); return len(p.status()["sessions"].([]any)) == 1 })
+	if seen := p.status()["sessions"].([]any)[0].(map[string]any); seen["client"] == "" || seen["count"] != 1 {
+		t.Errorf("seen is %v", seen)
+	}
+	for range 20 {
+		p.clock.advance(10 * time.Second)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := c.ExecContext(t.Context(), "SELECT 1"); err != nil || p.phase() != rotation.Waiting || !w.logsIn(old.username, old.password) {
+		t.Fatalf("retired while it is in use, in phase %s: %v", p.phase(), err)
+	}
+	c.Close()
+	p.reaches(rotation.Idle, time.Second)
+	next := p.read("")
+	if w.logsIn(old.username, old.password) || !w.logsIn(next.username, next.password) || next.username == old.username {
+		t.Error("in the end")
+	}
+}
+
+// A grace ends the wait, and the sessions.
+func TestMariaHandoverByDeadline(t *testing.T) {
+	w := newMariaWorld(t, mariatest.Start(t))
+	p := w.pair(`,"rotation_grace":"1h"`)
+	old := p.read("slow")
+	c, err := w.server.Login(t.Context(), old.username, old.password, "")
+	w.must(err)
+	defer c.Close()
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.until("it is seen", func() bool { p.clock.advance(time.Second); return len(p.status()["sessions"].([]any)) == 1 })
+	if _, err := c.ExecContext(t.Context(), "SELECT 1"); err != nil {
+		t.Fatal(err)
+	}
+	p.reaches(rotation.Idle, time.Minute)
+	if _, err := c.ExecContext(t.Context(), "SELECT 1"); err == nil || w.logsIn(old.username, old.password) {
+		t.Error("the old password is in use after the grace")
+	}
+	if s := p.state("static/app"); len(s.Stragglers) != 2 {
+		t.Errorf("named are %+v", s.Stragglers)
 	}
 }
