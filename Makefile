@@ -26,6 +26,7 @@ test: servers build ## everything: vet, unit and system tests, real clients (whi
 	cd test/clients && LESSOR_LOOPS=$${LESSOR_LOOPS:-2m} $(GO) test ./...
 
 race: servers ## the same under the race detector
+	@scripts/servers tests
 	CGO_ENABLED=1 $(GO) test -race ./...
 
 check: ## gofmt, vet, staticcheck, import rules, linked modules, govulncheck where its data can be had
@@ -63,6 +64,7 @@ release: ## the same for this machine, built twice and compared, and tried: pack
 	scripts/image
 
 docs: servers build ## runs every command and program in the documents
+	@scripts/servers tests
 	scripts/docs-test
 
 fuzz: ## every parser for ten minutes; the inputs that reach what no others do are kept
