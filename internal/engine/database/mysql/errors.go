@@ -43,6 +43,8 @@ const (
 	lockedMySQL        = 3118
 	lockedMariaDB      = 4151
 	insecureTransport  = 3159
+	blockedMySQL       = 3955 // after too many wrong passwords, whatever comes next
+	blockedMariaDB     = 4150
 )
 
 const mostOfResult = 1000
@@ -75,7 +77,7 @@ func (d *server) fail(err error, secrets ...string) error {
 	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		text := fmt.Sprintf("%s (error %d)", d.redact(e.Message, secrets), e.Number)
 		switch e.Number {
-		case wrongPassword, withoutPassword, hostNotPrivileged, lockedMySQL, lockedMariaDB, passwordExpired:
+		case wrongPassword, withoutPassword, hostNotPrivileged, lockedMySQL, lockedMariaDB, blockedMySQL, blockedMariaDB, passwordExpired:
 			return api.Errorf(api.Upstream, "the database refused lessor's own login: %s", text)
 		case lockWaitTimeout, timedOut, timedOutSelect:
 			return unreachable("it did not answer in time")

@@ -96,7 +96,7 @@ func (d *server) Login(ctx context.Context, username string, password lessor.Sec
 		return database.Refused, nil
 	case lockedMySQL, lockedMariaDB, passwordExpired, noDatabaseRight, noSuchDatabase, tooManySessions, limitReached: // come after the password
 		return database.Accepted, nil
-	case withoutPassword, hostNotPrivileged, insecureTransport:
+	case withoutPassword, hostNotPrivileged, insecureTransport, blockedMySQL, blockedMariaDB:
 		return database.Unknown, nil
 	}
 	return 0, d.fail(err, password.Reveal())

@@ -124,6 +124,17 @@ func TestLoginSaysWhatIsSo(t *testing.T) {
 	if verdict, err := b.Database.Login(t.Context(), "nobody-here", lessor.NewSecret("x")); err != nil || verdict != database.Refused {
 		t.Errorf("nobody: %v, %v", verdict, err)
 	}
+	blocked := b.human("CREATE USER HUMAN IDENTIFIED BY 'right'")
+	b.exec("SET GLOBAL max_password_errors = 1")
+	defer b.exec("SET GLOBAL max_password_errors = 4294967295")
+	for _, c := range []struct {
+		password string
+		want     database.Verdict
+	}{{"right", database.Accepted}, {"wrong", database.Refused}, {"right", database.Unknown}, {"wrong", database.Unknown}} {
+		if verdict, err := b.Database.Login(t.Context(), blocked, lessor.NewSecret(c.password)); err != nil || verdict != c.want {
+			t.Errorf("where one wrong password blocks an account, %q: %v, %v", c.password, verdict, err)
+		}
+	}
 }
 
 // When lessor's own password changes, sessions are opened anew with it; those that are open stay until they are given back.
