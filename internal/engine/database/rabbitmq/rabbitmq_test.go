@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -280,7 +281,7 @@ func TestRequestIsSentOnce(t *testing.T) {
 
 func TestStaticAccount(t *testing.T) {
 	b := newBench(t)
-	name := fmt.Sprintf("static:ä/../%d", serial.Add(1))
+	name := fmt.Sprintf("static:ä/../%d", serial.Add(1)) // names that URLs and HTTP have to be told apart from what they mean there
 	b.Do(t, http.MethodPut, rabbittest.User(name), map[string]string{"password": "one", "tags": "x,y z"})
 	b.Do(t, http.MethodPut, "permissions/%2F/"+url.PathEscape(name), map[string]string{"configure": "", "write": "", "read": ""})
 	defer b.Do(t, http.MethodDelete, rabbittest.User(name), nil)
@@ -447,12 +448,18 @@ func TestWhatIsNoBroker(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	s := httptest.NewTLSServer(http.NotFoundHandler())
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"tags":"administrator"}`) }))
 	defer s.Close()
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	d := connection(t, &rabbittest.Server{URL: s.URL})
 	if err := d.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "not trusted") {
 		t.Errorf("a certificate of nobody's: %v", err)
+	}
+	d = connection(t, &rabbittest.Server{URL: s.URL}, func(c *database.Connection, _ *database.Secrets) {
+		c.CA = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+	})
+	if err := d.Ping(t.Context()); err != nil {
+		t.Errorf("a certificate that is trusted: %v", err)
 	}
 }
 
