@@ -148,7 +148,7 @@ func (s *Server) up(server, epmd string) error {
 	ended := make(chan error, 1)
 	go func() { ended <- s.cmd.Wait() }()
 	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); {
-		if status, _, err := s.Call(Admin, password, http.MethodGet, "aliveness-test/%2F", nil); err == nil && status == http.StatusOK {
+		if s.ready() {
 			return nil
 		}
 		select {
@@ -158,6 +158,19 @@ func (s *Server) up(server, epmd string) error {
 		}
 	}
 	return errors.New("the server does not answer")
+}
+
+// ready reports whether the server lets the administrator in, at both of its doors.
+func (s *Server) ready() bool {
+	status, _, err := s.Call(Admin, password, http.MethodGet, "whoami", nil)
+	if err != nil || status != http.StatusOK {
+		return false
+	}
+	c, err := s.Dial(Admin, password, "/")
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
 }
 
 // watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way (or by stop), and then

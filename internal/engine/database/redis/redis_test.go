@@ -394,7 +394,7 @@ func TestPasswordThatComesTooLate(t *testing.T) {
 	change := func(password string) database.Change {
 		return database.Change{Name: "static/app", Username: a.Username, Password: lessor.NewSecret(password)}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // for all that comes before what is held back
 	defer cancel()
 	if err := paused.SetPassword(ctx, change("the first")); !errors.Is(err, database.ErrUnreachable) || errors.Is(err, database.ErrUntouched) {
 		t.Fatalf("got %v", err)
