@@ -5,6 +5,7 @@ package vault
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"os"
@@ -80,6 +81,7 @@ func TestUses(t *testing.T) {
 	t.Run("wrapping", testWrapping)
 	t.Run("token watcher", testTokenWatcher)
 	t.Run("database", testDatabase)
+	t.Run("redis and rabbitmq", testOtherTargets)
 	t.Run("audit devices", testAudit)
 	t.Run("errors", testErrors)
 }
@@ -440,6 +442,41 @@ func testDatabase(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Error("revoke-prefix left the role")
+}
+
+// What tools that configure Vault write and read again, of targets that are not there.
+func testOtherTargets(t *testing.T) {
+	c := connect(t)
+	check(t, c.Sys().Mount("caches", &api.MountInput{Type: "database"}))
+	defer func() { check(t, c.Sys().Unmount("caches")) }()
+	must[*api.Secret](t)(c.Logical().Write("caches/config/redis", map[string]any{
+		"plugin_name": "redis-database-plugin", "host": "localhost", "port": 1, "tls": true, "insecure_tls": false, "ca_cert": "", "username": "lessor", "password": "x",
+		"allowed_roles": []string{"*"}, "verify_connection": false,
+	}))
+	details := must[*api.Secret](t)(c.Logical().Read("caches/config/redis")).Data["connection_details"].(map[string]any)
+	if details["host"] != "localhost" || details["port"] != json.Number("1") || details["tls"] != true || details["username"] != "lessor" || details["password"] != nil {
+		t.Errorf("connection to Redis: %v", details)
+	}
+	must[*api.Secret](t)(c.Logical().Write("caches/roles/app", map[string]any{"db_name": "redis", "creation_statements": []string{`["~app:*", "+@read"]`}}))
+
+	check(t, c.Sys().Mount("rabbitmq", &api.MountInput{Type: "rabbitmq"}))
+	defer func() { check(t, c.Sys().Unmount("rabbitmq")) }()
+	must[*api.Secret](t)(c.Logical().Write("rabbitmq/config/connection", map[string]any{
+		"connection_uri": "http://localhost:1", "username": "lessor", "password": "x", "verify_connection": false, "username_template": "", "password_policy": "",
+	}))
+	must[*api.Secret](t)(c.Logical().Write("rabbitmq/config/lease", map[string]any{"ttl": 60, "max_ttl": 120}))
+	if l := must[*api.Secret](t)(c.Logical().Read("rabbitmq/config/lease")); l.Data["ttl"] != json.Number("60") || l.Data["max_ttl"] != json.Number("120") {
+		t.Errorf("lease: %v", l.Data)
+	}
+	must[*api.Secret](t)(c.Logical().Write("rabbitmq/roles/app", map[string]any{
+		"tags": "monitoring", "vhosts": `{"/":{"configure":"","write":"","read":".*"}}`, "vhost_topics": `{"/":{"amq.topic":{"write":"","read":".*"}}}`,
+	}))
+	role := must[*api.Secret](t)(c.Logical().Read("rabbitmq/roles/app"))
+	vhost := role.Data["vhosts"].(map[string]any)["/"].(map[string]any)
+	topic := role.Data["vhost_topics"].(map[string]any)["/"].(map[string]any)["amq.topic"].(map[string]any)
+	if role.Data["tags"] != "monitoring" || vhost["read"] != ".*" || vhost["write"] != "" || topic["read"] != ".*" {
+		t.Errorf("role: %v", role.Data)
+	}
 }
 
 func testAudit(t *testing.T) {
