@@ -18,7 +18,7 @@ import (
 )
 
 // Rows of a mount: "config" in Engine and, with its secrets, in Secrets; "role/NAME", "static/NAME" and "library/NAME" in Engine, and there
-// "account/USERNAME" with the name of the row that manages that account, "lent/USERNAME" with the id of the lease that an account of a
+// "account/USERNAME" and "account/DN" with the name of the row that manages that account, "lent/USERNAME" with the id of the lease that an account of a
 // library was lent under last, and "used", without a value. Those of package rotation go by "static/NAME" and "root".
 const (
 	configRow     = "config"
@@ -46,9 +46,10 @@ func rowKey(m *mount.Entry, parts ...string) store.Key {
 	return store.Key{Table: store.Engine, Name: key(m, parts...)}
 }
 
-// accountKey names the row that says who manages an account. Directories take names without regard to case.
-func accountKey(m *mount.Entry, username string) store.Key {
-	return rowKey(m, accountPrefix, strings.ToLower(username))
+// accountKey names the row that says who manages an account, which is known by its username, its DN, or both. Directories take names without regard
+// to case.
+func accountKey(m *mount.Entry, name string) store.Key {
+	return rowKey(m, accountPrefix, strings.ToLower(name))
 }
 
 // use records that something begins to need the configuration. It is put whatever it was, so that nobody waits for anybody else; who deletes

@@ -2,6 +2,7 @@ package ldap
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,15 @@ type StaticRole struct {
 	Period   time.Duration `cbor:"3,keyasint,omitempty"`
 	Cron     string        `cbor:"4,keyasint,omitempty"`
 	Window   time.Duration `cbor:"5,keyasint,omitempty"`
+}
+
+// names are those by which no other role or set may manage the account.
+func (role *StaticRole) names() []string {
+	dn, err := goldap.ParseDN(role.DN)
+	if role.DN == "" || err != nil {
+		return []string{role.Username}
+	}
+	return []string{role.Username, dn.String()}
 }
 
 func (role *StaticRole) schedule() rotation.Schedule {
@@ -111,8 +121,15 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if role.DN != "" && same(role.DN, t.config.BindDN) {
 		return nil, errOwn(role.Username)
 	}
-	if err := manage(r, &reply.Txn, role.Username, staticPrefix+name); err != nil {
-		return nil, err
+	for _, n := range role.names() {
+		if err := manage(r, &reply.Txn, n, staticPrefix+name); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range before.names() {
+		if row.Exists() && !slices.Contains(role.names(), n) {
+			reply.Txn.Delete(store.Engine, accountKey(r.Mount, n).Name)
+		}
 	}
 	if err := save(&reply.Txn, row, &role); err != nil {
 		return nil, err
@@ -245,7 +262,9 @@ func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine
 func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	txn.Require(row)
 	txn.Delete(row.Table, row.Name)
-	txn.Delete(store.Engine, accountKey(m, role.Username).Name)
+	for _, n := range role.names() {
+		txn.Delete(store.Engine, accountKey(m, n).Name)
+	}
 }
 
 // staticCred shows the password of a static role. Whoever reads it is on record as its holder.

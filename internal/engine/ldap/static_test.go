@@ -90,6 +90,13 @@ func TestImportIsSkipped(t *testing.T) {
 	if !w.LogsIn(dn, w.password("app")) || w.LogsIn(dn, "first") {
 		t.Error("the password that is shown is not in force, or the old one still is")
 	}
+	other := fmt.Sprintf(`{"username":"another","dn":%q,"rotation_period":"1h","skip_import_rotation":true}`, strings.ReplaceAll(strings.ToUpper(dn), ",", " , "))
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/other", other, "is already managed by the secrets engine: by static/app")
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/app", `{"dn":"cn=else"}`, "cannot update static account distinguished name (dn)")
+	w.do(lessor.Update, "ldap/static-role/app", `{"dn":""}`)
+	w.do(lessor.Update, "ldap/static-role/other", other)
+	w.do(lessor.Delete, "ldap/static-role/other", "")
+	w.do(lessor.Update, "ldap/static-role/other", other)
 }
 
 // Lessor's own password is known to nobody afterwards, and lessor still gets in, after a restart too.

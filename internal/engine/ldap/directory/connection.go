@@ -32,17 +32,13 @@ type connection struct {
 	of  int // which passwords it was opened with: Server.generation
 }
 
-// bound has a connection's calls end when ctx does. It returns what undoes that.
-func (c *connection) bound(ctx context.Context) (release func()) {
+// bound has a connection's calls end when ctx does. It returns what undoes that, and reports whether the connection is as good as before.
+func (c *connection) bound(ctx context.Context) (release func() bool) {
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = c.raw.SetDeadline(deadline)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.raw.SetDeadline(time.Unix(1, 0)) })
-	return func() {
-		if stop() {
-			_ = c.raw.SetDeadline(time.Time{})
-		}
-	}
+	return func() bool { return stop() && c.raw.SetDeadline(time.Time{}) == nil }
 }
 
 // dial opens a connection to the first of the servers that answers.
@@ -179,8 +175,7 @@ func (d *Server) with(ctx context.Context, f func(context.Context, *connection) 
 	}
 	release := c.bound(ctx)
 	err := d.fail(f(ctx, c))
-	release()
-	d.give(c, err)
+	d.give(c, release() && answered(err))
 	return err
 }
 
@@ -200,10 +195,10 @@ func (d *Server) kept() *connection {
 	return nil
 }
 
-// give keeps a connection for the next call, or closes it.
-func (d *Server) give(c *connection, err error) {
+// give keeps a connection that is good for the next call, or closes it.
+func (d *Server) give(c *connection, good bool) {
 	d.mu.Lock()
-	keep := !d.closed && len(d.idle) < idle && !c.IsClosing() && (err == nil || answered(err))
+	keep := good && !d.closed && len(d.idle) < idle && !c.IsClosing()
 	if keep {
 		d.idle = append(d.idle, c)
 	}
