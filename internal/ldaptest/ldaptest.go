@@ -36,10 +36,14 @@ type Option func(*options)
 type options struct {
 	own      bool
 	shortest int
+	mutual   bool
 }
 
 // PasswordLength has the server refuse passwords that are shorter.
 func PasswordLength(shortest int) Option { return func(o *options) { o.shortest = shortest } }
+
+// Mutual has the server ask for a certificate wherever there is TLS, see Server.Certificate.
+func Mutual() Option { return func(o *options) { o.mutual = true } }
 
 // Server is a running slapd.
 type Server struct {
@@ -49,11 +53,12 @@ type Server struct {
 	CA   []byte // PEM, of who issued its certificate for "localhost" and 127.0.0.1
 	Log  string // file that the server logs to
 
-	dir  string
-	bin  string
-	stop func() // stops the watch, and so the server, and removes all
-	mu   sync.Mutex
-	pid  int
+	dir    string
+	bin    string
+	issuer *issuer
+	stop   func() // stops the watch, and so the server, and removes all
+	mu     sync.Mutex
+	pid    int
 }
 
 var (
@@ -156,6 +161,7 @@ olcPidFile: %[1]s/pid
 olcTLSCACertificateFile: %[1]s/ca.crt
 olcTLSCertificateFile: %[1]s/server.crt
 olcTLSCertificateKeyFile: %[1]s/server.key
+olcTLSVerifyClient: %[5]s
 olcThreads: 4
 
 dn: cn=module,cn=config
@@ -240,8 +246,12 @@ func (s *Server) create(o options) error {
 	if err := s.certify(); err != nil {
 		return err
 	}
+	verify := "never"
+	if o.mutual {
+		verify = "demand"
+	}
 	init := filepath.Join(s.dir, "init.ldif")
-	if err := os.WriteFile(init, fmt.Appendf(nil, configuration, s.dir, modules, schemas, overlay), 0o600); err != nil {
+	if err := os.WriteFile(init, fmt.Appendf(nil, configuration, s.dir, modules, schemas, overlay, verify), 0o600); err != nil {
 		return err
 	}
 	// slapadd is slapd under another name.

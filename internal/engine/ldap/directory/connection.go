@@ -3,7 +3,6 @@ package directory
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -133,7 +132,7 @@ func (d *Server) login(ctx context.Context) (*connection, error) {
 	}
 	release := c.bound(ctx)
 	defer release()
-	err = errors.New("lessor has no password for its own login: configure bindpass")
+	err = &refusal{"lessor has no password for its own login: configure bindpass"}
 	for _, p := range passwords {
 		if p.Empty() {
 			continue

@@ -71,6 +71,29 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// A server that asks for a certificate gets lessor's.
+func TestMutualTLS(t *testing.T) {
+	s := ldaptest.Start(t, ldaptest.Mutual())
+	b := s.Branch(t)
+	c := config(b, func(c *ldap.Config) { c.URL, c.CA = s.SafeURL(), string(s.CA) })
+	if err := open(t, c, ldaptest.ManagerPassword).Ping(within(t)); !errors.Is(err, ldap.ErrUnreachable) {
+		t.Errorf("without a certificate: %v", err)
+	}
+	certificate, key, err := s.Certificate("lessor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Certificate = string(certificate)
+	d, err := directory.Open(c, ldap.Secrets{Password: lessor.NewSecret(ldaptest.ManagerPassword), PrivateKey: lessor.NewSecret(key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Ping(within(t)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestConfigurationsRefused(t *testing.T) {
 	for text, c := range map[string]ldap.Config{
 		"url must be ldap://HOST":                      {URL: "https://db"},

@@ -110,8 +110,6 @@ func (d *Server) fail(err error, secrets ...string) error {
 		return unreachable("its name cannot be resolved")
 	case errors.As(err, &errno):
 		return unreachable(errno.Error())
-	case own && !errors.As(err, new(*goldap.Error)):
-		return api.Errorf(api.Upstream, "%s", d.redact(err.Error(), secrets))
 	}
 	return unreachable("the connection broke off")
 }
