@@ -11,6 +11,7 @@ import (
 	ber "github.com/go-asn1-ber/asn1-ber"
 	goldap "github.com/go-ldap/ldap/v3"
 
+	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
@@ -58,8 +59,7 @@ func (d *Server) dial(ctx context.Context) (*connection, error) {
 func (d *Server) dialOne(ctx context.Context, a address) (*connection, error) {
 	dialing, cancel := context.WithTimeout(ctx, d.settings.connect)
 	defer cancel()
-	dialer := net.Dialer{ControlContext: permitted}
-	raw, err := dialer.DialContext(dialing, "tcp", a.at)
+	raw, err := target.Dialer(d.settings.connect).DialContext(dialing, "tcp", a.at)
 	if err != nil {
 		return nil, err
 	}

@@ -1,20 +1,15 @@
 package directory
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"strings"
-	"syscall"
 
 	goldap "github.com/go-ldap/ldap/v3"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 )
 
 // refusal is an error of lessor's own making, about what the directory did.
@@ -88,30 +83,15 @@ func (d *Server) fail(err error, secrets ...string) error {
 		}
 		return api.Errorf(api.Upstream, "the directory refused: %s", text)
 	}
-	var (
-		network   *net.OpError
-		name      *net.DNSError
-		untrusted *tls.CertificateVerificationError
-		authority x509.UnknownAuthorityError
-		host      x509.HostnameError
-		invalid   x509.CertificateInvalidError
-		errno     syscall.Errno
-	)
-	switch {
-	case errors.Is(err, errForbidden):
-		return api.Errorf(api.Upstream, "%v", errForbidden)
-	case errors.As(err, &untrusted), errors.As(err, &authority), errors.As(err, &host), errors.As(err, &invalid), strings.Contains(err.Error(), "x509: "):
+	switch text := err.Error(); { // go-ldap has no types for what comes from below it
+	case errors.Is(err, target.ErrForbidden):
+		return api.Errorf(api.Upstream, "%v", target.ErrForbidden)
+	case strings.Contains(text, "x509: "):
 		return unreachable("its certificate is not trusted: it must be issued by an authority in certificate, for the host in url")
-	case errors.Is(err, context.Canceled):
-		return unreachable("the request ended")
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &network) && network.Timeout(), strings.Contains(err.Error(), "i/o timeout"):
+	case strings.Contains(text, "i/o timeout"):
 		return unreachable("it did not answer in time")
-	case errors.As(err, &name):
-		return unreachable("its name cannot be resolved")
-	case errors.As(err, &errno):
-		return unreachable(errno.Error())
 	}
-	return unreachable("the connection broke off")
+	return unreachable(target.Unreachable(err))
 }
 
 // said is a result in words: its name, and what the server says besides.

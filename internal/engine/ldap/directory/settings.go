@@ -2,7 +2,6 @@ package directory
 
 import (
 	"cmp"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -10,14 +9,13 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	goldap "github.com/go-ldap/ldap/v3"
 
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 )
 
 // address is a server's.
@@ -86,7 +84,7 @@ func parse(raw string) (address, error) {
 		port = p
 	}
 	if ip, err := netip.ParseAddr(u.Hostname()); err == nil {
-		if err := forbidden(ip); err != nil {
+		if err := target.Forbidden(ip); err != nil {
 			return address{}, err
 		}
 	}
@@ -121,36 +119,4 @@ func encryption(c *ldap.Config, s ldap.Secrets) (*tls.Config, error) {
 		t.Certificates = []tls.Certificate{pair}
 	}
 	return t, nil
-}
-
-// metadata are addresses at which clouds tell a machine its own secrets, beyond the link-local ones.
-var metadata = []netip.Prefix{
-	netip.MustParsePrefix("100.100.100.200/32"), netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("192.0.0.192/32"),
-	netip.MustParsePrefix("fd00:ec2::/32"), netip.MustParsePrefix("fd20:ce::254/128"),
-}
-
-// translated are networks whose addresses end in that of the IPv4 host which they lead to: NAT64, IPv4-compatible.
-var translated = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("::/96")}
-
-var errForbidden = errors.New("the host is link-local, multicast, unspecified, or a cloud's metadata service: lessor does not connect to these")
-
-func forbidden(ip netip.Addr) error {
-	ip = ip.WithZone("").Unmap()
-	holds := func(p netip.Prefix) bool { return p.Contains(ip) }
-	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.ContainsFunc(metadata, holds) {
-		return errForbidden
-	}
-	if b := ip.As16(); ip.Is6() && !ip.IsLoopback() && slices.ContainsFunc(translated, holds) {
-		return forbidden(netip.AddrFrom4([4]byte(b[12:])))
-	}
-	return nil
-}
-
-// permitted refuses to connect to forbidden addresses, whatever name they were found by.
-func permitted(_ context.Context, _, at string, _ syscall.RawConn) error {
-	ip, err := netip.ParseAddrPort(at)
-	if err != nil {
-		return errForbidden
-	}
-	return forbidden(ip.Addr())
 }
