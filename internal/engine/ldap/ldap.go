@@ -153,7 +153,7 @@ type Engine struct {
 
 var (
 	_ engine.Finder    = (*Engine)(nil)
-	_ engine.Rotator   = (*Engine)(nil)
+	_ engine.Explainer = (*Engine)(nil)
 	_ engine.Versioner = (*Engine)(nil)
 )
 

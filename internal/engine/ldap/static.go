@@ -307,19 +307,44 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 
 // Current is the version of a static role's password, for leases on it.
 func (e *Engine) Current(v store.View, m *mount.Entry, path string) (version, born uint64, err error) {
-	account, ok := e.AccountOf(path)
+	name, ok := strings.CutPrefix(path, staticCred)
 	if !ok {
 		return 0, 0, nil
 	}
-	a, _, err := rotation.Load(v, m.Namespace, m.UUID, account)
+	a, _, err := rotation.Load(v, m.Namespace, m.UUID, staticPrefix+name)
 	if err != nil {
 		return 0, 0, err
 	}
 	return a.Version, a.Born, nil
 }
 
-// AccountOf is the account whose password is read at a path within the mount.
+// AccountOf is the account that a path is about.
 func (e *Engine) AccountOf(path string) (account string, ok bool) {
-	name, ok := strings.CutPrefix(path, staticCred)
-	return staticPrefix + name, ok
+	if path == configRow || path == "rotate-root" {
+		return rootAccount, true
+	}
+	for _, prefix := range []string{staticCred, "static-role/", "rotate-role/"} {
+		if name, ok := strings.CutPrefix(path, prefix); ok && name != "" {
+			return staticPrefix + strings.ToLower(name), true
+		}
+	}
+	return "", false
+}
+
+// Terms are those on which an account is rotated.
+func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Terms, error) {
+	if name, ok := strings.CutPrefix(account, staticPrefix); ok {
+		var role StaticRole
+		row, err := load(v, m, staticPrefix, name, &role)
+		if err != nil || !row.Exists() {
+			return nil, err
+		}
+		return &engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: []string{role.Username}, Schedule: role.schedule()}, nil
+	}
+	var c Config
+	row, err := load(v, m, configRow, "", &c)
+	if err != nil || !row.Exists() {
+		return nil, err
+	}
+	return &engine.Terms{Path: configRow, Accounts: []string{c.BindDN}, Schedule: c.schedule()}, nil
 }

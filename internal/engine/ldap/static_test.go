@@ -331,3 +331,38 @@ func TestRefusedPassword(t *testing.T) {
 		t.Error("the rotation did not go on")
 	}
 }
+
+// How rotations stand is shown, by each of an account's paths; one that the directory does not finish can be given up.
+func TestRotationIsShownAndGivenUp(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	a := w.accounts()[0]
+	for _, path := range []string{"ldap/static-cred/app", "ldap/static-role/App", "ldap/config", "ldap/rotate-root"} {
+		w.do(lessor.Read, "sys/lessor/rotation/status/"+path, "")
+	}
+	w.refused(api.NotFound, lessor.Read, "sys/lessor/rotation/status/ldap/creds/app", "", "is not the path of something that is rotated")
+	w.do(lessor.Read, "sys/lessor/rotation/plan/ldap/static-cred/app", "")
+	w.eye.watch(func(call string, password lessor.Secret, do func() error) error {
+		if call == "set" && password.Reveal() != a.first {
+			_ = do() // it lands, and nobody is told
+			return errBroken
+		}
+		return do()
+	})
+	w.refused(api.Upstream, lessor.Update, a.rotate, "", "unable to finish rotating credentials")
+	if w.LogsIn(a.dn, a.first) {
+		t.Fatal("nothing landed: this shows nothing")
+	}
+	w.do(lessor.Update, "sys/lessor/rotation/abort/ldap/static-cred/app", "")
+	w.until("it is given up", func() bool {
+		w.clock.advance(time.Second)
+		state := w.state(a.name)
+		return state.Pending == 0 && !state.Abort && state.Attempts == 0
+	})
+	w.until("what was before is forgotten", func() bool {
+		w.clock.advance(10 * time.Second)
+		return len(w.passwords(a.name).Former) == 0
+	})
+	if now := w.password("app"); now != a.first || !w.LogsIn(a.dn, now) {
+		t.Error("readers are not shown the password before, or it is not in force")
+	}
+}

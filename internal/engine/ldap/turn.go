@@ -8,6 +8,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -232,12 +233,13 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 		}
 		return nil, err
 	}
-	r := &engine.Rotate{Account: account, Path: t.path()}
-	switch t.Step(t.schedule(), a.Now) {
+	r := &engine.Rotate{Account: account, Path: t.path(), Cause: t.Cause}
+	schedule := t.schedule().Drawn(a.Chance)
+	switch t.Step(schedule, a.Now) {
 	case rotation.Rotate:
 		fresh, err := t.fresh(a.Password)
 		if err != nil {
-			t.Failed(err, a.Now, 0.5)
+			t.Failed(err, a.Now, a.Chance)
 			return nil, t.save(txn)
 		}
 		t.Begin(t.passwords, fresh, a.Now)
@@ -248,8 +250,22 @@ func (e *Engine) Plan(a engine.Access, account string, txn *store.Txn) (*engine.
 	case rotation.Prove:
 		t.Retry = a.Now.Add(rotation.Head)
 		r.Note = "password proven"
+	case rotation.Settle:
+		more, err := lease.Settle(a.View, txn, a.Mount, t.read(), t.Dead, t.Born)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			t.Settled = t.Dead
+		}
+		r.Note, r.Done = "older versions are proven dead", true
+	case rotation.Yield:
+		if !t.GiveUp(t.passwords, schedule, a.Now) {
+			return nil, t.save(txn) // it came too late
+		}
+		r.Note, r.Done = "the rotation is given up", true
 	case rotation.Miss:
-		t.Skip(t.schedule(), a.Now)
+		t.Skip(schedule, a.Now)
 		return nil, t.save(txn)
 	default:
 		return nil, nil
@@ -287,12 +303,12 @@ func (e *Engine) Turn(ctx context.Context, a engine.Access, account string) engi
 	done.Version, done.passwords = t.Pending, &rotation.Passwords{Current: pending}
 	return engine.Turned{
 		Note: note, Shown: []audit.Shown{done.shown(t.read(), "written")},
-		Then: func(a engine.Access, txn *store.Txn, _ func() float64) error {
+		Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
 			t, err := e.still(a, account, pending)
 			if t == nil {
 				return err
 			}
-			t.Confirm(t.passwords, t.schedule(), a.Now)
+			t.Confirm(t.passwords, t.schedule().Drawn(jitter()), a.Now)
 			return t.save(txn)
 		},
 	}
@@ -375,6 +391,9 @@ func (e *Engine) proven(account string, current lessor.Secret, note string) engi
 			return err
 		}
 		t.Proven(t.passwords, a.Now)
+		if t.role != nil {
+			t.Buried(t.passwords, a.Now)
+		}
 		return t.save(txn)
 	}}
 }
