@@ -24,6 +24,7 @@ type StaticRole struct {
 	Period   time.Duration `cbor:"3,keyasint,omitempty"`
 	Cron     string        `cbor:"4,keyasint,omitempty"`
 	Window   time.Duration `cbor:"5,keyasint,omitempty"`
+	Jitter   time.Duration `cbor:"6,keyasint,omitempty"`
 }
 
 // names are those by which no other role or set may manage the account.
@@ -36,7 +37,7 @@ func (role *StaticRole) names() []string {
 }
 
 func (role *StaticRole) schedule() rotation.Schedule {
-	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window}
+	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window, Jitter: role.Jitter}
 }
 
 var staticFields = []engine.Field{
@@ -45,6 +46,7 @@ var staticFields = []engine.Field{
 	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
 	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
 	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
+	{Name: "rotation_jitter", Type: engine.Duration, Help: "Up to so much later than its time each rotation is due, so that not all are at once; default 0."},
 	{Name: "skip_import_rotation", Type: engine.Bool, Help: "Do not rotate when the role is made."},
 }
 
@@ -71,6 +73,9 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 func (role *StaticRole) tell(data map[string]any, a *rotation.Account) {
 	if !a.Rotated.IsZero() {
 		data["last_vault_rotation"] = a.Rotated
+	}
+	if role.Jitter > 0 {
+		data["rotation_jitter"] = whole(role.Jitter)
 	}
 	if role.Cron == "" {
 		data["rotation_period"] = whole(role.Period)
@@ -222,22 +227,25 @@ func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
 	case create && !period && !cron:
 		return api.Errorf(api.Invalid, "rotation_period is required to create static accounts")
 	case period:
-		s = rotation.Schedule{Period: r.Dur("rotation_period"), Window: r.Dur("rotation_window")}
+		s = rotation.Schedule{Period: r.Dur("rotation_period"), Window: r.Dur("rotation_window"), Jitter: s.Jitter}
 		if s.Period < rotation.ShortestPeriod {
 			return api.Errorf(api.Invalid, "rotation_period must be %d seconds or more", rotation.ShortestPeriod/time.Second)
 		}
 	case cron:
-		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window}
+		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window, Jitter: s.Jitter}
 		if r.Has("rotation_window") {
 			s.Window = r.Dur("rotation_window")
 		}
 	case r.Has("rotation_window"):
 		s.Window = r.Dur("rotation_window")
 	}
+	if r.Has("rotation_jitter") {
+		s.Jitter = r.Dur("rotation_jitter")
+	}
 	if err := s.Check(r.Now); err != nil {
 		return api.Errorf(api.Invalid, "%v", err)
 	}
-	role.Period, role.Cron, role.Window = s.Period, s.Cron, s.Window
+	role.Period, role.Cron, role.Window, role.Jitter = s.Period, s.Cron, s.Window, s.Jitter
 	return nil
 }
 
@@ -299,10 +307,12 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 			break
 		}
 	}
-	return &engine.Reply{
+	reply := &engine.Reply{
 		Data: data, Warnings: worries(t.Account, r.Now), Shown: shown,
 		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
-	}, nil
+	}
+	reply.Txn.Require(t.held) // once another password is in force nobody comes to hold this one any more
+	return reply, nil
 }
 
 // Current is the version of a static role's password, for leases on it.

@@ -366,3 +366,18 @@ func TestRotationIsShownAndGivenUp(t *testing.T) {
 		t.Error("readers are not shown the password before, or it is not in force")
 	}
 }
+
+// A holder whose lease on a password is revoked may know it still: it is rotated.
+func TestRevokedHolderHasItRotated(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	a := w.accounts()[0]
+	op := w.op(w.root, lessor.Read, "ldap/static-cred/app", "")
+	op.Renewable = true
+	held, err := w.core.Handle(t.Context(), op)
+	w.must(err)
+	w.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, held.Lease.ID))
+	w.until("it is rotated", func() bool { return w.password("app") != a.first })
+	if w.LogsIn(a.dn, a.first) || !w.LogsIn(a.dn, w.password("app")) {
+		t.Error("the holder's password is in force still, or what is shown is not")
+	}
+}
