@@ -143,6 +143,7 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if r.Has("skip_import_rotation") {
 		skip = r.Bool("skip_import_rotation")
 	}
+	schedule := role.schedule().Drawn(rotation.Chance(r.Random))
 	switch {
 	case row.Exists():
 		if r.Has("skip_import_rotation") {
@@ -153,11 +154,11 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 			last = r.Now
 		}
 		if before.schedule() != role.schedule() {
-			t.Due = role.schedule().Next(last)
+			t.Due = schedule.Next(last)
 		}
 	case skip:
 		t.Born = uint64(r.Now.UnixMicro())
-		t.Due = role.schedule().Next(r.Now)
+		t.Due = schedule.Next(r.Now)
 	default:
 		fresh, err := t.fresh(r.System.Password)
 		if err != nil {

@@ -66,6 +66,7 @@ func TestStaticRole(t *testing.T) {
 	other(`{"rotation_period":"1h"}`, "username is a required field to manage a static account")
 	other(`{"username":"x"}`, "rotation_period is required to create static accounts")
 	other(`{"username":"x","rotation_period":1}`, "rotation_period must be 5 seconds or more")
+	other(`{"username":"x","rotation_period":"1h","rotation_jitter":"1h"}`, "rotation_jitter must be shorter than the time from one rotation to the next")
 	other(`{"username":"x","rotation_period":"1h","dn":"nonsense"}`, "dn is no distinguished name")
 	other(fmt.Sprintf(`{"username":"x","rotation_period":"1h","dn":%q}`, strings.ToUpper(w.Manager)), "is the account that lessor itself logs in with")
 	w.refused(api.Invalid, lessor.Update, "ldap/static-role/other", `{"username":"lessor","rotation_period":"1h"}`, "is the account that lessor itself logs in with")
