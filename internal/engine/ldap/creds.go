@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -185,20 +186,17 @@ func (e *Engine) Apply(ctx context.Context, a engine.Access, l *lease.Lease, pas
 // Renew has nothing to do: an account has no end of its own at a directory.
 func (e *Engine) Renew(context.Context, engine.Access, *lease.Lease, time.Time) error { return nil }
 
-// Revert removes the accounts of the leases, or takes those back that they lent.
+// Revert removes the accounts of the leases, or takes those back that they lent: as many at a time as the Directory has connections.
 func (e *Engine) Revert(ctx context.Context, a engine.Access, ls []*lease.Lease) []error {
 	errs := make([]error, len(ls))
 	d, err := e.directory(a)
+	var all sync.WaitGroup
 	for i, l := range ls {
-		switch {
-		case err != nil:
-			errs[i] = err
-		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			errs[i] = &api.Error{Kind: api.Upstream, Text: "the directory cannot be reached: it did not answer in time", Cause: ErrUntouched}
-		default:
-			errs[i] = revert(ctx, d, l)
+		if errs[i] = err; err == nil {
+			all.Go(func() { errs[i] = revert(ctx, d, l) })
 		}
 	}
+	all.Wait()
 	return errs
 }
 

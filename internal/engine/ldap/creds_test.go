@@ -454,6 +454,30 @@ func TestCredentialsThroughTheGate(t *testing.T) {
 	w.do(lessor.Delete, "ldap/config", "")
 }
 
+// Many leases that end at once are all gone, of accounts that are in one group.
+func TestManyEndAtOnce(t *testing.T) {
+	b := newBench(t)
+	var ls []*lease.Lease
+	for range 40 {
+		l, _, pw := b.plan()
+		if err := b.apply(l, pw); err != nil {
+			t.Fatal(err)
+		}
+		ls = append(ls, l)
+	}
+	if n := len(b.members()); n != 41 {
+		t.Fatalf("%d members", n)
+	}
+	for _, err := range b.Revert(t.Context(), b.access(), ls) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(b.members()); n != 1 || len(b.Below()) != 1 {
+		t.Errorf("%d members are left, and %v", n, b.Below())
+	}
+}
+
 // A lessor that dies at any moment of making an account leaves none that nobody knows.
 func TestCreationIsStruck(t *testing.T) {
 	s := ldaptest.Start(t)
