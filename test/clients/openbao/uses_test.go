@@ -5,8 +5,14 @@ package openbao
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -78,6 +84,7 @@ func TestUses(t *testing.T) {
 	t.Run("tokens", testTokens)
 	t.Run("userpass", testUserpass)
 	t.Run("approle with wrapping", testAppRole)
+	t.Run("jwt", testJWT)
 	t.Run("wrapping", testWrapping)
 	t.Run("token watcher", testTokenWatcher)
 	t.Run("database", testDatabase)
@@ -297,6 +304,40 @@ func testUserpass(t *testing.T) {
 	auths := must[map[string]*api.AuthMount](t)(c.Sys().ListAuth())
 	if auths["userpass/"] == nil || auths["token/"] == nil {
 		t.Errorf("auth methods: %v", auths)
+	}
+}
+
+// A workload logs in by a token that its platform signed. The platform is a key here.
+func testJWT(t *testing.T) {
+	c := connect(t)
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	check(t, err)
+	der, err := x509.MarshalPKIXPublicKey(public)
+	check(t, err)
+	part := func(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+	sign := func(project string) string {
+		now := time.Now().Unix()
+		signed := part(`{"alg":"EdDSA"}`) + "." + part(fmt.Sprintf(`{"iss":"ci","aud":"lessor","sub":"job","project":%q,"iat":%d,"exp":%d}`, project, now, now+300))
+		return signed + "." + part(string(ed25519.Sign(private, []byte(signed))))
+	}
+	check(t, c.Sys().EnableAuthWithOptions("jwt", &api.EnableAuthOptions{Type: "jwt"}))
+	must[*api.Secret](t)(c.Logical().Write("auth/jwt/config", map[string]any{
+		"jwt_validation_pubkeys": []string{string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))}, "bound_issuer": "ci", "default_role": "app",
+	}))
+	must[*api.Secret](t)(c.Logical().Write("auth/jwt/role/app", map[string]any{
+		"role_type": "jwt", "user_claim": "sub", "bound_audiences": []string{"lessor"}, "bound_claims": map[string]any{"project": []string{"shop", "store"}},
+		"claim_mappings": map[string]any{"project": "project"}, "token_policies": []string{"default"},
+	}))
+	role := must[*api.Secret](t)(c.Logical().Read("auth/jwt/role/app"))
+	if role.Data["user_claim"] != "sub" || role.Data["role_type"] != "jwt" {
+		t.Errorf("role: %v", role.Data)
+	}
+	login := must[*api.Secret](t)(c.Logical().Write("auth/jwt/login", map[string]any{"role": "app", "jwt": sign("shop")}))
+	if login.Auth.EntityID == "" || login.Auth.Metadata["project"] != "shop" || login.Auth.Metadata["role"] != "app" {
+		t.Errorf("login: %+v", login.Auth)
+	}
+	if _, err := c.Logical().Write("auth/jwt/login", map[string]any{"jwt": sign("other")}); status(err) != http.StatusBadRequest {
+		t.Errorf("another project's: %v", err)
 	}
 }
 
