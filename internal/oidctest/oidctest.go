@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -37,6 +38,8 @@ type Provider struct {
 
 	// Tamper changes the claims of an ID token before it is signed; nil: nothing does.
 	Tamper func(claims map[string]any)
+	// More is what the provider tells of a person besides, at its userinfo endpoint; nil: it has none.
+	More func(user string) map[string]any
 	// Answer, if not nil, answers in the place of the provider, unless it returns false.
 	Answer func(w http.ResponseWriter, r *http.Request) bool
 
@@ -47,6 +50,7 @@ type Provider struct {
 	asked   map[string]int    // requests by path
 	codes   map[string]*grant
 	devices map[string]*grant // by device code
+	access  map[string]string // user by access token
 	numbers int
 }
 
@@ -60,13 +64,14 @@ type grant struct {
 // New starts a provider with one key.
 func New(t testing.TB) *Provider {
 	t.Helper()
-	p := &Provider{t: t, Now: time.Now, asked: map[string]int{}, codes: map[string]*grant{}, devices: map[string]*grant{}}
+	p := &Provider{t: t, Now: time.Now, asked: map[string]int{}, codes: map[string]*grant{}, devices: map[string]*grant{}, access: map[string]string{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", p.describe)
 	mux.HandleFunc("GET /keys", p.showKeys)
 	mux.HandleFunc("GET /authorize", p.authorize)
 	mux.HandleFunc("POST /device_authorization", p.device)
 	mux.HandleFunc("POST /token", p.token)
+	mux.HandleFunc("GET /userinfo", p.userInfo)
 	mux.HandleFunc("GET /device", func(w http.ResponseWriter, r *http.Request) {
 		if err := p.Enter(r.URL.Query().Get("user_code"), r.Header.Get("User")); err != nil {
 			http.Error(w, err.Error(), http.StatusNotFound)
@@ -151,12 +156,31 @@ func Sign(t testing.TB, alg jose.SignatureAlgorithm, key any, claims any) string
 }
 
 func (p *Provider) describe(w http.ResponseWriter, _ *http.Request) {
-	answer(w, 200, map[string]any{
+	about := map[string]any{
 		"issuer": p.URL, "jwks_uri": p.URL + "/keys", "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token",
 		"device_authorization_endpoint":         p.URL + "/device_authorization",
 		"id_token_signing_alg_values_supported": []string{"ES256"}, "response_types_supported": []string{"code"},
 		"token_endpoint_auth_methods_supported": []string{"client_secret_basic"}, "code_challenge_methods_supported": []string{"S256"},
-	})
+	}
+	p.mu.Lock()
+	if p.More != nil {
+		about["userinfo_endpoint"] = p.URL + "/userinfo"
+	}
+	p.mu.Unlock()
+	answer(w, 200, about)
+}
+
+func (p *Provider) userInfo(w http.ResponseWriter, r *http.Request) {
+	access, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	p.mu.Lock()
+	user, ok := p.access[access]
+	more := p.More
+	p.mu.Unlock()
+	if !ok || more == nil {
+		answer(w, 401, map[string]any{"error": "invalid_token"})
+		return
+	}
+	answer(w, 200, more(user))
 }
 
 func (p *Provider) showKeys(w http.ResponseWriter, _ *http.Request) {
@@ -287,7 +311,9 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	if tamper != nil {
 		tamper(claims)
 	}
-	answer(w, 200, map[string]any{"access_token": rand.Text(), "token_type": "Bearer", "expires_in": 600, "id_token": p.Sign(claims)})
+	access := rand.Text()
+	p.Set(func() { p.access[access] = g.user })
+	answer(w, 200, map[string]any{"access_token": access, "token_type": "Bearer", "expires_in": 600, "id_token": p.Sign(claims)})
 }
 
 // granted is what the code in a request stands for; each is good once.

@@ -3,6 +3,7 @@ package jwt
 import (
 	"encoding/json"
 	"strings"
+	"sync"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/ext"
@@ -30,7 +31,7 @@ var conditions = func() *cel.Env {
 	return env
 }()
 
-// A condition is what a role asks of the claims in CEL, the Common Expression Language.
+// A condition is what a role asks of the claims in CEL, the Common Expression Language. Safe for concurrent use.
 type condition struct{ program cel.Program }
 
 // compile reads an expression, which must be true or false. Errors are of kind Invalid.
@@ -47,6 +48,38 @@ func compile(expression string) (*condition, error) {
 		return nil, api.Errorf(api.Invalid, "bound_cel: %v", err)
 	}
 	return &condition{program}, nil
+}
+
+// expressions keeps compiled conditions, which take longer to compile than to evaluate. It is a cache: what is not in it is compiled.
+type expressions struct {
+	mu    sync.Mutex
+	known map[string]*condition
+}
+
+const mostExpressions = 1000
+
+// compiled is the condition of an expression; nil for none.
+func (e *expressions) compiled(expression string) (*condition, error) {
+	if expression == "" {
+		return nil, nil
+	}
+	e.mu.Lock()
+	known := e.known[expression]
+	e.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	c, err := compile(expression)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.known == nil || len(e.known) >= mostExpressions {
+		e.known = map[string]*condition{}
+	}
+	e.known[expression] = c
+	return c, nil
 }
 
 // errCondition refuses a token. It does not say which part of the expression was not true.

@@ -203,7 +203,7 @@ func sentConfig(r *engine.Request) (*config, error) {
 	case secret && c.DiscoveryURL == "":
 		return nil, api.Errorf(api.Invalid, "'oidc_discovery_url' must be set for OIDC")
 	case len(r.Map("provider_config")) > 0:
-		return nil, api.Errorf(api.Invalid, "provider_config is not supported: groups must come in the ID token (groups_claim)")
+		return nil, api.Errorf(api.Invalid, "provider_config is not supported: groups must come as a claim (groups_claim), in the ID token or from the provider's userinfo endpoint")
 	case !slices.Contains([]string{"", "query", "form_post"}, c.ResponseMode):
 		return nil, api.Errorf(api.Invalid, "invalid response_mode %q: query or form_post", c.ResponseMode)
 	case slices.ContainsFunc(c.ResponseTypes, func(t string) bool { return t != "code" }):

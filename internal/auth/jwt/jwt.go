@@ -31,6 +31,7 @@ import (
 // Backend is the auth method, under both of its names.
 type Backend struct {
 	known   keyring
+	exprs   expressions
 	answers answers
 	polls   intervals
 }
@@ -81,7 +82,7 @@ func (b *Backend) login(_ context.Context, r *engine.Request) (*engine.Reply, er
 	if jwt.Empty() {
 		return nil, api.Errorf(api.Invalid, "missing token")
 	}
-	e, err := enter(r, r.Str("role"))
+	e, err := b.enter(r, r.Str("role"))
 	if err != nil {
 		return nil, err
 	}
@@ -102,10 +103,11 @@ type entry struct {
 	name      string
 	role      *role
 	roleRow   store.Row
+	condition *condition // of the role; nil: none
 }
 
 // enter finds the configuration and the role of a login, and refuses those from elsewhere.
-func enter(r *engine.Request, name string) (*entry, error) {
+func (b *Backend) enter(r *engine.Request, name string) (*entry, error) {
 	c, row, err := configured(r)
 	if err != nil {
 		return nil, err
@@ -126,7 +128,8 @@ func enter(r *engine.Request, name string) (*entry, error) {
 	if !auth.Within(e.role.Token.BoundCIDRs, r.Op.Client) {
 		return nil, api.Errorf(api.Unauthenticated, "permission denied")
 	}
-	return e, nil
+	e.condition, err = b.exprs.compiled(e.role.Condition)
+	return e, err
 }
 
 // verified are the claims of a token that one of the issuer's keys signed.
@@ -156,7 +159,7 @@ func (b *Backend) verified(r *engine.Request, e *entry, jwt lessor.Secret, algor
 // admit lets somebody in of whom an issuer said all that the role asks for.
 func (e *entry) admit(r *engine.Request, said claims) (*engine.Reply, error) {
 	ro := e.role
-	ends, err := ro.accepts(said, r.Now)
+	ends, err := ro.accepts(said, e.condition, r.Now)
 	if err != nil {
 		return nil, err
 	}
@@ -176,8 +179,8 @@ func (e *entry) admit(r *engine.Request, said claims) (*engine.Reply, error) {
 	return reply, err
 }
 
-// accepts refuses a token that does not say what the role asks for at now, and tells when it ends for good.
-func (ro *role) accepts(said claims, now time.Time) (ends time.Time, err error) {
+// accepts refuses a token that does not say what the role asks for at now, its condition included, and tells when it ends for good.
+func (ro *role) accepts(said claims, c *condition, now time.Time) (ends time.Time, err error) {
 	if ends, err = ro.leeways().check(said, now); err != nil {
 		return ends, err
 	}
@@ -192,12 +195,8 @@ func (ro *role) accepts(said claims, now time.Time) (ends time.Time, err error) 
 	if err := bound(said, ro.Claims, ro.Globs); err != nil {
 		return ends, err
 	}
-	if ro.Condition == "" {
+	if c == nil {
 		return ends, nil
-	}
-	c, err := compile(ro.Condition)
-	if err != nil {
-		return ends, err
 	}
 	return ends, c.holds(said)
 }

@@ -377,7 +377,7 @@ func TestConfig(t *testing.T) {
 		{Verb: put, Path: "config", Body: `{"oidc_discovery_url":"https://x","oidc_client_id":"y"}`, Kind: api.Invalid, Err: "both 'oidc_client_id' and 'oidc_client_secret' must be set for OIDC"},
 		{Verb: put, Path: "config", Body: `{"jwks_url":"https://x","oidc_client_id":"y","oidc_client_secret":"z"}`, Kind: api.Invalid, Err: "'oidc_discovery_url' must be set for OIDC"},
 		{Verb: put, Path: "config", Body: `{"oidc_discovery_url":"https://x","provider_config":{"provider":"azure"}}`, Kind: api.Invalid,
-			Err: "provider_config is not supported: groups must come in the ID token (groups_claim)"},
+			Err: "provider_config is not supported: groups must come as a claim (groups_claim), in the ID token or from the provider's userinfo endpoint"},
 		{Verb: put, Path: "config", Body: `{"oidc_discovery_url":"https://x","oidc_response_types":"id_token"}`, Kind: api.Invalid,
 			Err: "unsupported response_type: the provider is asked for a code, and for tokens never by way of the browser"},
 	}...)

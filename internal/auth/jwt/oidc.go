@@ -66,7 +66,7 @@ type relyingParty struct {
 
 // party is lessor as the provider knows it, for a role of people.
 func (b *Backend) party(r *engine.Request, role string) (*relyingParty, error) {
-	e, err := enter(r, role)
+	e, err := b.enter(r, role)
 	if err != nil {
 		return nil, err
 	}
@@ -301,6 +301,7 @@ var (
 type spoken struct {
 	Error      string `json:"error"`
 	IDToken    string `json:"id_token"`
+	Access     string `json:"access_token"`
 	DeviceCode string `json:"device_code"`
 	UserCode   string `json:"user_code"`
 	URI        string `json:"verification_uri"`
@@ -358,7 +359,40 @@ func (p *relyingParty) exchange(ctx context.Context, now time.Time, nonce string
 	if s.IDToken == "" {
 		return nil, api.Errorf(api.Invalid, "Login failed. The provider gave no ID token")
 	}
-	return p.identified(ctx, now, nonce, s.IDToken)
+	said, err := p.identified(ctx, now, nonce, s.IDToken)
+	if err != nil || p.provider.UserInfo == "" || s.Access == "" {
+		return said, err
+	}
+	return said, p.told(ctx, said, s.Access)
+}
+
+// told adds what else the provider tells of the person (OpenID Connect Core 1.0, 5.3): what the ID token says itself stands. Nothing is added if
+// the provider does not tell; a role that asks for more then refuses.
+func (p *relyingParty) told(ctx context.Context, said claims, access string) error {
+	ctx, cancel := context.WithTimeout(ctx, providerTime)
+	defer cancel()
+	w, err := newWeb(p.config.DiscoveryCA)
+	if err != nil {
+		return api.Errorf(api.Invalid, "%v", err)
+	}
+	defer w.close()
+	text, err := w.getAs(ctx, p.provider.UserInfo, lessor.NewSecret(access))
+	if err != nil {
+		return nil
+	}
+	more, err := readClaims(text)
+	if err != nil {
+		return nil
+	}
+	if more.text("sub") != said.text("sub") {
+		return invalid("the provider tells of another person than its ID token")
+	}
+	for name, v := range more {
+		if _, there := said[name]; !there {
+			said[name] = v
+		}
+	}
+	return nil
 }
 
 // identified are the claims of an ID token that was made for this login (OpenID Connect Core 1.0, 3.1.3.7).

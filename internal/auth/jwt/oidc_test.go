@@ -353,3 +353,34 @@ func TestAnyNode(t *testing.T) {
 		t.Errorf("%+v %v", r, err)
 	}
 }
+
+// What the ID token does not say, the provider may tell besides. It never changes what the token says, nor tells of somebody else.
+func TestUserInfo(t *testing.T) {
+	p := oidctest.New(t)
+	p.More = func(user string) map[string]any {
+		return map[string]any{"sub": "id-of-" + user, "email": "root@example.com", "teams": []string{"blue"}, "iss": "https://issuer.example.com"}
+	}
+	b := people(t, p, map[string]any{"groups_claim": "teams", "bound_claims": map[string]any{"teams": "blue"}})
+	login := func() (*engine.Reply, error) {
+		t.Helper()
+		b.Clock.Advance(time.Second)
+		return ask(t, b, get, "oidc/callback", visit(t, p, begun(t, b, map[string]any{"redirect_uri": back}), "ann"))
+	}
+	r, err := login()
+	if err != nil || r.Login.Alias != "ann@example.com" || !reflect.DeepEqual(r.Login.Groups, []string{"blue"}) {
+		t.Errorf("%+v %v", r, err)
+	}
+	p.Set(func() {
+		p.More = func(string) map[string]any { return map[string]any{"sub": "id-of-bob", "teams": []string{"blue"}} }
+	})
+	isRefused(t, second(login()), "error validating token: the provider tells of another person than its ID token")
+	p.Set(func() {
+		p.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == "/userinfo" {
+				http.Error(w, "away", http.StatusServiceUnavailable)
+			}
+			return r.URL.Path == "/userinfo"
+		}
+	})
+	isRefused(t, second(login()), `error validating claims: claim "teams" is missing`)
+}

@@ -44,7 +44,16 @@ func (w *web) close() { w.http.CloseIdleConnections() }
 
 // get is the body of an answer of 200.
 func (w *web) get(ctx context.Context, at string) ([]byte, error) {
-	status, text, err := w.do(ctx, http.MethodGet, at, nil, nil)
+	return w.getAs(ctx, at, lessor.Secret{})
+}
+
+// getAs is get for the bearer of a token; empty: for anybody.
+func (w *web) getAs(ctx context.Context, at string, bearer lessor.Secret) ([]byte, error) {
+	status, text, err := w.do(ctx, http.MethodGet, at, nil, func(r *http.Request) {
+		if !bearer.Empty() {
+			r.Header.Set("Authorization", "Bearer "+bearer.Reveal())
+		}
+	})
 	if err == nil && status != http.StatusOK {
 		err = fmt.Errorf("%s answered with status %d", at, status)
 	}
@@ -64,10 +73,15 @@ func (w *web) post(ctx context.Context, at string, form url.Values, as credentia
 	if as.inBody {
 		form.Set("client_secret", as.secret.Reveal())
 	}
-	return w.do(ctx, http.MethodPost, at, strings.NewReader(form.Encode()), &as)
+	return w.do(ctx, http.MethodPost, at, strings.NewReader(form.Encode()), func(r *http.Request) {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if !as.inBody {
+			r.SetBasicAuth(url.QueryEscape(as.id), url.QueryEscape(as.secret.Reveal()))
+		}
+	})
 }
 
-func (w *web) do(ctx context.Context, method, at string, body io.Reader, as *credentials) (int, []byte, error) {
+func (w *web) do(ctx context.Context, method, at string, body io.Reader, dress func(*http.Request)) (int, []byte, error) {
 	if err := checkURL(at); err != nil {
 		return 0, nil, err
 	}
@@ -76,12 +90,7 @@ func (w *web) do(ctx context.Context, method, at string, body io.Reader, as *cre
 		return 0, nil, fmt.Errorf("%q is no URL", at)
 	}
 	request.Header.Set("Accept", "application/json")
-	if as != nil {
-		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		if !as.inBody {
-			request.SetBasicAuth(url.QueryEscape(as.id), url.QueryEscape(as.secret.Reveal()))
-		}
-	}
+	dress(request)
 	answer, err := w.http.Do(request)
 	if err != nil {
 		return 0, nil, err
@@ -121,6 +130,7 @@ type provider struct {
 	Authorization string   `json:"authorization_endpoint"`
 	Token         string   `json:"token_endpoint"`
 	Device        string   `json:"device_authorization_endpoint"`
+	UserInfo      string   `json:"userinfo_endpoint"`
 	Auth          []string `json:"token_endpoint_auth_methods_supported"`
 }
 
