@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -53,7 +54,7 @@ func (w *walk) login(ctx context.Context, txn *store.Txn, rec *audit.Record, l *
 	made.Alias, made.AliasName, made.Mount, made.Instance = alias.ID, alias.Name, w.mount.UUID, l.Instance
 	made.Owner, _ = w.ownerOf(w.op.Path)
 	if l.Role != "" {
-		made.Owner, _ = w.ownerOf(w.mount.Path + "role/" + l.Role)
+		made.Owner, _ = w.ownerOf(w.mount.Path + cmp.Or(l.Owned, "role/"+l.Role))
 	}
 	if err := w.reserveToken(ctx, made); err != nil {
 		return nil, err

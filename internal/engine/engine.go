@@ -409,6 +409,7 @@ type Login struct {
 	Groups    []string          // what the method says that they are in: names of group aliases at the mount
 	Name      string            // display name, without the mount's path: "billing"
 	Role      string
+	Owned     string            // within the mount: what the token's owner is looked up for, if it has a Role; empty: "role/" and that
 	Metadata  map[string]string // of the token
 	Instance  string            // what tells running instances of this alias apart: secret-id accessor; may be empty
 	Token     TokenTerms

@@ -76,12 +76,17 @@ func TestClientCertificates(t *testing.T) {
 	root.must(204, "POST", "sys/auth/cert", `{"type":"cert"}`)
 	root.must(204, "POST", "auth/cert/certs/web", string(role))
 
+	root.must(204, "POST", "sys/lessor/owners/auth/cert/certs/web", `{"owner":"team-web"}`)
+
 	as("", stranger).must(400, "POST", "auth/cert/login", "")
 	as("").must(400, "POST", "auth/cert/login", "")
 	auth := as("", known).must(200, "POST", "auth/cert/login", "")["auth"].(map[string]any)
 	token := auth["client_token"].(string)
 	if auth["metadata"].(map[string]any)["common_name"] != "web" {
 		t.Errorf("%v", auth)
+	}
+	if self := root.must(200, "POST", "auth/token/lookup", `{"token":"`+token+`"}`)["data"].(map[string]any); self["owner"] != "team-web" || self["display_name"] != "cert-web" {
+		t.Errorf("%v", self)
 	}
 	as(token, known).must(200, "POST", "auth/token/renew-self", "")
 	as(token, stranger).must(400, "POST", "auth/token/renew-self", "")

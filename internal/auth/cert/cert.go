@@ -187,7 +187,7 @@ func login(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if alias == "" {
 		return nil, api.Errorf(api.Invalid, "the certificate names nobody: it has no common name and no alternative name")
 	}
-	l := &engine.Login{Alias: alias, Name: ro.DisplayName, Role: name, Metadata: ro.metadata(name, leaf), Instance: keyHash(leaf), Token: ro.Token}
+	l := &engine.Login{Alias: alias, Name: ro.DisplayName, Role: name, Owned: "certs/" + name, Metadata: ro.metadata(name, leaf), Instance: keyHash(leaf), Token: ro.Token}
 	if l.Name == "" {
 		l.Name = name
 	}

@@ -150,7 +150,7 @@ func TestTrust(t *testing.T) {
 
 	client := root.client("web")
 	got := admitted(t, b, "APP", client)
-	if got.Alias != "web" || got.Name != "the app" || got.Role != "app" || got.AliasMeta != nil || len(got.Instance) != 64 || got.Metadata["cert_name"] != "app" ||
+	if got.Alias != "web" || got.Name != "the app" || got.Role != "app" || got.Owned != "certs/app" || got.AliasMeta != nil || len(got.Instance) != 64 || got.Metadata["cert_name"] != "app" ||
 		got.Metadata["common_name"] != "web" || got.Metadata["serial_number"] != client.SerialNumber.String() || len(got.Metadata["authority_key_id"]) != 20*3-1 {
 		t.Errorf("%+v", got)
 	}
