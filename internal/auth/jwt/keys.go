@@ -211,8 +211,8 @@ type keySet struct {
 	flight   chan struct{}
 }
 
-// view is a moment of a keySet.
-type view struct {
+// moment is what a keySet knows at a time.
+type moment struct {
 	keys     []jose.JSONWebKey
 	provider *provider
 	good     bool                      // the keys are recent, and one of them may be the one that is looked for
@@ -220,10 +220,10 @@ type view struct {
 }
 
 // see tells what is known at now, and how to find out more if a token that names the key kid needs it.
-func (s *keySet) see(now time.Time, kid string) view {
+func (s *keySet) see(now time.Time, kid string) moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{keys: s.keys, provider: s.provider}
+	v := moment{keys: s.keys, provider: s.provider}
 	v.good = !s.fetched.IsZero() && now.Sub(s.fetched) < keysAge && names(s.keys, kid)
 	if v.good {
 		return v
