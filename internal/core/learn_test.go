@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -86,5 +87,58 @@ func TestUnknownForEver(t *testing.T) {
 	}
 	if records := g.last("stubborn/x"); len(records) != 1 || records[0].ErrorKind != api.Unavailable.String() {
 		t.Errorf("on record: %+v", records)
+	}
+}
+
+// Strangers who begin logins at a provider, and end them with codes that they made up, leave no row, and few records.
+func TestStrangersAtProvider(t *testing.T) {
+	g := start(t)
+	p := oidctest.New(t)
+	p.Now = g.clock.Now
+	config, err := json.Marshal(map[string]any{
+		"oidc_discovery_url": p.URL, "oidc_discovery_ca_pem": p.CA, "default_role": "people", "oidc_client_id": oidctest.ClientID, "oidc_client_secret": oidctest.ClientSecret,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const back = "http://localhost:8250/oidc/callback"
+	g.do(g.root, lessor.Update, "sys/auth/people", `{"type":"jwt"}`)
+	g.do(g.root, lessor.Update, "auth/people/config", string(config))
+	g.do(g.root, lessor.Update, "auth/people/role/people", `{"user_claim":"email","allowed_redirect_uris":"`+back+`"}`)
+	begin := func() string {
+		return g.do(lessor.Secret{}, lessor.Update, "auth/people/oidc/auth_url", `{"redirect_uri":"`+back+`"}`).Data["auth_url"].(string)
+	}
+	before := g.ground()
+	var at *url.URL
+	for i := range 100 {
+		if at, err = url.Parse(begin()); err != nil {
+			t.Fatal(err)
+		}
+		code := fmt.Sprintf(`{"state":%q,"code":"made up %d"}`, at.Query().Get("state"), i)
+		if _, err := g.try(lessor.Secret{}, lessor.Update, "auth/people/oidc/callback", code); api.KindOf(err) != api.Invalid && api.KindOf(err) != api.Limited {
+			t.Fatal(err)
+		}
+	}
+	if changed := g.ground(); changed != before && !g.idle(g.op(lessor.Secret{}, lessor.Read, "auth/people/oidc/callback", "")) {
+		t.Errorf("tables changed: %v, before %v", changed, before)
+	}
+	if n := len(g.last("auth/people/oidc/auth_url")) + len(g.last("auth/people/oidc/callback")); n > 10 {
+		t.Errorf("100 logins that strangers began and did not end left %d records", n)
+	}
+
+	// Somebody who does log in is on record, and his answer may be wrapped.
+	came, err := p.Visit(begin(), "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.clock.Advance(time.Minute)
+	op := g.op(lessor.Secret{}, lessor.Read, "auth/people/oidc/callback", fmt.Sprintf(`{"state":%q,"code":%q}`, came.Query().Get("state"), came.Query().Get("code")))
+	op.WrapTTL = time.Minute
+	a, err := g.core.Handle(t.Context(), op)
+	if err != nil || a.Wrap == nil {
+		t.Fatalf("%+v %v", a, err)
+	}
+	if records := g.last("auth/people/oidc/callback"); records[0].Role != "people" || records[0].Entity == "" {
+		t.Errorf("on record: %+v", records[0])
 	}
 }

@@ -29,7 +29,7 @@ const (
 	keysPause = 5 * time.Second  // between two fetches for the sake of a key that is not known: strangers can make up as many as they like
 	longPause = time.Minute      // between two fetches at most, from an issuer that does not answer
 	mostTries = 10               // fetches that failed, as far as they are counted
-	keysTime  = 5 * time.Second  // of one fetch
+	keysTime  = 10 * time.Second // of one fetch
 )
 
 // algorithms are those that a token may be signed with. All have a public half: a key that is meant to verify never signs.
