@@ -721,3 +721,38 @@ func TestSeveralIssuers(t *testing.T) {
 		t.Errorf("the one was asked %d times in 400 s since the other is away", n)
 	}
 }
+
+// While an issuer does not answer, those wait whom it matters to: a login by a key that is known goes on soon, and others at once.
+func TestIssuerHangs(t *testing.T) {
+	p := oidctest.New(t)
+	b := bench(t, p)
+	b.Do(put, "role/app", `{"role_type":"jwt","user_claim":"sub","bound_audiences":"lessor"}`)
+	admitted(t, b, "app", p.Sign(claims(b, p, nil)))
+	asked, answers := make(chan struct{}), make(chan struct{})
+	var first sync.Once
+	release := sync.OnceFunc(func() { close(answers) })
+	t.Cleanup(release)
+	p.Set(func() {
+		p.Answer = func(http.ResponseWriter, *http.Request) bool {
+			first.Do(func() { close(asked) })
+			<-answers
+			return false
+		}
+	})
+	b.Clock.Advance(11 * time.Minute)
+	done := make(chan error, 1)
+	token := p.Sign(claims(b, p, nil))
+	go func() {
+		_, err := login(b, "app", token)
+		done <- err
+	}()
+	<-asked
+	admitted(t, b, "app", p.Sign(claims(b, p, nil)))
+	if err := <-done; err != nil { // the issuer has not answered yet
+		t.Error(err)
+	}
+	if warnings := b.Do(get, "config", "").Warnings; len(warnings) > 0 {
+		t.Errorf("the login waited until %v", warnings)
+	}
+	release()
+}

@@ -22,14 +22,16 @@ import (
 )
 
 const (
-	longest   = 64 << 10         // bytes of a token
-	mostKeys  = 100              // of one issuer that are kept
-	shortest  = 2048             // bits of an RSA key
-	keysAge   = 10 * time.Minute // after which keys are fetched again: one that an issuer withdraws is good for so much longer
-	keysPause = 5 * time.Second  // between two fetches for the sake of a key that is not known: strangers can make up as many as they like
-	longPause = time.Minute      // between two fetches at most, from an issuer that does not answer
-	mostTries = 10               // fetches that failed, as far as they are counted
-	keysTime  = 10 * time.Second // of one fetch
+	longest    = 64 << 10         // bytes of a token
+	mostKeys   = 100              // of one issuer that are kept
+	shortest   = 2048             // bits of an RSA key
+	keysAge    = 10 * time.Minute // after which keys are fetched again: one that an issuer withdraws is good for so much longer
+	keysOld    = time.Hour        // up to which they will do while new ones are on their way
+	keysMoment = 2 * time.Second  // that a login waits for new ones if it need not
+	keysPause  = 5 * time.Second  // between two fetches for the sake of a key that is not known: strangers can make up as many as they like
+	longPause  = time.Minute      // between two fetches at most, from an issuer that does not answer
+	mostTries  = 10               // fetches that failed, as far as they are counted
+	keysTime   = 10 * time.Second // of one fetch
 )
 
 // algorithms are those that a token may be signed with. All have a public half: a key that is meant to verify never signs.
@@ -224,12 +226,16 @@ func (s *keySet) see(now time.Time, kid string) moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := moment{keys: s.keys, provider: s.provider}
-	v.good = !s.fetched.IsZero() && now.Sub(s.fetched) < keysAge && names(s.keys, kid)
+	v.good = names(s.keys, kid) && (s.younger(now, keysAge) || s.flight != nil && s.younger(now, keysOld))
 	if v.good {
 		return v
 	}
 	if s.flight != nil || s.tried.IsZero() || now.Sub(s.tried) >= s.pause() {
-		v.learn = func(ctx context.Context) { s.learn(ctx, now) }
+		patience := keysTime
+		if s.younger(now, keysOld) && names(s.keys, kid) {
+			patience = keysMoment
+		}
+		v.learn = func(ctx context.Context) { s.learn(ctx, now, patience) }
 	}
 	return v
 }
@@ -237,28 +243,37 @@ func (s *keySet) see(now time.Time, kid string) moment {
 // pause is how long after a fetch there is no other one; s.mu is held.
 func (s *keySet) pause() time.Duration { return min(keysPause<<s.failures, longPause) }
 
-// learn fetches, or waits for the fetch that is under way.
-func (s *keySet) learn(ctx context.Context, now time.Time) {
-	s.mu.Lock()
-	if s.flight != nil {
-		flight := s.flight
-		s.mu.Unlock()
-		select {
-		case <-flight:
-		case <-ctx.Done():
-		}
-		return
-	}
-	if !s.tried.IsZero() && now.Sub(s.tried) < s.pause() {
-		s.mu.Unlock()
-		return // somebody was faster
-	}
-	flight := make(chan struct{})
-	s.flight, s.tried = flight, now
-	s.mu.Unlock()
+// younger reports whether keys came less than age ago; s.mu is held.
+func (s *keySet) younger(now time.Time, age time.Duration) bool {
+	return !s.fetched.IsZero() && now.Sub(s.fetched) < age
+}
 
-	// Others may wait for it, so it does not end with the first who asked.
-	keys, p, err := s.fetch(context.WithoutCancel(ctx))
+// learn fetches, or joins the fetch that is under way, and waits for it as long as patience says.
+func (s *keySet) learn(ctx context.Context, now time.Time, patience time.Duration) {
+	s.mu.Lock()
+	flight := s.flight
+	if flight == nil {
+		if !s.tried.IsZero() && now.Sub(s.tried) < s.pause() {
+			s.mu.Unlock()
+			return // somebody was faster
+		}
+		flight = make(chan struct{})
+		s.flight, s.tried = flight, now
+		go s.fly(context.WithoutCancel(ctx), flight, now) // for all who wait: it does not end with the first who asked
+	}
+	s.mu.Unlock()
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	select {
+	case <-flight:
+	case <-enough.C:
+	case <-ctx.Done():
+	}
+}
+
+// fly is one fetch.
+func (s *keySet) fly(ctx context.Context, flight chan struct{}, now time.Time) {
+	keys, p, err := s.fetch(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer close(flight)
