@@ -173,9 +173,13 @@ func TestEventsFromNodeToNode(t *testing.T) {
 	c.do(err)
 	before, err := b.connect(c.token).Subscribe(t.Context(), "database/*")
 	c.do(err)
-	a.must(204, "POST", "db/static-roles/app", `{"db_name":"pg0","username":"app","rotation_period":"24h"}`)
+	if status, answer := a.ask("POST", "db/static-roles/app", `{"db_name":"pg0","username":"app","rotation_period":"24h"}`); status >= 300 {
+		t.Fatalf("a static role: %d %v", status, answer)
+	}
 	first := next(b, "db/static-creds/app", "1")["password"]
-	b.must(204, "POST", "db/rotate-role/app", "")
+	if status, answer := b.ask("POST", "db/rotate-role/app", ""); status >= 300 {
+		t.Fatalf("its rotation: %d %v", status, answer)
+	}
 	if second := next(a, "db/static-creds/app", "2")["password"]; second == first || first == nil {
 		t.Error("whoever was told of a rotation was shown the same password as before")
 	}
