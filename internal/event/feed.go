@@ -52,6 +52,7 @@ type Options struct {
 type Feed struct {
 	Options
 	wanted  chan struct{} // somebody subscribed
+	rests   time.Duration // after so long without a subscriber nothing is derived
 	replays chan struct{} // held by those who read the chain again
 
 	mu      sync.RWMutex // guards what is kept
@@ -77,7 +78,7 @@ func NewFeed(o Options) *Feed {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Feed{
-		Options: o, wanted: make(chan struct{}, 1), replays: make(chan struct{}, 2), ready: make(chan struct{}), keeps: mostEvents,
+		Options: o, wanted: make(chan struct{}, 1), rests: idleAfter, replays: make(chan struct{}, 2), ready: make(chan struct{}), keeps: mostEvents,
 		all: set{}, in: newInterested(), sources: map[netip.Prefix]int{}, leaving: make(chan struct{}),
 	}
 }
@@ -111,7 +112,7 @@ func pause(ctx context.Context, d time.Duration) {
 func (f *Feed) unwanted() bool {
 	f.roll.RLock()
 	defer f.roll.RUnlock()
-	return len(f.all) == 0 && time.Since(f.idle) >= idleAfter
+	return len(f.all) == 0 && time.Since(f.idle) >= f.rests
 }
 
 // follow keeps what commits tell, from a little back on, while it is wanted.
@@ -119,8 +120,7 @@ func (f *Feed) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer f.cease()
-	stop := time.AfterFunc(idleAfter, cancel)
-	defer stop.Stop()
+	go f.rest(ctx, cancel)
 	head := f.Store.Head().Seq
 	low := head - min(head, back)
 	if err := f.begin(low); err != nil {
@@ -144,11 +144,25 @@ func (f *Feed) follow(ctx context.Context) error {
 		if h.Seq >= head {
 			f.open()
 		}
-		if !f.unwanted() {
-			stop.Reset(idleAfter)
-		}
 	}
 	return nil
+}
+
+// rest ends what follows commits once it has not been wanted for a while.
+func (f *Feed) rest(ctx context.Context, end func()) {
+	tick := time.NewTicker(f.rests)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if f.unwanted() {
+			end()
+			return
+		}
+	}
 }
 
 // sure waits until what Views show survives a failover.

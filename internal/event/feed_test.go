@@ -272,6 +272,41 @@ func TestWhatCannotBeToldLosesThePlace(t *testing.T) {
 	}
 }
 
+// Nothing is derived while nobody is subscribed; somebody who is, and hears of nothing for long, is no reason to rest.
+func TestRestWithoutSubscribers(t *testing.T) {
+	const rests = 20 * time.Millisecond
+	w := newWorld(t, Options{})
+	w.feed.rests = rests
+	following := func() bool {
+		w.feed.mu.RLock()
+		defer w.feed.mu.RUnlock()
+		return w.feed.on
+	}
+	until := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); following() != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("it is %t that commits are followed", !want)
+			}
+		}
+	}
+	for range 3 {
+		s := w.subscribe(w.now(), everything)
+		until(true)
+		for end := time.Now().Add(5 * rests); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if !following() {
+				t.Fatal("commits are not followed, and somebody is subscribed")
+			}
+		}
+		w.write("row")
+		if e, err := s.Next(t.Context()); err != nil || len(e) != 1 {
+			t.Errorf("%v %v", e, err)
+		}
+		s.Close()
+		until(false)
+	}
+}
+
 func TestSubscribersAreBounded(t *testing.T) {
 	w := newWorld(t, Options{Most: 4, PerSource: 2})
 	from := func(addr string) error {
