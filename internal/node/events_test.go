@@ -242,3 +242,44 @@ func TestResumingLosesNothing(t *testing.T) {
 		t.Errorf("%d events came of %d", len(ids), 2*writes)
 	}
 }
+
+// A subscription outlives the server: it goes on at the next one, and says so if it cannot know what it missed.
+func TestASubscriptionOutlivesTheServer(t *testing.T) {
+	p := newPlace(t)
+	first := p.start()
+	address := strings.TrimPrefix(first.Address(), "http://")
+	first.must(204, "POST", "sys/mounts/kv", `{"type":"kv","options":{"version":"2"}}`)
+	first.must(200, "POST", "kv/data/app", `{"data":{"n":1}}`)
+	s, err := first.connect(first.token).Subscribe(t.Context(), client.Rotated)
+	p.do(err)
+	lost := first.connect(first.token).SubscribeAfter("AAAA", client.Rotated)
+	ctx, cancel := context.WithTimeout(t.Context(), eventPatience)
+	defer cancel()
+	if _, err := lost.Next(ctx); !errors.Is(err, client.ErrLostPlace) {
+		t.Errorf("a place that is none: %v", err)
+	}
+	heard := make(chan []client.Event, 2)
+	for _, s := range []*client.Subscription{s, lost} {
+		go func() {
+			events, err := s.Next(ctx)
+			if err != nil {
+				t.Error(err)
+			}
+			heard <- events
+		}()
+	}
+	p.eventually("both wait", func() bool { return first.state.Load().life.core.Events().Subscribers() == 2 })
+	first.stop()
+	conf := p.config()
+	conf.Listeners[0].Address = address
+	n, err := Start(t.Context(), conf, p.o)
+	p.do(err)
+	second := &running{p, n, first.token, http.DefaultClient}
+	t.Cleanup(second.stop)
+	second.must(200, "POST", "kv/data/app", `{"data":{"n":2}}`)
+	for range 2 {
+		if events := <-heard; len(events) != 1 || events[0].Path != "kv/data/app" || events[0].Metadata["version"] != "2" || events[0].Mount != "kv/" {
+			t.Errorf("%+v", events)
+		}
+	}
+}
