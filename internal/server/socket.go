@@ -37,7 +37,12 @@ func (h *Handler) converse(w http.ResponseWriter, r *http.Request, op *lessor.Op
 		return // it has answered
 	}
 	defer func() { _ = conn.CloseNow() }()
-	ctx := conn.CloseRead(r.Context()) // nothing is expected of the client
+	ctx, leave := context.WithCancel(r.Context())
+	defer leave()
+	go func() { // nothing is expected of the client but answers to pings, and that it leaves
+		defer leave()
+		_, _, _ = conn.Reader(ctx)
+	}()
 	for {
 		messages, err := next(ctx, feed)
 		switch {
@@ -87,7 +92,7 @@ func (h *Handler) farewell(ctx context.Context, conn *websocket.Conn, op *lessor
 	default:
 		code, text = websocket.StatusTryAgainLater, err.Error()
 	}
-	_ = conn.Close(code, text[:min(len(text), longestReason)])
+	_ = conn.Close(code, strings.ToValidUTF8(text[:min(len(text), longestReason)], ""))
 }
 
 // longestReason is what a close frame holds, in bytes.
