@@ -121,7 +121,7 @@ func (f *Feed) follow(ctx context.Context) error {
 	defer cancel()
 	defer f.cease()
 	go f.rest(ctx, cancel)
-	head := f.Store.Head().Seq
+	head, sure := f.Store.Head().Seq, uint64(0)
 	low := head - min(head, back)
 	if err := f.begin(low); err != nil {
 		return err
@@ -133,8 +133,10 @@ func (f *Feed) follow(ctx context.Context) error {
 			}
 			return err
 		}
-		if err := f.sure(ctx); err != nil {
-			return err
+		if h.Seq > sure {
+			if sure, err = f.sure(ctx); err != nil {
+				return err
+			}
 		}
 		events, err := f.derive(&h)
 		if err != nil {
@@ -165,12 +167,13 @@ func (f *Feed) rest(ctx context.Context, end func()) {
 	}
 }
 
-// sure waits until what Views show survives a failover.
-func (f *Feed) sure(ctx context.Context) error {
+// sure waits until what Views show survives a failover, and says up to which commit that is.
+func (f *Feed) sure(ctx context.Context) (uint64, error) {
 	for {
+		head := f.Store.Head().Seq
 		err := f.Store.Confirm(ctx)
 		if err == nil || ctx.Err() != nil || f.Store.Fault() != nil {
-			return err
+			return head, err
 		}
 		pause(ctx, 100*time.Millisecond)
 	}
