@@ -1,6 +1,7 @@
 package event
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -68,4 +69,19 @@ func (c *Commit) Acts() ([]audit.Record, error) {
 	}
 	c.read = true
 	return c.acts, nil
+}
+
+// Written is the version of what is read at a path within the mount that is in force since the commit, as is on record with it.
+func (c *Commit) Written(path string) (version uint64, ok bool, err error) {
+	acts, err := c.Acts()
+	if err != nil {
+		return 0, false, err
+	}
+	for i := range acts {
+		shown := acts[i].Secrets
+		if at := slices.IndexFunc(shown, func(s audit.Shown) bool { return s.Path == path && s.How == "written" }); at >= 0 {
+			return shown[at].Version, true, nil
+		}
+	}
+	return 0, false, nil
 }

@@ -1,11 +1,9 @@
 package database
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/event"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -20,12 +18,11 @@ func (e *Engine) Announce(_ store.View, c *event.Commit) (events []*event.Event,
 		if !ok || !static || t.Table != store.Engine || t.Deleted {
 			continue
 		}
-		acts, err := c.Acts()
+		path := staticCreds + name
+		version, ok, err := c.Written(path)
 		if err != nil {
 			return nil, err
 		}
-		path := staticCreds + name
-		version, ok := written(acts, path)
 		if !ok {
 			continue
 		}
@@ -36,15 +33,4 @@ func (e *Engine) Announce(_ store.View, c *event.Commit) (events []*event.Event,
 			}})
 	}
 	return events, nil
-}
-
-// written is the version of a credential that is on record as the one in force from now on.
-func written(acts []audit.Record, path string) (version uint64, ok bool) {
-	for i := range acts {
-		shown := acts[i].Secrets
-		if at := slices.IndexFunc(shown, func(s audit.Shown) bool { return s.Path == path && s.How == "written" }); at >= 0 {
-			return shown[at].Version, true
-		}
-	}
-	return 0, false
 }
