@@ -72,14 +72,14 @@ func (s *Subscription) Via(c *Client) { s.client = c.WithWrapTTL(0) }
 func (s *Subscription) Next(ctx context.Context) ([]Event, error) {
 	for {
 		asked := time.Now()
-		events, err := s.poll(ctx, pollWait)
+		events, told, err := s.poll(ctx, pollWait)
 		switch {
 		case err == nil && len(events) > 0: // though ctx may have ended: the place is behind them
 			s.failed = 0
 			return events, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case err == nil && time.Since(asked) > pollWait/2:
+		case err == nil && (told > 0 || time.Since(asked) > pollWait/2):
 			s.failed = 0
 			continue
 		case err == nil: // the server is about to stop, and is not to be asked again and again until it is gone
@@ -105,17 +105,17 @@ func (s *Subscription) Next(ctx context.Context) ([]Event, error) {
 // begin finds the place from which everything is told.
 func (s *Subscription) begin(ctx context.Context) error {
 	s.cursor = ""
-	_, err := s.ask(ctx, s.client, nil)
+	_, _, err := s.ask(ctx, s.client, nil)
 	return err
 }
 
-// poll asks once.
-func (s *Subscription) poll(ctx context.Context, wait time.Duration) ([]Event, error) {
+// poll asks once. told is how many events came, wanted or not.
+func (s *Subscription) poll(ctx context.Context, wait time.Duration) (events []Event, told int, err error) {
 	one := s.client.WithTimeout(wait + 30*time.Second).with(func(g *Config) { g.MaxRetries = 0 })
 	return s.ask(ctx, one, url.Values{"after": {s.cursor}, "wait": {wait.String()}})
 }
 
-func (s *Subscription) ask(ctx context.Context, c *Client, query url.Values) ([]Event, error) {
+func (s *Subscription) ask(ctx context.Context, c *Client, query url.Values) (events []Event, told int, err error) {
 	kind := "*"
 	if query == nil {
 		query = url.Values{}
@@ -125,38 +125,53 @@ func (s *Subscription) ask(ctx context.Context, c *Client, query url.Values) ([]
 	} else if len(s.Types) > 1 {
 		query["types"] = s.Types
 	}
-	if query["path"] = s.Paths; len(s.Paths) == 1 {
+	switch long := len(strings.Join(s.Paths, "")) > mostPaths || len(s.Paths) > mostPaths/32; {
+	case len(s.Paths) == 1:
 		query["path"] = []string{s.Paths[0], s.Paths[0]} // a single text would be a list, separated by commas
+	case !long:
+		query["path"] = s.Paths
 	}
 	if s.Filter != "" {
 		query.Set("filter", s.Filter)
 	}
 	answer, err := c.Do(ctx, Request{Method: http.MethodGet, Path: eventsPath + kind, Query: query})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var page struct {
 		Cursor string            `json:"cursor"`
 		Events []json.RawMessage `json:"events"`
 	}
 	if err := answer.Decode(&page); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if page.Cursor == "" {
-		return nil, fmt.Errorf("%s: the server did not say where to go on; is it a lessor server?", eventsPath)
+		return nil, 0, fmt.Errorf("%s: the server did not say where to go on; is it a lessor server?", eventsPath)
 	}
-	events := make([]Event, len(page.Events))
-	for i, raw := range page.Events {
-		var e cloudEvent
-		if json.Unmarshal(raw, &e) != nil {
-			return nil, errForm
+	for _, raw := range page.Events {
+		var one cloudEvent
+		if json.Unmarshal(raw, &one) != nil || one.Data.Type == "" {
+			return nil, 0, errForm
 		}
-		if events[i], events[i].Raw = e.event(), raw; e.Data.Type == "" {
-			return nil, errForm
+		if e := one.event(); s.wants(e.Path) {
+			e.Raw = raw
+			events = append(events, e)
 		}
 	}
 	s.cursor = page.Cursor
-	return events, nil
+	return events, len(page.Events), nil
+}
+
+// mostPaths is how long paths may be, in bytes, that the server is told. If there are more it tells of all, and the choice is made here.
+const mostPaths = 16 << 10
+
+// wants reports whether what is read by a path is followed.
+func (s *Subscription) wants(path string) bool {
+	return len(s.Paths) == 0 || slices.ContainsFunc(s.Paths, func(wanted string) bool {
+		wanted = strings.Trim(wanted, "/")
+		prefix, wide := strings.CutSuffix(wanted, "*")
+		return path == wanted || wide && strings.HasPrefix(path, prefix)
+	})
 }
 
 var errForm = errors.New("an event of the server's is not of the expected form; client and server may be of different versions")

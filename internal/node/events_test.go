@@ -283,3 +283,31 @@ func TestASubscriptionOutlivesTheServer(t *testing.T) {
 		}
 	}
 }
+
+// Who follows more paths than fit into a request hears of these, and no others, all the same.
+func TestFollowingVeryManyPaths(t *testing.T) {
+	r := newPlace(t).start()
+	r.must(204, "POST", "sys/mounts/kv", `{"type":"kv"}`)
+	s, err := r.connect(r.token).Subscribe(t.Context(), "kv-v1/*")
+	r.do(err)
+	for i := range 3000 {
+		s.Paths = append(s.Paths, fmt.Sprintf("/kv/some/path/that/is/rather/long/%d", i))
+	}
+	s.Paths = append(s.Paths, "kv/all/*")
+	for _, name := range []string{"other", "some/path/that/is/rather/long/2999", "some/path/that/is/rather/long/3000", "all/of/it", "allofit"} {
+		r.must(204, "POST", "kv/"+name, `{"k":"v"}`)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), eventPatience)
+	defer cancel()
+	var heard []string
+	for len(heard) < 2 {
+		events, err := s.Next(ctx)
+		r.do(err)
+		for _, e := range events {
+			heard = append(heard, e.Path)
+		}
+	}
+	if want := "[kv/some/path/that/is/rather/long/2999 kv/all/of/it]"; fmt.Sprint(heard) != want {
+		t.Errorf("%v, want %s", heard, want)
+	}
+}
