@@ -7,12 +7,6 @@ import (
 	"github.com/lessor-dev/lessor/client/internal/site"
 )
 
-// rotation tells how the rotation of the static role stands.
-func rotation(s *site.Site) map[string]any {
-	s.Helper()
-	return s.Read("sys/lessor/rotation/status/database/static-creds/app").Data
-}
-
 // A pool under load goes through one rotation after the other, without a query that fails: each old password is retired, and no sooner than the pool has
 // moved.
 func TestPoolMovesThroughRotations(t *testing.T) {
@@ -29,11 +23,10 @@ func TestPoolMovesThroughRotations(t *testing.T) {
 		v := secret.Value()
 		user, _ := v.Field("username")
 		password, _ := v.Field("password")
-		s.Write("database/rotate-role/app", nil)
-		if v = s.Await(secret, v); v.Serial == 1 {
-			t.Fatal("nothing has changed")
+		s.Rotate()
+		if secret.Value().Serial == v.Serial {
+			t.Error("the rotation was over before the pool heard of it")
 		}
-		s.Eventually("the rotation is over", func() bool { return rotation(s)["step"] == "idle" })
 		if c, err := s.PG.Login(t.Context(), user, password, s.Database); err == nil {
 			_ = c.Close(t.Context())
 			t.Errorf("the old password of %s logs in after it was retired", user)
@@ -61,14 +54,14 @@ func TestPoolHoldsUpARotation(t *testing.T) {
 	if err := pool.Ping(t.Context()); err != nil {
 		t.Errorf("with the new password: %v", err)
 	}
-	if step := rotation(s)["step"]; step != "wait" || secret.Settled() {
+	if step := s.Step(); step != "wait" || secret.Settled() {
 		t.Errorf("while a connection has the old password: %v", step)
 	}
 	if _, err := c.Exec(t.Context(), "SELECT 1"); err != nil {
 		t.Errorf("the connection in use: %v", err)
 	}
 	c.Release()
-	s.Eventually("the rotation is over", func() bool { return rotation(s)["step"] == "idle" })
+	s.Eventually("the rotation is over", func() bool { return s.Step() == "idle" })
 }
 
 // A program that has ended, and said so, holds up no rotation.
@@ -79,6 +72,5 @@ func TestNobodyWaitsForWhoHasEnded(t *testing.T) {
 	if err := secret.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.Write("database/rotate-role/app", nil)
-	s.Eventually("the rotation is over", func() bool { return rotation(s)["step"] == "idle" })
+	s.Rotate()
 }

@@ -25,16 +25,26 @@ type Site struct {
 	Database string
 }
 
-// New starts both.
+// New starts both; the database is a PostgreSQL.
 func New(t *testing.T) *Site {
 	t.Helper()
 	pg := pgtest.Start(t)
-	s := &Site{T: t, Server: lessortest.Start(t), PG: pg, Database: pg.Database(t)}
-	s.Write("sys/mounts/database", map[string]any{"type": "database"})
-	s.Write("database/config/pg", map[string]any{
-		"plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "connection_url": pg.URL("{{username}}", "{{password}}", s.Database),
+	database := pg.Database(t)
+	s := Over(t, map[string]any{
+		"plugin_name": "postgresql-database-plugin", "connection_url": pg.URL("{{username}}", "{{password}}", database),
 		"username": pgtest.Superuser, "password": pg.Password(),
 	})
+	s.PG, s.Database = pg, database
+	return s
+}
+
+// Over starts lessor over a database that is there, to which it connects as connection says.
+func Over(t *testing.T, connection map[string]any) *Site {
+	t.Helper()
+	s := &Site{T: t, Server: lessortest.Start(t)}
+	s.Write("sys/mounts/database", map[string]any{"type": "database"})
+	connection["allowed_roles"] = "*"
+	s.Write("database/config/db", connection)
 	return s
 }
 
@@ -42,7 +52,7 @@ func New(t *testing.T) *Site {
 func (s *Site) Dynamic(ttl, most time.Duration) string {
 	s.Helper()
 	s.Server.Write("database/roles/app", map[string]any{
-		"db_name": "pg", "default_ttl": ttl.String(), "max_ttl": most.String(),
+		"db_name": "db", "default_ttl": ttl.String(), "max_ttl": most.String(),
 		"creation_statements": []string{`CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE pg_read_all_data`},
 	})
 	return "database/creds/app"
@@ -60,13 +70,33 @@ func (s *Site) Static(users ...string) string {
 		}
 		names = append(names, name)
 	}
-	role := map[string]any{"db_name": "pg", "rotation_period": "24h", "usernames": names}
+	return s.Managed(names...)
+}
+
+// Managed makes a role over accounts that exist: two that take turns, or one.
+func (s *Site) Managed(names ...string) string {
+	s.Helper()
+	role := map[string]any{"db_name": "db", "rotation_period": "24h", "usernames": names}
 	if len(names) == 1 {
 		delete(role, "usernames")
 		role["username"] = names[0]
 	}
 	s.Server.Write("database/static-roles/app", role)
 	return "database/static-creds/app"
+}
+
+// Rotate rotates the static role, and waits until the rotation is over: everybody has moved, and the old password is dead.
+func (s *Site) Rotate() {
+	s.Helper()
+	s.Server.Write("database/rotate-role/app", nil)
+	s.Eventually("the rotation is over", func() bool { return s.Step() == "idle" })
+}
+
+// Step is how far the rotation of the static role is.
+func (s *Site) Step() string {
+	s.Helper()
+	step, _ := s.Read("sys/lessor/rotation/status/database/static-creds/app").Data["step"].(string)
+	return step
 }
 
 // Secret opens a secret in a session that may do nothing else, and ends with the test.
