@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lessor-dev/lessor/client"
-	"github.com/lessor-dev/lessor/client/internal/site"
 	"github.com/lessor-dev/lessor/client/lessorpgx"
+	"github.com/lessor-dev/lessor/internal/site"
 )
 
 func newPool(s *site.Site, secret *client.Secret, most int) *lessorpgx.Pool {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"testing"
 
-	"github.com/lessor-dev/lessor/client/internal/site"
+	"github.com/lessor-dev/lessor/internal/site"
 )
 
 // A pool under load goes through one rotation after the other, without a query that fails: each old password is retired, and no sooner than the pool has

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/lessor-dev/lessor/client"
-	"github.com/lessor-dev/lessor/client/internal/site"
 	"github.com/lessor-dev/lessor/client/lessorsql"
+	"github.com/lessor-dev/lessor/internal/site"
 )
 
 func open(s *site.Site, secret *client.Secret) *sql.DB {

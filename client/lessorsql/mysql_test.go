@@ -11,9 +11,9 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/lessor-dev/lessor/client"
-	"github.com/lessor-dev/lessor/client/internal/site"
 	"github.com/lessor-dev/lessor/client/lessorsql"
 	"github.com/lessor-dev/lessor/internal/mariatest"
+	"github.com/lessor-dev/lessor/internal/site"
 )
 
 // With another driver, and another database: a pool under load goes through rotations of two accounts without a query that fails.
