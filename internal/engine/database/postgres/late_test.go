@@ -11,16 +11,19 @@ import (
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
 
-// through is a connection over a relay, with a session that is open.
-func through(b *bench, r *pgtest.Relay) database.Database {
+// through is a connection over a relay, with a session that is open. asked is the most that asking for the server's clock can have taken, by
+// which a script may be late.
+func through(b *bench, r *pgtest.Relay) (d database.Database, asked time.Duration) {
 	b.t.Helper()
-	d := connection(b.t, b.Server, b.name, func(c *database.Connection, _ *database.Secrets) { c.URL = r.URL(c.URL) })
+	d = connection(b.t, b.Server, b.name, func(c *database.Connection, _ *database.Secrets) { c.URL = r.URL(c.URL) })
 	a := account()
+	begun := time.Now()
 	if err := d.Create(b.t.Context(), a); err != nil {
 		b.t.Fatal(err)
 	}
+	asked = time.Since(begun)
 	b.remove(a)
-	return d
+	return d, asked
 }
 
 // delivered waits until the server has ended the relay's sessions, which it does when it has done all that was sent.
@@ -37,7 +40,7 @@ func delivered(b *bench) {
 func TestScriptThatComesTooLate(t *testing.T) {
 	b := newBench(t, pgtest.Start(t))
 	relay := pgtest.NewRelay(t, b.Server)
-	paused := through(b, relay)
+	paused, asked := through(b, relay)
 	relay.Hold()
 	a := account()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -46,6 +49,7 @@ func TestScriptThatComesTooLate(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	b.remove(a)
+	time.Sleep(asked)
 	relay.Release()
 	b.Database.(*server).pool.Reset()
 	delivered(b)
@@ -58,7 +62,7 @@ func TestScriptThatComesTooLate(t *testing.T) {
 func TestPasswordThatComesTooLate(t *testing.T) {
 	b := newBench(t, pgtest.Start(t))
 	relay := pgtest.NewRelay(t, b.Server)
-	paused := through(b, relay)
+	paused, asked := through(b, relay)
 	a := b.create(account())
 	change := func(password string) database.Change {
 		return database.Change{Name: "static/app", Username: a.Username, Password: lessor.NewSecret(password)}
@@ -66,9 +70,11 @@ func TestPasswordThatComesTooLate(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := paused.(*server).session(ctx, func(s *session) error { // as SetPassword, in the middle of it
+		begun := time.Now()
 		if _, err := s.punctual(); err != nil {
 			return err
 		}
+		asked = max(asked, time.Since(begun))
 		relay.Hold()
 		return s.make("static/app", "", `ALTER ROLE "`+a.Username+`" PASSWORD 'the first'`)
 	}); err == nil {
@@ -77,6 +83,7 @@ func TestPasswordThatComesTooLate(t *testing.T) {
 	if err := b.SetPassword(t.Context(), change("the second")); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(asked)
 	relay.Release()
 	b.Database.(*server).pool.Reset()
 	delivered(b)
