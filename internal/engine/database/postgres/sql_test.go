@@ -40,7 +40,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", sql, err, want)
 		}
 	}
-	if err := (Driver{}).CheckRole(&database.Statements{Revocation: []string{`DROP ROLE "{{name}}"; SELECT '{{password}}'`}}); err == nil || !strings.Contains(err.Error(), "revocation_statements") {
+	if err := (Driver{}).CheckRole(&database.Statements{Creation: []string{`CREATE ROLE "{{name}}"`}, Revocation: []string{`DROP ROLE "{{name}}"; SELECT '{{password}}'`}}); err == nil || !strings.Contains(err.Error(), "revocation_statements") {
 		t.Errorf("a password on revocation: %v", err)
 	}
 }
