@@ -45,6 +45,7 @@ func (s *Session) subscribe(ctx context.Context) *Subscription {
 	if err != nil {
 		return nil
 	}
+	feed.Asked = func(err error) { s.listening(err == nil || lostPlace(err)) }
 	return feed
 }
 
@@ -118,8 +119,12 @@ func (s *Session) tell(paths map[string]bool) {
 // listening says whether changes are told.
 func (s *Session) listening(yes bool) {
 	s.mu.Lock()
+	was := s.heard
 	s.heard = yes
 	s.mu.Unlock()
+	if was == yes {
+		return
+	}
 	for _, secret := range s.open() {
 		secret.follow(yes)
 	}

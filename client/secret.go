@@ -53,7 +53,7 @@ type Secret struct {
 
 // Status is how a Secret stands.
 type Status struct {
-	Confirmed time.Time // when the server said last that the value is current
+	Confirmed time.Time // when the value was known last to be current; now, while it is Followed
 	Followed  bool      // changes are told as they happen: otherwise they show when the lease is renewed
 	Expires   time.Time // end of a dynamic credential's lease; zero: there is none
 	Err       error     // why the value may not be current; nil: it is
@@ -109,7 +109,11 @@ func (s *Secret) Changed(v Value) <-chan struct{} {
 func (s *Secret) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Status{Confirmed: s.confirmed, Followed: s.tenure.followed, Expires: s.tenure.expires(), Err: s.failure}
+	status := Status{Confirmed: s.confirmed, Followed: s.tenure.followed, Expires: s.tenure.expires(), Err: s.failure}
+	if status.Followed && !s.tenure.told {
+		status.Confirmed = time.Now()
+	}
+	return status
 }
 
 // Use is one use of a value, until it is released.
@@ -225,7 +229,11 @@ func (s *Secret) tell() {
 func (s *Secret) follow(yes bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tenure.followed = yes || s.query != nil
+	now := time.Now()
+	if s.tenure.followed && !yes {
+		s.confirmed = now
+	}
+	s.tenure.follow(yes || s.query != nil, now) // what was asked for by its version never changes
 	s.wake()
 }
 
@@ -301,7 +309,7 @@ func (s *Secret) read(ctx context.Context) error {
 	defer s.mu.Unlock()
 	before := s.tenure
 	s.tenure = tenureOf(answer, epoch, v.Read)
-	s.tenure.followed, s.tenure.told = before.followed, before.told
+	s.tenure.followed, s.tenure.lost, s.tenure.told = before.followed, before.lost, before.told
 	s.confirmed, s.failure = v.Read, nil
 	if s.value.Serial != 0 && s.tenure.kind != dynamic && s.value.same(v) {
 		if 0 < s.tenure.ttl && s.tenure.ttl <= shortest { // of a password whose rotation is overdue, say: not again and again

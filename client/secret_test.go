@@ -234,11 +234,11 @@ func TestSecretOutlivesTheServersAbsence(t *testing.T) {
 	server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease_duration": "2s"}})
 	put(server, "secret/data/app", "one")
 	var away atomic.Bool
-	c := before(t, server, server.Root, func(http.ResponseWriter, *http.Request) bool {
+	c := before(t, server, server.Root, func(w http.ResponseWriter, r *http.Request) bool {
 		if away.Load() {
 			panic(http.ErrAbortHandler)
 		}
-		return false
+		return silent(w, r)
 	})
 	s := secret(t, open(t, c, nil), "secret/data/app")
 	v := s.Value()
@@ -251,6 +251,89 @@ func TestSecretOutlivesTheServersAbsence(t *testing.T) {
 	away.Store(false)
 	if v = await(t, s, v); v.Version != 2 || s.Status().Err != nil {
 		t.Errorf("version %d, %+v", v.Version, s.Status())
+	}
+}
+
+// A Secret whose session does not hear of changes any more says so, and hears again of what it missed.
+func TestSecretKnowsThatItHearsNothing(t *testing.T) {
+	server := lessortest.Start(t)
+	put(server, "secret/data/app", "one")
+	var away atomic.Bool
+	c := before(t, server, server.Root, func(_ http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasPrefix(r.URL.Path, "/v1/sys/lessor/events") {
+			return false
+		}
+		if away.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		ctx, cancel := context.WithCancel(r.Context())
+		go func() { // what is under way breaks off, too
+			defer cancel()
+			for !away.Load() && ctx.Err() == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}()
+		*r = *r.WithContext(ctx)
+		return false
+	})
+	s := secret(t, open(t, c, nil), "secret/data/app")
+	v := s.Value()
+	if status := s.Status(); !status.Followed || time.Since(status.Confirmed) > patience {
+		t.Errorf("%+v", status)
+	}
+	away.Store(true)
+	eventually(t, "it knows that it hears nothing", func() bool { return !s.Status().Followed })
+	put(server, "secret/data/app", "two")
+	away.Store(false)
+	if v = await(t, s, v); v.Version != 2 {
+		t.Errorf("version %d", v.Version)
+	}
+	eventually(t, "it hears again", func() bool { return s.Status().Followed })
+}
+
+// acknowledged tells which version each instance may use at least, and which it acknowledged.
+func acknowledged(server *lessortest.Server, path string) map[string]string {
+	all := map[string]string{}
+	for _, h := range server.Read("sys/lessor/holders/" + path).Data["holders"].([]any) {
+		h := h.(map[string]any)
+		all[h["instance"].(string)] = fmt.Sprintf("%v acknowledged %v", h["oldest"], h["acknowledged"])
+	}
+	return all
+}
+
+// The server hears that an older value is out of use when the last use of it has ended and the newer one is adopted, and not before.
+func TestSecretAcknowledges(t *testing.T) {
+	server := lessortest.Start(t)
+	put(server, "secret/data/app", "one")
+	session := open(t, server.Client().WithInstance("pod-7"), nil)
+	s := secret(t, session, "secret/data/app")
+	// A process that has just begun uses nothing that its predecessor did.
+	eventually(t, "the first value is acknowledged", s.Settled)
+	now := func() string { return acknowledged(server, "secret/app")["pod-7"] }
+	if got := now(); got != "1 acknowledged 1" {
+		t.Errorf("after the first read: %s", got)
+	}
+	old, older := s.Acquire(), s.Acquire()
+	put(server, "secret/data/app", "two")
+	v := await(t, s, old.Value)
+	other := secret(t, session, "secret/data/app") // of the same process, and a holder of its own
+	older.Release()
+	older.Release()
+	s.Adopt(v)
+	other.Adopt(other.Value())
+	eventually(t, "the other holder has moved", other.Settled)
+	if got := acknowledged(server, "secret/app"); s.Settled() || got["pod-7"] != "1 acknowledged 1" || got["pod-7/2"] != "2 acknowledged 2" {
+		t.Errorf("while the old value is in use: %v", got)
+	}
+	old.Release()
+	eventually(t, "the second value is acknowledged", s.Settled)
+	if got := now(); got != "2 acknowledged 2" {
+		t.Errorf("after the old value is out of use: %s", got)
+	}
+	put(server, "secret/data/app", "three")
+	await(t, s, v)
+	if s.Settled() {
+		t.Error("what was read counts as adopted")
 	}
 }
 

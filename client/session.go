@@ -149,8 +149,9 @@ func (s *Session) forget(secret *Secret) {
 // Close closes the secrets that are open still, and ends the token, if the session logged in for it.
 func (s *Session) Close(ctx context.Context) error {
 	var all sync.WaitGroup
-	failed := make(chan error, len(s.open())+1)
-	for _, secret := range s.open() {
+	secrets := s.open()
+	failed := make(chan error, len(secrets)+1)
+	for _, secret := range secrets {
 		all.Go(func() { failed <- secret.Close(ctx) })
 	}
 	all.Wait()

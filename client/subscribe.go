@@ -40,6 +40,9 @@ type Subscription struct {
 	Paths  []string // only what is read by these; a * at the end of one stands for any characters. None: all that the token may read
 	Filter string   // only what this is true of: `operation == "data-delete"`. Empty: all
 
+	// Asked, if set, is told after each call what came of it: nil if it was answered, with events or without.
+	Asked func(error)
+
 	client *Client
 	cursor string
 	failed int // calls in a row
@@ -73,6 +76,9 @@ func (s *Subscription) Next(ctx context.Context) ([]Event, error) {
 	for {
 		asked := time.Now()
 		events, told, err := s.poll(ctx, pollWait)
+		if s.Asked != nil && ctx.Err() == nil {
+			s.Asked(err)
+		}
 		switch {
 		case err == nil && len(events) > 0: // though ctx may have ended: the place is behind them
 			s.failed = 0

@@ -16,9 +16,10 @@ type tenure struct {
 	full      time.Duration // ttl that it was given at first
 	epoch     uint64        // of the session's token that it was asked for with
 
-	followed bool // changes are told as they happen
-	told     bool // the value may be another by now
-	failures int  // one after the other
+	followed bool      // changes are told as they happen
+	lost     time.Time // when that ended; zero: never
+	told     bool      // the value may be another by now
+	failures int       // one after the other
 	retry    time.Time
 }
 
@@ -99,7 +100,14 @@ func (t *tenure) due(epoch uint64, jitter float64) (step, time.Time) {
 	case t.kind == static && !t.renewable:
 		return read, at
 	case t.kind == static:
-		if latest := t.begun.Add(renewStatic); at.After(latest) {
+		latest := t.begun.Add(renewStatic - time.Duration(jitter*float64(renewStatic/10)))
+		if t.followed && t.failures == 0 {
+			return renew, latest // what clients see of the lease is for those who hear nothing
+		}
+		if t.lost.After(t.begun) {
+			at = t.lost.Add(max(part, shortest)) // not all at once, when a server goes away
+		}
+		if at.After(latest) {
 			at = latest
 		}
 		return renew, at
@@ -109,6 +117,14 @@ func (t *tenure) due(epoch uint64, jitter float64) (step, time.Time) {
 		return read, at
 	}
 	return renew, at
+}
+
+// follow says, at now, whether changes are told as they happen.
+func (t *tenure) follow(yes bool, now time.Time) {
+	if t.followed && !yes {
+		t.lost = now
+	}
+	t.followed = yes
 }
 
 // renewed records what a renewal at now gave. A static lease that ends at once is on a version that was superseded.

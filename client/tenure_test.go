@@ -27,11 +27,16 @@ func TestTenure(t *testing.T) {
 		step   step
 		at     time.Time
 	}{
-		"a static lease is renewed":                     {lease(300, 7), renew, after(200 * time.Second)},
-		"a long one long before a hold lapses":          {lease(30*86400, 7), renew, after(8 * time.Hour)},
-		"the shortest after a second":                   {lease(1, 7), renew, after(time.Second)},
-		"one that was superseded is read again":         {with(lease(300, 7), renewed(1, "newer")), read, now},
-		"one that was not is renewed again":             {with(lease(300, 7), renewed(300)), renew, after(time.Minute + 200*time.Second)},
+		"a static lease is renewed":                          {lease(300, 7), renew, after(200 * time.Second)},
+		"a long one long before a hold lapses":               {lease(30*86400, 7), renew, after(8 * time.Hour)},
+		"the shortest after a second":                        {lease(1, 7), renew, after(time.Second)},
+		"one that was superseded is read again":              {with(lease(300, 7), renewed(1, "newer")), read, now},
+		"one that was not is renewed again":                  {with(lease(300, 7), renewed(300)), renew, after(time.Minute + 200*time.Second)},
+		"where changes are told only so that the hold stays": {with(lease(300, 7), func(t *tenure) { t.follow(true, now) }), renew, after(8 * time.Hour)},
+		"until they are no more": {with(lease(300, 7), func(t *tenure) {
+			t.follow(true, now)
+			t.follow(false, after(time.Hour))
+		}), renew, after(time.Hour + 200*time.Second)},
 		"what may have changed is read":                 {with(lease(300, 7), func(t *tenure) { t.told = true }), read, now},
 		"a dynamic lease is renewed":                    {lease(3600, 0), renew, after(40 * time.Minute)},
 		"and again":                                     {with(lease(3600, 0), renewed(3600)), renew, after(41 * time.Minute)},
@@ -41,7 +46,7 @@ func TestTenure(t *testing.T) {
 		"but a static one does not":                     {with(lease(300, 7), func(t *tenure) { t.epoch = 0 }), renew, after(200 * time.Second)},
 		"a dynamic one for ever stays":                  {lease(0, 0), rest, time.Time{}},
 		"without a lease it is read by time":            {bare, read, after(5 * time.Minute)},
-		"unless changes are told":                       {with(bare, func(t *tenure) { t.followed = true }), rest, time.Time{}},
+		"unless changes are told":                       {with(bare, func(t *tenure) { t.follow(true, now) }), rest, time.Time{}},
 		"Vault's static roles say when":                 {tenureOf(&Response{Data: map[string]any{"ttl": json.Number("90")}}, 1, now), read, after(91 * time.Second)},
 		"after a failure there is a pause":              {with(lease(3, 7), func(t *tenure) { t.failed(after(time.Minute), 1) }), renew, after(time.Minute + 200*time.Millisecond)},
 		"which grows":                                   {with(lease(3, 7), func(t *tenure) { t.failures = 2; t.failed(after(time.Minute), 1) }), renew, after(time.Minute + 800*time.Millisecond)},
