@@ -132,3 +132,40 @@ func TestClosedSecretLeavesNoAccount(t *testing.T) {
 		return admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = $1", user).Scan(&n) == nil && n == 0
 	})
 }
+
+// A dynamic credential ends with the token that it was asked for with: before that, session and pool have others.
+func TestPoolOutlivesItsToken(t *testing.T) {
+	t.Parallel()
+	s := site.New(t)
+	path := s.Dynamic(time.Hour, time.Hour)
+	s.Policy("app", `path "`+path+`" { capabilities = ["read"] }`)
+	s.Write("sys/auth/approle", map[string]any{"type": "approle"})
+	s.Write("auth/approle/role/app", map[string]any{"token_policies": "app", "token_ttl": "6s", "token_max_ttl": "6s", "bind_secret_id": false, "token_bound_cidrs": "127.0.0.1/32"})
+	id, _ := s.Read("auth/approle/role/app/role-id").Data["role_id"].(string)
+	session, err := client.Open(t.Context(), s.Client().WithToken(client.Token{}), &client.AppRole{RoleID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := session.Close(context.Background()); err != nil {
+			t.Errorf("closing the session: %v", err)
+		}
+	}()
+	secret, err := session.Secret(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := newPool(s, secret, 2)
+	defer pool.Close()
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v, token := secret.Value(), session.Client().Token()
+	s.Await(secret, v)
+	if session.Client().Token() == token {
+		t.Error("it was replaced though the token is the same")
+	}
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Errorf("with the second credential: %v", err)
+	}
+}
