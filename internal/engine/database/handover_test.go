@@ -325,6 +325,7 @@ func TestRotationIsGivenUp(t *testing.T) {
 	}
 	back := p.read("two")
 	p.acknowledge("two", back)
+	p.acknowledge("one", p.read("one"))
 	p.reaches(rotation.Idle, time.Second)
 	if p.lets(moved) || !p.lets(old) || back.password != old.password {
 		t.Error("what was given up is not dead, or what is in force is")
