@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/mariatest"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
 // mariaWorld is a world with the connection "m" to a MariaDB, by an account of its own that has the rights which the documentation asks for and may be
@@ -390,4 +392,51 @@ func TestMariaHandoverByDeadline(t *testing.T) {
 	if s := p.state("static/app"); len(s.Stragglers) != 2 {
 		t.Errorf("named are %+v", s.Stragglers)
 	}
+}
+
+// The server, or lessor, dies while accounts are made, over and over: whatever was made of them goes with the leases, markers and all.
+func TestMariaLeavesNoOrphans(t *testing.T) {
+	s := mariatest.Own(t)
+	w := newMariaWorld(t, s)
+	w.do(lessor.Update, "db/roles/app", `{"db_name":"m","creation_statements":["`+mariaCreation+`","GRANT SELECT, INSERT ON `+w.name+`.* TO '{{name}}'@'%'"],"default_ttl":"10h","max_ttl":"10h"}`)
+	var made atomic.Int64
+	for round := range 4 {
+		var all sync.WaitGroup
+		stop := make(chan struct{})
+		for range 4 {
+			all.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						if _, err := w.try(lessor.Read, "db/creds/app", ""); err == nil {
+							made.Add(1)
+						}
+					}
+				}
+			})
+		}
+		before := made.Load()
+		w.until("accounts are made", func() bool { return made.Load() > before+10 })
+		if round%2 == 0 {
+			w.must(s.Kill())
+			close(stop)
+			all.Wait()
+			w.must(s.Up())
+			w.root = s.Connect(t, "")
+		} else {
+			w.faulty.Set(storetest.Faults{At: 1}) // nothing that is under way is recorded any more
+			close(stop)
+			all.Wait()
+			w.crash()
+		}
+	}
+	w.clock.advance(11 * time.Hour)
+	w.until("all accounts are gone", func() bool {
+		w.clock.advance(10 * time.Second)
+		var n int
+		w.must(w.root.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM mysql.user WHERE User LIKE 'v-%' OR Host LIKE '%.lessor.invalid'").Scan(&n))
+		return n == 0
+	})
 }
