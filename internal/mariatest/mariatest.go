@@ -361,6 +361,9 @@ func (s *Server) Login(ctx context.Context, name, password, database string) (*S
 	}
 	db := sql.OpenDB(connector)
 	c, err := db.Conn(ctx)
+	for try := 1; errors.Is(err, mysql.ErrMalformPkt) && try < 8; try++ { // the library's way with one of 256 challenges of ed25519
+		c, err = db.Conn(ctx)
+	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

@@ -250,6 +250,11 @@ func TestHashesAreThoseOfTheServer(t *testing.T) {
 	if verdict, err := b.Database.Login(t.Context(), a.Username, self.Password); err != nil || verdict != database.Accepted {
 		t.Errorf("%v, %v", verdict, err)
 	}
+	for range 500 { // whatever the server's challenge is
+		if verdict, err := b.Database.Login(t.Context(), a.Username, self.Password); err != nil || verdict != database.Accepted {
+			t.Fatalf("%v, %v", verdict, err)
+		}
+	}
 	b.remove(a)
 	special := account()
 	special.Creation = []string{"CREATE USER '{{name}}'@'%' IDENTIFIED VIA ed25519 USING PASSWORD('{{password}}')"}
