@@ -164,20 +164,20 @@ func TestLongPassword(t *testing.T) {
 func TestUnknownUsersTakeAsLong(t *testing.T) {
 	b := enginetest.New(t, New(), nil)
 	b.Do(put, "users/ann", `{"password":"pw"}`)
-	took := func(name string) time.Duration {
-		best := time.Hour
-		for range 3 {
+	best := map[string]time.Duration{"ann": time.Hour, "nobody": time.Hour} // what else the machine does only makes them take longer
+	for range 12 {
+		for name := range best {
 			start := time.Now()
 			if _, err := login(b, name, "wrong"); err == nil {
 				t.Fatal("logged in with a wrong password")
 			}
-			best = min(best, time.Since(start))
+			best[name] = min(best[name], time.Since(start))
 		}
-		return best
+		if best["nobody"] >= best["ann"]/2 && best["ann"] >= best["nobody"]/2 {
+			return
+		}
 	}
-	if known, unknown := took("ann"), took("nobody"); unknown < known/2 || known < unknown/2 {
-		t.Errorf("a known user is refused after %s, an unknown one after %s", known, unknown)
-	}
+	t.Errorf("a known user is refused after %s, an unknown one after %s", best["ann"], best["nobody"])
 }
 
 func TestStaleLogins(t *testing.T) {
