@@ -1,7 +1,8 @@
 // Package client speaks lessor's HTTP API, which is Vault's. It is thin on purpose: it addresses, authenticates,
 // retries and decodes, and leaves paths and their data to its caller.
 //
-// A Client is immutable and safe for concurrent use; the With methods return changed copies that share connections.
+// A Client is immutable and safe for concurrent use; the With methods return changed copies that share connections. On top of it, a
+// Session stays logged in, and a Secret stays fresh; lessorpgx and lessorsql, below this package, are pools of connections that log in with one.
 // Errors never contain a token, a query or a body.
 package client
 
