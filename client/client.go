@@ -2,7 +2,7 @@
 // retries and decodes, and leaves paths and their data to its caller.
 //
 // A Client is immutable and safe for concurrent use; the With methods return changed copies that share connections. On top of it, a
-// Session stays logged in, and a Secret stays fresh; lessorpgx and lessorsql, below this package, are pools of connections that log in with one.
+// Session stays logged in, and a Secret stays fresh; lessorpgx, lessorsql and lessorredis, below this package, are for pools of connections that log in with one.
 // Errors never contain a token, a query or a body.
 package client
 

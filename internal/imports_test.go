@@ -11,16 +11,17 @@ const module = "github.com/lessor-dev/lessor/"
 // allowed are the arrows: which of lessor's packages a package may import besides those that the rule for all names. A package
 // without an entry may import anything below internal/ but adapters and what stands above it.
 var pure = map[string][]string{
-	"api":              {},
-	"client":           {"api"},
-	"client/lessorsql": {"client"},
-	"client/lessorpgx": {"client"},
-	"internal/lessor":  {"api"},
-	"internal/audit":   {},
-	"internal/store":   {"internal/audit", "internal/lessor"},
-	"internal/archive": {"internal/audit", "internal/lessor", "internal/store"},
-	"internal/policy":  {"api", "internal/lessor"},
-	"internal/seal":    {"api", "internal/lessor", "internal/policy", "internal/store", "internal/audit"},
+	"api":                {},
+	"client":             {"api"},
+	"client/lessorsql":   {"client"},
+	"client/lessorpgx":   {"client"},
+	"client/lessorredis": {"client"},
+	"internal/lessor":    {"api"},
+	"internal/audit":     {},
+	"internal/store":     {"internal/audit", "internal/lessor"},
+	"internal/archive":   {"internal/audit", "internal/lessor", "internal/store"},
+	"internal/policy":    {"api", "internal/lessor"},
+	"internal/seal":      {"api", "internal/lessor", "internal/policy", "internal/store", "internal/audit"},
 	"internal/cli": {
 		"client", "api", "internal/version", "internal/cli/session", "internal/cli/secret", "internal/cli/access", "internal/cli/account", "internal/cli/operator",
 	},
