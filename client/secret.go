@@ -30,6 +30,7 @@ type Secret struct {
 	path    string
 	query   url.Values
 	owned   bool // the session is for this secret alone
+	fresh   bool // no server knows the instance as a holder of the path
 
 	nudge  chan struct{} // holds one
 	ctx    context.Context
@@ -205,11 +206,11 @@ func (s *Secret) begin(ctx context.Context) error {
 	if err := s.read(ctx); err != nil {
 		return err
 	}
-	// Nothing older is in use. That is worth a word only if the holder was known before: an instance that was made up just now was not.
+	// Nothing older is in use. That is worth a word only if the holder was known before.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.adopted = s.value.Serial
-	if s.session.fresh {
+	if s.fresh {
 		s.settled = s.value.Serial
 	}
 	return nil

@@ -134,12 +134,13 @@ func TestSecretHearsOfChanges(t *testing.T) {
 	if err := secrets[1].Close(t.Context()); err != nil {
 		t.Error(err)
 	}
+	v := secrets[0].Value()
 	server.Delete("secret/metadata/a")
 	if _, ok := secrets[0].Value().Field("password"); !ok {
 		t.Error("the last value went away with the secret")
 	}
 	put(server, "secret/data/a", "again") // its versions begin anew
-	if v := await(t, secrets[0], secrets[0].Value()); field(t, v, "password") != "again" {
+	if v = await(t, secrets[0], v); field(t, v, "password") != "again" {
 		t.Errorf("version %d", v.Version)
 	}
 }
@@ -334,6 +335,15 @@ func TestSecretAcknowledges(t *testing.T) {
 	await(t, s, v)
 	if s.Settled() {
 		t.Error("what was read counts as adopted")
+	}
+	// What is closed and opened anew is the same holder, and uses nothing older.
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = secret(t, session, "secret/data/app")
+	eventually(t, "the third value is acknowledged", s.Settled)
+	if got := acknowledged(server, "secret/app"); got["pod-7"] != "3 acknowledged 3" || len(got) != 2 {
+		t.Errorf("after it was opened anew: %v", got)
 	}
 }
 

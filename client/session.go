@@ -32,9 +32,9 @@ type Session struct {
 	ticket  ticket
 	failure error
 	secrets map[*Secret]struct{}
-	opened  map[string]int // how often a path was
-	heard   bool           // changes are told as they happen
-	rewait  func()         // ends the wait for changes, to begin another one
+	known   map[string]bool // paths and instances that were open once
+	heard   bool            // changes are told as they happen
+	rewait  func()          // ends the wait for changes, to begin another one
 }
 
 // ticket is a session's token.
@@ -51,7 +51,7 @@ type ticket struct {
 // if it is not, one is made up.
 func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	s := &Session{
-		client: c, method: m, doubts: make(chan uint64, 1), secrets: map[*Secret]struct{}{}, opened: map[string]int{},
+		client: c, method: m, doubts: make(chan uint64, 1), secrets: map[*Secret]struct{}{}, known: map[string]bool{},
 		rewait: func() {},
 	}
 	if c.config.Timeout == 0 {
@@ -106,7 +106,7 @@ func (s *Session) Err() error {
 // error; what goes wrong later is in the secret's Status.
 func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption) (*Secret, error) {
 	secret := &Secret{
-		session: s, client: s.client.WithWrapTTL(0).WithHeader("X-Lessor-Lease", "renewable").WithInstance(s.instance(path)), path: path, jitter: mathrand.Float64(),
+		session: s, client: s.client.WithWrapTTL(0).WithHeader("X-Lessor-Lease", "renewable"), path: path, jitter: mathrand.Float64(),
 		nudge: make(chan struct{}, 1), done: make(chan struct{}), reading: make(chan struct{}, 1), held: map[uint64]int{}, spent: map[uint64]string{},
 	}
 	for _, opt := range opts {
@@ -114,6 +114,9 @@ func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption)
 	}
 	secret.ctx, secret.cancel = context.WithCancel(context.Background())
 	s.mu.Lock()
+	instance := s.instance(path)
+	secret.client, secret.fresh = secret.client.WithInstance(instance), s.fresh && !s.known[path+"\x00"+instance]
+	s.known[path+"\x00"+instance] = true
 	s.secrets[secret] = struct{}{} // before it is read: it hears of what changes from then on
 	heard := s.heard
 	s.rewait()
@@ -128,15 +131,19 @@ func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption)
 	return secret, nil
 }
 
-// instance is who reads a path. A holder has one lease on a path, so a second Secret of the same one is another holder.
+// instance is who reads a path. A holder has one lease on a path, so a second Secret of it that is open is another holder. The lock is held.
 func (s *Session) instance(path string) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.opened[path]++
-	if n := s.opened[path]; n > 1 {
-		return s.client.config.Instance + "/" + strconv.Itoa(n)
+	taken := map[string]bool{}
+	for secret := range s.secrets {
+		if secret.path == path {
+			taken[secret.client.config.Instance] = true
+		}
 	}
-	return s.client.config.Instance
+	name := s.client.config.Instance
+	for n := 2; taken[name]; n++ {
+		name = s.client.config.Instance + "/" + strconv.Itoa(n)
+	}
+	return name
 }
 
 func (s *Session) forget(secret *Secret) {
