@@ -195,6 +195,9 @@ func (c *Core) turned(ctx context.Context, m *mount.Entry, g policy.Grant, t eng
 			return err
 		}
 	}
+	if len(txn.Audit) == 0 && rec.System == "" {
+		txn.Audit = []audit.Record{rec} // what somebody asked for has its outcome on record, be it that others had done it, and that this was a look
+	}
 	if len(txn.Audit)+len(txn.Puts)+len(txn.Deletes) == 0 {
 		return nil // a look that came too late
 	}

@@ -354,6 +354,36 @@ func TestRotationIsGivenUp(t *testing.T) {
 	}
 }
 
+// Who asks for a rotation that another request is amid, and then finds it done, has the outcome on record like anybody.
+func TestWhoComesSecondIsOnRecord(t *testing.T) {
+	e := &eye{}
+	p := newWorldOf(t, pgtest.Start(t), e).pair("")
+	p.read("one")
+	second := p.op(lessor.Update, "db/rotate-role/app", "")
+	answered := make(chan error, 1)
+	var once sync.Once
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call == "set" {
+			once.Do(func() {
+				go func() {
+					_, err := p.core.Handle(context.Background(), second)
+					answered <- err
+				}()
+				p.until("the second has begun", func() bool { return p.state("static/app").Loose == 2 })
+			})
+		}
+		return do()
+	})
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.must(<-answered)
+	if a := p.state("static/app"); a.Version != 2 || a.Phase() != rotation.Waiting {
+		t.Errorf("after two requests: %+v", a)
+	}
+	if !slices.ContainsFunc(p.records("db/rotate-role/app"), func(r audit.At) bool { return r.Request == second.ID && r.Phase == audit.Outcome }) {
+		t.Error("the second was answered, and its outcome is not on record")
+	}
+}
+
 // A rotation of a pair is struck at each commit and each touch of the database, and lessor dies, or not. Whatever happened: readers are shown a password that
 // is let in at each moment, and so is what a reader holds who has not moved; in the end each old password is refused.
 func TestHandoverIsStruck(t *testing.T) {
