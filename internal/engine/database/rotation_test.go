@@ -2,6 +2,7 @@ package database_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -439,4 +440,36 @@ func TestRotationStatementsRunOnce(t *testing.T) {
 		t.Errorf("the statements ran %d times for two rotations", n)
 	}
 	w.sql(`DROP TABLE "` + log + `"`)
+}
+
+// mute is a driver of a database that lets accounts in from elsewhere only, and says of a password that it has taken that it refused it.
+type mute struct{ postgres.Driver }
+
+func (d mute) Open(c *database.Connection, s database.Secrets) (database.Database, error) {
+	db, err := d.Driver.Open(c, s)
+	return &muted{db}, err
+}
+
+type muted struct{ database.Database }
+
+func (*muted) Login(context.Context, string, lessor.Secret) (database.Verdict, error) {
+	return database.Unknown, nil
+}
+
+func (d *muted) SetPassword(ctx context.Context, c database.Change) error {
+	return errors.Join(d.Database.SetPassword(ctx, c), api.Errorf(api.Upstream, "the second of two statements was refused"))
+}
+
+// What a database refuses is kept where no login can show that it is not in force.
+func TestRefusedPasswordThatCannotBeTried(t *testing.T) {
+	w := newWorldOf(t, pgtest.Start(t), mute{})
+	user := w.account("")
+	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"1000h","password":"first","skip_import_rotation":true}`, user))
+	w.refused(api.Upstream, lessor.Update, "db/rotate-role/app", "", "was refused")
+	if w.logsIn(user, "first") {
+		t.Fatal("the database has not taken it")
+	}
+	if !slices.ContainsFunc(w.passwords("static/app").Candidates(), func(s lessor.Secret) bool { return w.logsIn(user, s.Reveal()) }) {
+		t.Error("the password in force is not on record")
+	}
 }

@@ -590,7 +590,7 @@ func (t *turn) dead(ctx context.Context, db Database, refused lessor.Secret) boo
 			return false
 		}
 		if verdict != Refused {
-			return !password.Equal(refused)
+			return verdict == Accepted && !password.Equal(refused)
 		}
 	}
 	return true
