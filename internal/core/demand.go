@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -105,7 +106,7 @@ func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, er
 		}
 		demands = demands[n:]
 	}
-	if len(txn.Deletes) == 0 {
+	if len(txn.Puts)+len(txn.Deletes) == 0 {
 		return next, nil
 	}
 	if err := c.commit(ctx, txn); err != nil {
@@ -116,7 +117,7 @@ func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, er
 }
 
 // meet sees to the demands on one secret, and reports whether that is all there is to do about them. It is not while another password is on its
-// way: it comes in the place of the exposed one, unless it is given up.
+// way, or holders of the exposed one are waited for: it is succeeded, unless the rotation is given up.
 func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine.Rotator, demands []lease.Demand) (bool, error) {
 	secret := demands[0].Secret
 	account, ok := rotator.AccountOf(secret)
@@ -132,19 +133,20 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 	if err != nil || !row.Exists() {
 		return err == nil, err
 	}
+	waiting := slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Born == born && a.MayReturn(d.Version) })
 	for _, d := range demands {
-		if d.Version != current || d.Born != born {
+		if d.Born != born || d.Version != current && !a.InForce(d.Version) {
 			continue // it is succeeded already
 		}
 		now := c.Store.Now()
 		if !a.Demand(demandCause, now) {
-			return a.Cause != "", nil
+			return a.Cause != "" && !waiting, nil
 		}
 		txn.Audit = append(txn.Audit, audit.Record{
 			Time: now, Operation: "demand", Namespace: m.Namespace, Path: m.Path + secret, Phase: audit.Done, System: "rotation", Granted: true,
 			Rule: "system:rotation", Policy: "system", Cause: d.Cause, Note: "a rotation was demanded", Lease: d.Lease,
 		})
-		return true, rotation.Save(txn, row, a)
+		return !waiting, rotation.Save(txn, row, a)
 	}
-	return true, nil
+	return !waiting, nil
 }

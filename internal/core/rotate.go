@@ -119,7 +119,7 @@ func (c *Core) turn(ctx context.Context, m *mount.Entry, g policy.Grant, r *engi
 		return c.untouched(ctx, m, g, r, rec, err)
 	}
 	defer release()
-	t, err := c.touch(ctx, m, g, r.Account)
+	t, err := c.touch(ctx, m, g, r)
 	if err == nil && t.Then == nil {
 		err = t.Err // it did not come to that
 	}
@@ -167,7 +167,7 @@ func (c *Core) recorded(ctx context.Context, m *mount.Entry, g policy.Grant, t e
 }
 
 // touch has the target touched, under a deadline.
-func (c *Core) touch(ctx context.Context, m *mount.Entry, g policy.Grant, account string) (engine.Turned, error) {
+func (c *Core) touch(ctx context.Context, m *mount.Entry, g policy.Grant, r *engine.Rotate) (engine.Turned, error) {
 	v, err := c.Store.View()
 	if err != nil {
 		return engine.Turned{}, err
@@ -179,7 +179,9 @@ func (c *Core) touch(ctx context.Context, m *mount.Entry, g policy.Grant, accoun
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.ApplyTimeout)
 	defer cancel()
-	return rotator.Turn(ctx, c.access(v, m, g), account), nil
+	a := c.access(v, m, g)
+	a.Look = r.Look
+	return rotator.Turn(ctx, a, r.Account), nil
 }
 
 // turned records what came of a touch.

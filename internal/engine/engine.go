@@ -294,6 +294,7 @@ type Access struct {
 	Now      time.Time
 	Password func(policy string) (lessor.Secret, error) // System.Password; for a Rotator only
 	Chance   float64                                    // in [0, 1), drawn afresh; for a Rotator only
+	Look     bool                                       // Rotate.Look: nothing else is on record, and so nothing else is to be done
 }
 
 // Issuer is a Backend that makes leased credentials. Every method is idempotent, keyed by the lease's id: it may be called

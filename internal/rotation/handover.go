@@ -106,6 +106,29 @@ func (a *Account) first() uint64 {
 	return a.Version
 }
 
+// InForce reports whether a version's password is the one in force: that of an older version is where it was taken back (GiveUp). Versions that
+// were given up in between count as well.
+func (a *Account) InForce(version uint64) bool { return version >= a.first() && version <= a.Version }
+
+// MayReturn reports whether a version is outgoing in a rotation that may be given up: then it is in force again.
+func (a *Account) MayReturn(version uint64) bool {
+	_, ok := a.Abortable()
+	return ok && a.Phase() == Waiting && version >= a.OutFrom && version <= a.Outgoing
+}
+
+// Strangers reports whether others than those on record may know the password in force.
+func (a *Account) Strangers() bool { return a.Version != 0 && a.Foreign >= a.first() }
+
+// Lent records that the password in force was handed out without a lease.
+func (a *Account) Lent() { a.Foreign = max(a.Foreign, a.Version) }
+
+// Recovered records at now that the account is as it was some time ago: the passwords that it has may have been handed out since, and succeeded. All are to be
+// tried.
+func (a *Account) Recovered(now time.Time) {
+	a.Foreign = max(a.Foreign, a.Version, a.Pending)
+	a.Check, a.Retry = now, time.Time{}
+}
+
 // promote makes the other account's pending password the one in force since now, and waits for those who hold what was.
 func (a *Account) promote(p *Passwords, now time.Time) {
 	a.bury(p, now)
@@ -152,24 +175,24 @@ func (a *Account) Holding(users []lease.User) (all []lease.User) {
 	return all
 }
 
-// Sighted records what the target showed at now: who uses the outgoing account.
-func (a *Account) Sighted(seen []Seen, now time.Time) {
+// Sighted records what the target, asked at one time, has shown by now: who uses the outgoing account. What was between is not evidence of quiet.
+func (a *Account) Sighted(seen []Seen, asked, now time.Time) {
 	switch {
 	case len(seen) > 0:
 		a.Seen, a.SeenAt, a.QuietSince = seen, now, time.Time{}
 	case a.QuietSince.IsZero(), now.Sub(a.Looked) > gap:
 		a.QuietSince = now
 	}
-	a.Looked = now
+	a.Looked = asked
 	a.Attempts, a.LastError, a.Retry = 0, "", time.Time{}
 }
 
 // Weigh decides at now whether those who hold the outgoing password are waited for any longer. holding are who has not moved; known: they are all that lessor
-// gave it to. It says when to look again. Only what was Sighted at now is evidence, but a deadline needs none.
+// gave it to. It says when to look again. Only a look that was Sighted, and none that Failed since, is evidence, but a deadline needs none.
 func (a *Account) Weigh(holding int, known bool, now time.Time) Over {
 	quiet := time.Duration(-1)
-	if !a.QuietSince.IsZero() && a.Looked.Equal(now) {
-		quiet = now.Sub(a.QuietSince)
+	if !a.QuietSince.IsZero() && a.Attempts == 0 {
+		quiet = max(0, a.Looked.Sub(a.QuietSince))
 	}
 	deadline := a.Deadline()
 	switch {

@@ -80,7 +80,7 @@ func (m *model) work(holding int, seen []Seen) {
 		if !m.whole && rapid.IntRange(0, 4).Draw(m.T, "look") == 0 {
 			a.Failed(errors.New("no answer"), m.now, 1)
 		} else {
-			a.Sighted(seen, m.now)
+			a.Sighted(seen, m.now, m.now)
 		}
 		if why := a.Weigh(holding, true, m.now); why != 0 {
 			if !why.Forced() && len(seen) > 0 || why == Acknowledged && holding > 0 {
@@ -294,7 +294,7 @@ func TestWeigh(t *testing.T) {
 				if l.fails {
 					a.Failed(errors.New("away"), now, 1)
 				} else {
-					a.Sighted(l.seen, now)
+					a.Sighted(l.seen, now, now)
 				}
 				if got := a.Weigh(l.holding, true, now); got != l.want {
 					t.Fatalf("look %d: %q, not %q", i, got, l.want)
@@ -306,7 +306,7 @@ func TestWeigh(t *testing.T) {
 		})
 	}
 	a, _ := pair()
-	if a.Sighted(nil, t0); a.Weigh(0, false, t0) != 0 {
+	if a.Sighted(nil, t0, t0); a.Weigh(0, false, t0) != 0 {
 		t.Error("nobody is waited for though it is not known who reads")
 	}
 }
@@ -350,14 +350,14 @@ func TestGiveUpWhileItWaits(t *testing.T) {
 // Those who had not moved are named, as many as are kept.
 func TestStragglers(t *testing.T) {
 	a, _ := pair()
-	a.Sighted([]Seen{{Client: "10.0.0.1", Application: "psql", Count: 2}}, t0)
+	a.Sighted([]Seen{{Client: "10.0.0.1", Application: "psql", Count: 2}}, t0, t0)
 	users := make([]lease.User, MostStragglers+3)
 	a.Close(Expired, users, t0)
 	if len(a.Stragglers) != MostStragglers || a.Beyond != 4 {
 		t.Errorf("%d are named, %d are not", len(a.Stragglers), a.Beyond)
 	}
 	a, _ = pair()
-	a.Sighted([]Seen{{Client: "10.0.0.1", Application: "psql", Count: 2}}, t0)
+	a.Sighted([]Seen{{Client: "10.0.0.1", Application: "psql", Count: 2}}, t0, t0)
 	if a.Close(Expired, nil, t0); len(a.Stragglers) != 1 || a.Stragglers[0].Application != "psql" {
 		t.Errorf("%+v", a.Stragglers)
 	}
@@ -419,5 +419,59 @@ func TestJitter(t *testing.T) {
 		if err := good.Check(t0); err != nil {
 			t.Errorf("%+v: %v", good, err)
 		}
+	}
+}
+
+// A look that was answered late is evidence of when the target was asked only.
+func TestLookThatIsAnsweredLate(t *testing.T) {
+	a, _ := pair()
+	a.Sighted(nil, t0, t0)
+	if a.Weigh(1, true, t0) != 0 {
+		t.Fatal("nobody is waited for")
+	}
+	now := t0.Add(time.Minute + 5*time.Second)
+	if a.Sighted(nil, t0.Add(time.Second), now); a.Weigh(1, true, now) != 0 {
+		t.Error("two looks within a second are evidence of a minute without use")
+	}
+	now = now.Add(time.Second)
+	if a.Sighted(nil, now, now); a.Weigh(1, true, now) != Unused {
+		t.Error("looks a minute apart are no evidence")
+	}
+}
+
+// Which versions are the password in force, or may be again.
+func TestVersionsInForce(t *testing.T) {
+	a, p := pair()
+	if a.InForce(1) || !a.InForce(2) || a.InForce(3) || !a.MayReturn(1) || a.MayReturn(2) {
+		t.Errorf("while it waits: %+v", a)
+	}
+	a.GiveUp(p, hourly, t0)
+	if !a.InForce(1) || !a.InForce(3) || a.MayReturn(1) || a.MayReturn(2) {
+		t.Errorf("given up: %+v", a)
+	}
+}
+
+// A restored copy does not know who has been shown what it knows to be in force, nor what it was about to bring into force.
+func TestRecovered(t *testing.T) {
+	end := func(a *Account, p *Passwords) {
+		a.Close(Told, nil, t0)
+		a.Begin(p, secret("nobody's"), t0)
+		a.Confirm(p, hourly, t0)
+		a.Proven(p, t0)
+		a.Buried(p, t0)
+	}
+	a, p := pair()
+	end(a, p)
+	a.Begin(p, secret("c"), t0)
+	if a.Recovered(t0); !a.Strangers() || a.Step(hourly, t0) != Resume {
+		t.Errorf("%+v", a)
+	}
+	for _, want := range []Over{0, 0, Acknowledged} { // of version 2, of 3, which was pending, and of 4
+		a.Confirm(p, hourly, t0)
+		if a.Sighted(nil, t0, t0); a.Weigh(0, true, t0) != want {
+			t.Errorf("version %d is handed over: %+v", a.Outgoing, a)
+		}
+		end(a, p)
+		a.Begin(p, secret("next"), t0)
 	}
 }

@@ -60,7 +60,7 @@ type Account struct {
 
 	Cause   string    `cbor:"14,keyasint,omitempty"` // of the rotation that is due or begun, where that is not its schedule (Demand)
 	Since   time.Time `cbor:"15,keyasint,omitempty"` // when its phase began; zero: before that was kept
-	Foreign uint64    `cbor:"16,keyasint,omitempty"` // the last version that somebody else had put into force: others than its readers may know it
+	Foreign uint64    `cbor:"16,keyasint,omitempty"` // the last version that others than its readers on record may know (Import, Lent, Recovered)
 	Dead    uint64    `cbor:"17,keyasint,omitempty"` // versions up to this one are proven dead
 	Settled uint64    `cbor:"18,keyasint,omitempty"` // and up to this one their holders are told of it
 	Abort   bool      `cbor:"19,keyasint,omitempty"` // somebody wants the rotation under way to be given up (GiveUp)
@@ -76,7 +76,7 @@ type Account struct {
 	Over       Over          `cbor:"28,keyasint,omitempty"` // why the wait for holders of Outgoing ended; 0: it has not
 	Retired    time.Time     `cbor:"29,keyasint,omitempty"` // since when the outgoing account has a password that nobody is told; zero: it has not
 	Look       time.Time     `cbor:"30,keyasint,omitempty"` // of the next look at who uses it, while it is waited for
-	Looked     time.Time     `cbor:"31,keyasint,omitempty"` // when the target answered one last
+	Looked     time.Time     `cbor:"31,keyasint,omitempty"` // when the target was asked in the last one that it answered
 	Looks      uint32        `cbor:"32,keyasint,omitempty"` // that showed nothing new, one after the other
 	Behind     uint32        `cbor:"33,keyasint,omitempty"` // holders that had not moved at the last look
 	QuietSince time.Time     `cbor:"34,keyasint,omitempty"` // since when each look has shown no use; zero: the last one did

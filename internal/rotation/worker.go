@@ -419,7 +419,7 @@ func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now tim
 		if err != nil {
 			return from, err
 		}
-		a.Check, a.Retry = now, time.Time{}
+		a.Recovered(now)
 		if err := Save(txn, row, a); err != nil {
 			return from, err
 		}

@@ -327,8 +327,8 @@ func (t *rotating) forewarned(silent int) (all []string) {
 	case alternates && silent > 0:
 		all = append(all, fmt.Sprintf("%d holders do not acknowledge: the old password stays in force until the target has shown no use of it for %s", silent, t.QuietFor))
 	}
-	if alternates && t.Foreign == t.Version && t.Version != 0 {
-		all = append(all, "the password in force was not made by lessor: others than its readers may use it, so it is retired by evidence or deadline only")
+	if alternates && t.Strangers() {
+		all = append(all, "others than the holders on record may use the password in force (it was not made by lessor, or handed out without a lease, or this is a restored copy), so it is retired by evidence or deadline only")
 	}
 	if t.mount.Options["lease"] == "off" {
 		all = append(all, "the mount keeps no leases of its readers (lease=off): nobody is known to have moved but by evidence")

@@ -787,3 +787,89 @@ func TestPairMoves(t *testing.T) {
 	p.until("the password that is shown is in force again", func() bool { p.clock.advance(time.Second); return p.lets(p.read("two")) })
 	p.static("elsewhere", "far", p.users[0])
 }
+
+// Whose access was revoked is thrown out of a password that is in force again since a rotation was given up, whichever version of it he had read, and whenever
+// he was revoked.
+func TestRevokedBeforeItIsGivenUp(t *testing.T) {
+	const abort = "sys/lessor/rotation/abort/db/static-creds/app"
+	for name, early := range map[string]bool{"while it waits": true, "afterwards": false} {
+		t.Run(name, func(t *testing.T) {
+			p := newWorld(t, pgtest.Start(t)).pair("")
+			p.read("slow")
+			old := p.read("gone")
+			revoke := func() {
+				p.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q,"sync":true}`, old.lease))
+			}
+			p.do(lessor.Update, "db/rotate-role/app", "")
+			if early {
+				revoke()
+				time.Sleep(100 * time.Millisecond) // for the background to see to it
+			}
+			p.do(lessor.Update, abort, "")
+			p.until("the old password is shown again", func() bool { return p.read("slow").password == old.password })
+			if !early {
+				revoke()
+			}
+			p.until("another is in force", func() bool { p.clock.advance(time.Second); return p.state("static/app").Version == 4 })
+			p.do(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
+			p.until("the old one is dead", func() bool { p.clock.advance(time.Second); return !p.lets(old) && p.unmet() == 0 })
+		})
+	}
+}
+
+// Readers of a mount that keeps no leases, and of a copy that was restored, are not on record: that nobody else has moved is no reason to retire what they may use.
+func TestReadersNotOnRecord(t *testing.T) {
+	for name, prepare := range map[string]func(p *pair){
+		"without leases": func(p *pair) {
+			p.do(lessor.Update, "sys/mounts/db/tune", `{"options":{"lease":"off"}}`)
+			p.read("")
+			p.do(lessor.Update, "sys/mounts/db/tune", `{"options":{"lease":"quiet"}}`)
+		},
+		"restored": func(p *pair) {
+			_, err := p.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: store.Fenced, Value: []byte("now")}}})
+			p.must(err)
+			p.crash()
+			p.do(lessor.Delete, "sys/lessor/fence", "")
+			p.until("passwords are proven", func() bool { return strings.Contains(p.notes(), "password proven") })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"60s"`)
+			prepare(p)
+			old := login{username: p.users[0], password: p.passwords("static/app").Current.Reveal()}
+			p.do(lessor.Update, "db/rotate-role/app", "")
+			p.until("the database was asked", func() bool { a := p.state("static/app"); return a.Phase() != rotation.Waiting || !a.Looked.IsZero() })
+			if p.phase() != rotation.Waiting || !p.lets(old) {
+				t.Fatalf("retired at once, in phase %s", p.phase())
+			}
+			p.reaches(rotation.Idle, 5*time.Second)
+			if p.lets(old) || !strings.Contains(p.notes(), "no use for long enough") {
+				t.Errorf("on record is %s", p.notes())
+			}
+		})
+	}
+}
+
+// A look that is under way when somebody gives the rotation up does not end the wait.
+func TestGivenUpDuringALook(t *testing.T) {
+	e := &eye{}
+	p := newWorldOf(t, pgtest.Start(t), e).pair(`,"rotation_grace":"1h"`)
+	old := p.read("slow")
+	var once sync.Once
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call == "sessions" {
+			once.Do(func() { close(reached); <-goOn })
+		}
+		return do()
+	})
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	<-reached
+	p.clock.advance(time.Hour)
+	p.do(lessor.Update, "sys/lessor/rotation/abort/db/static-creds/app", "")
+	close(goOn)
+	p.until("the old password is shown again", func() bool { return p.read("slow").password == old.password })
+	if !p.lets(old) {
+		t.Error("it is not let in")
+	}
+}

@@ -470,6 +470,10 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 	}
 	// Who is shown a password holds it by the same commit, or is not shown it: once another one is in force nobody comes to hold this one any more.
 	reply.Txn.Require(t.held)
+	if r.Mount.Options["lease"] == "off" && !t.Strangers() { // once for each password: who has it is not on record
+		t.Lent()
+		return reply, rotation.Save(&reply.Txn, t.row, t.Account)
+	}
 	return reply, nil
 }
 

@@ -423,10 +423,10 @@ func (e *Engine) Turn(ctx context.Context, a engine.Access, account string) engi
 		return e.failed(t, false, true, err)
 	}
 	switch {
+	case a.Look:
+		return e.look(ctx, t, db)
 	case t.Pending != 0:
 		return e.set(ctx, t, db)
-	case t.Step(t.schedule(), a.Now) == rotation.Watching:
-		return e.look(ctx, t, db)
 	}
 	return e.prove(ctx, t, db)
 }
@@ -465,13 +465,13 @@ func (e *Engine) set(ctx context.Context, t *turn, db Database) engine.Turned {
 
 // look asks the database who uses the outgoing account, and decides whether they are waited for any longer. Only that is on record.
 func (e *Engine) look(ctx context.Context, t *turn, db Database) engine.Turned {
-	account, outgoing := t.Name, t.Outgoing
+	account, outgoing, asked := t.Name, t.Outgoing, t.access.Now
 	sessions, failure := db.Sessions(ctx, []string{t.account(1 - t.Slot)})
 	turned := engine.Turned{Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
 		t, err := e.turn(a, account)
-		if err != nil || t == nil || t.Phase() != rotation.Waiting || t.Outgoing != outgoing {
+		if err != nil || t == nil || t.Phase() != rotation.Waiting || t.Outgoing != outgoing || t.Abort {
 			txn.Audit = nil
-			return err // somebody else was faster
+			return err // somebody else was faster, or wants it to be given up
 		}
 		users, err := lease.Users(a.View, a.Mount, credsPath(t))
 		if err != nil {
@@ -479,7 +479,7 @@ func (e *Engine) look(ctx context.Context, t *turn, db Database) engine.Turned {
 		}
 		holding, told := t.Holding(users), failure != nil && t.Attempts == 0
 		if failure == nil {
-			t.Sighted(grouped(sessions), a.Now)
+			t.Sighted(grouped(sessions), asked, a.Now)
 		} else {
 			t.Failed(failure, a.Now, jitter())
 		}
