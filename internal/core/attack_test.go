@@ -791,7 +791,14 @@ func TestWrappingTokensAreGoodForNothingElse(t *testing.T) {
 	if len(held) != 1 || held[0].(map[string]any)["display_name"] != "wrapping token" {
 		t.Errorf("holders of what lay in a wrapping for long: %v", held)
 	}
+	long.ID, long.Time = "long", g.op(g.root, lessor.Read, "secret/data/app", "").Time
+	if kept, err = g.core.Handle(t.Context(), long); err != nil {
+		t.Fatal(err)
+	}
 	g.do(g.root, lessor.Update, "sys/leases/revoke-prefix/secret/data/app", "")
+	g.clock.Advance(90 * time.Hour)
+	g.refused(api.Invalid, kept.Wrap.Token, lessor.Update, "sys/wrapping/unwrap", "")
+	g.clock.Advance(20 * time.Hour)
 	// A lease that clients do not see has its holder, too.
 	g.do(g.root, lessor.Update, "sys/mounts/secret/tune", `{"options":{"lease":"quiet"}}`)
 	w = wrap()

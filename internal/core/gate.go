@@ -453,7 +453,7 @@ func (w *walk) answer(ctx context.Context, txn *store.Txn, rec *audit.Record) (*
 	case r.Static != nil:
 		a.Lease, err = w.hold(txn, rec, r.Static)
 	case r.Unwrapped != "":
-		err = w.rehold(txn, r.Unwrapped, r.WrappedAt)
+		err = w.rehold(txn, r.Unwrapped)
 	}
 	a.Warnings = append(w.warnings, r.Warnings...)
 	return a, err

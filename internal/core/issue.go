@@ -288,14 +288,10 @@ func (w *walk) prolong(txn *store.Txn, id string, until time.Time) error {
 	return lease.Prolong(w.view, txn, l, until)
 }
 
-// rehold makes the caller, who unwraps an answer, the holder of the lease inside. What was revoked in its wrapping is not
-// shown any more; what merely lay there for longer than a hold lasts is.
-func (w *walk) rehold(txn *store.Txn, id string, since time.Time) error {
+// rehold makes the caller, who unwraps an answer, the holder of the lease inside. What was revoked in its wrapping is not shown any more.
+func (w *walk) rehold(txn *store.Txn, id string) error {
 	l, row, _, err := w.leased(id)
 	if err != nil {
-		if api.KindOf(err) == api.Invalid && w.op.Time.Sub(since) >= lease.MinHold {
-			return nil
-		}
 		if api.KindOf(err) == api.Invalid {
 			return api.Errorf(api.Invalid, "the lease of what was wrapped has ended or was revoked: ask for it anew")
 		}

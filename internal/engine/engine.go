@@ -180,7 +180,6 @@ type Reply struct {
 	Wrapped   *lessor.SecretJSON // unwrap: a stored answer, to be sent as it is
 	Rewrap    *Rewrap
 	Unwrapped string                                            // id of the lease inside what is unwrapped: the caller becomes its holder
-	WrappedAt time.Time                                         // when what is unwrapped was wrapped first
 	First     func(ctx context.Context) error                   // touches a target, after it is on record that it is about to be and before the commit, which an error prevents
 	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit, when the View is closed: a long read of what is no secret
 	Feed      lessor.Feed                                       // messages that follow, instead of an answer; none is a secret

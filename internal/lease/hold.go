@@ -273,11 +273,12 @@ func pointerPrefix(namespace uint32, mount, path string) string {
 	return pointerRows(namespace, mount) + path + "\x00"
 }
 
-// lease is what the pointer says of the lease that it names; rest is the pointer's name without namespace and mount.
+// lease is what the pointer says of the lease that it names, but that it is on the newest version that the holder has read; rest is the pointer's name
+// without namespace and mount.
 func (p *pointer) lease(namespace uint32, mount, rest string) *Lease {
 	path, _, _ := strings.Cut(strings.TrimPrefix(rest, "h/"), "\x00")
 	return &Lease{
-		ID: p.ID, Namespace: namespace, Mount: mount, Kind: Static, Holder: p.Holder, Owner: p.Owner, Version: p.Version, Secret: path,
+		ID: p.ID, Namespace: namespace, Mount: mount, Kind: Static, Holder: p.Holder, Owner: p.Owner, Version: p.newest(), Secret: path,
 		Position: p.Position, Born: p.Born, Rotatable: p.Rotatable,
 	}
 }

@@ -257,6 +257,14 @@ func TestUse(t *testing.T) {
 		w.used("e-bob 1-2 acked 2")
 		w.settle(1, 0)
 		w.used("e-bob 2-2 acked 2")
+		time.Sleep(25 * time.Hour)
+		w.used("e-bob 2-2 acked 2 lapsed")
+		w.must(w.reaper.Settle(ctx, w.bury(Selector{Kind: ByHolder, Value: bob.Entity}, false)))
+		w.view(func(v store.View) {
+			if found, err := Exposures(v, secret, ""); err != nil || len(found) != 1 || found[0].Version != 2 {
+				t.Errorf("exposed are %+v: %v", found, err)
+			}
+		})
 	})
 	run(t, "another secret at the same path", func(t *testing.T, w *world) {
 		born := func(n uint64) func(*Reading) { return func(r *Reading) { r.Value.Born = n } }

@@ -93,7 +93,7 @@ func (b *Backend) unwrap(_ context.Context, r *engine.Request) (*engine.Reply, e
 		return nil, err
 	}
 	reply.Wrapped = &lessor.SecretJSON{Secret: lessor.NewSecret(kept.Body)}
-	reply.Unwrapped, reply.Lease, reply.WrappedAt = kept.Lease, kept.Lease, kept.First
+	reply.Unwrapped, reply.Lease = kept.Lease, kept.Lease
 	reply.Note = "unwrapped"
 	return reply, nil
 }
