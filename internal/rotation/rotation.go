@@ -60,7 +60,7 @@ type Account struct {
 
 	Cause   string    `cbor:"14,keyasint,omitempty"` // of the rotation that is due or begun, where that is not its schedule (Demand)
 	Since   time.Time `cbor:"15,keyasint,omitempty"` // when its phase began; zero: before that was kept
-	Foreign uint64    `cbor:"16,keyasint,omitempty"` // the last version that others than its readers on record may know (Import, Lent, Recovered)
+	Foreign uint64    `cbor:"16,keyasint,omitempty"` // the last version that others than its readers on record may know (Import, Lent, Recovered, Load)
 	Dead    uint64    `cbor:"17,keyasint,omitempty"` // versions up to this one are proven dead
 	Settled uint64    `cbor:"18,keyasint,omitempty"` // and up to this one their holders are told of it
 	Abort   bool      `cbor:"19,keyasint,omitempty"` // somebody wants the rotation under way to be given up (GiveUp)
@@ -438,7 +438,9 @@ func Load(v store.View, namespace uint32, mount, name string) (*Account, store.R
 	if err := decoding.Unmarshal(row.Value, a); err != nil {
 		return nil, row, fmt.Errorf("rotation: damaged row %s: %w", row.Key, err)
 	}
-	a.exact()
+	if a.exact(); a.Since.IsZero() {
+		a.Lent() // versions that did not keep this forgot holders whose leases had ended
+	}
 	return a, row, nil
 }
 

@@ -140,6 +140,34 @@ func TestUncounted(t *testing.T) {
 	}
 }
 
+// Who has read what a version handed out that forgot its holders with their leases is not known, until another is in force.
+func TestForgottenHolders(t *testing.T) {
+	at := accountKey(store.Engine, 1, "m", "static/app")
+	value, err := encoding.Marshal(map[int]any{1: "pg", 2: 7, 4: t0.Unix(), 13: 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _, err := Load(kept{at.Name: value}, 1, "m", "static/app")
+	if err != nil || !a.Strangers() {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	p := &Passwords{Current: secret("old")}
+	a.Begin(p, secret("new"), t0)
+	if value, err = encoding.Marshal(a); err != nil {
+		t.Fatal(err)
+	}
+	if a, _, err = Load(kept{at.Name: value}, 1, "m", "static/app"); err != nil || !a.Strangers() {
+		t.Errorf("forgotten as soon as a rotation begins: %+v, %v", a, err)
+	}
+	a.Confirm(p, hourly, t0)
+	if value, err = encoding.Marshal(a); err != nil {
+		t.Fatal(err)
+	}
+	if a, _, err = Load(kept{at.Name: value}, 1, "m", "static/app"); err != nil || a.Strangers() {
+		t.Errorf("of a version since: %+v, %v", a, err)
+	}
+}
+
 // kept is a View of some rows.
 type kept map[string][]byte
 
