@@ -95,6 +95,7 @@ type runner struct {
 	signals chan os.Signal
 
 	now     rendering // that the command was given
+	behind  bool      // it may use what it was given before that, still
 	process *process
 }
 
@@ -169,7 +170,7 @@ func (r *runner) attend() (Exit, error) {
 			ending = ending || sig == syscall.SIGTERM || sig == syscall.SIGINT
 			r.process.forward(sig.(syscall.Signal))
 		case <-settled:
-			settled = nil
+			settled, r.behind = nil, false
 			r.adopt()
 		case <-r.changed:
 			time.Sleep(coalesce)
@@ -192,18 +193,21 @@ func (r *runner) attend() (Exit, error) {
 				}
 				r.adopt()
 			case r.OnChange.Notify != 0:
-				r.now = next
+				r.now, r.behind = next, true
 				r.process.signal(r.OnChange.Notify)
 				settled = time.After(r.Settle)
 			default:
-				r.now = next
+				r.now, r.behind = next, true
 			}
 		}
 	}
 }
 
-// adopt says that the command uses what it was given last, and nothing older.
+// adopt says that the command uses what it was given last, and nothing older, unless it is behind.
 func (r *runner) adopt() {
+	if r.behind {
+		return
+	}
 	for key, v := range r.now.values {
 		r.secrets[key].Adopt(v)
 	}

@@ -47,6 +47,11 @@ type running struct {
 
 func start(t *testing.T, variables map[string]string, change run.Change, args ...string) *running {
 	t.Helper()
+	return startSettling(t, time.Millisecond, variables, change, args...)
+}
+
+func startSettling(t *testing.T, settle time.Duration, variables map[string]string, change run.Change, args ...string) *running {
+	t.Helper()
 	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
 	r := &running{T: t, Server: lessortest.Start(t), exit: make(chan run.Exit, 1)}
 	r.Server.Write("sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease_duration": "2s"}})
@@ -65,7 +70,7 @@ func start(t *testing.T, variables map[string]string, change run.Change, args ..
 		}
 	}
 	c := run.Command{
-		Args: args, Environment: e, In: strings.NewReader(""), Out: &r.out, Err: &r.out, OnChange: change, Grace: patience, Settle: time.Millisecond,
+		Args: args, Environment: e, In: strings.NewReader(""), Out: &r.out, Err: &r.out, OnChange: change, Grace: patience, Settle: settle,
 		Tell: func(format string, args ...any) { _, _ = fmt.Fprintf(&r.told, format+"\n", args...) },
 	}
 	go func() {
@@ -163,6 +168,46 @@ func TestSignal(t *testing.T) {
 	r.put("two")
 	r.await("again one two")
 	r.ends(0)
+}
+
+// What a command was not told of it does not use, whatever else changes in its secrets afterwards.
+func TestUntoldIsNotAdopted(t *testing.T) {
+	for name, change := range map[string]run.Change{"none": {}, "signal": {Notify: syscall.SIGUSR1}} {
+		t.Run(name, func(t *testing.T) {
+			stop := filepath.Join(t.TempDir(), "stop")
+			r := startSettling(t, time.Hour, secrets, change, "sh", "-c",
+				`trap : USR1; echo "file $PASSWORD_FILE"; while ! test -e "$0"; do sleep 0.05; done`, stop)
+			r.await("\n")
+			_, file, _ := strings.Cut(strings.TrimSpace(r.out.String()), "file ")
+			holder := func() map[string]any {
+				return r.Server.Read("sys/lessor/holders/secret/app").Data["holders"].([]any)[0].(map[string]any)
+			}
+			holds := func(what string, condition func() bool) {
+				t.Helper()
+				for deadline := time.Now().Add(patience); !condition(); time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatalf("not within %v: %s; %v", patience, what, holder())
+					}
+				}
+			}
+			shows := func(password string) func() bool {
+				return func() bool { text, _ := os.ReadFile(file); return string(text) == password }
+			}
+			r.put("two")
+			holds("the file has the second password", shows("two"))
+			r.Server.Write("secret/data/app", map[string]any{"data": map[string]any{"password": "two", "note": "what it does not refer to"}})
+			holds("it is read again", func() bool { return fmt.Sprint(holder()["newest"]) == "3" })
+			for watched := time.Now(); time.Since(watched) < 500*time.Millisecond; time.Sleep(10 * time.Millisecond) { // a defect shows within a moment
+				if h := holder(); fmt.Sprint(h["oldest"]) != "1" {
+					t.Fatalf("the command was started with version 1, and counts as one that uses nothing older than version %v", h["oldest"])
+				}
+			}
+			if err := os.WriteFile(stop, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.ends(0)
+		})
+	}
 }
 
 // A secret that loses what the command needs does not end it.
