@@ -80,8 +80,18 @@ func (p *process) stop(grace time.Duration, signals <-chan os.Signal) (again boo
 			kill = nil
 		}
 		// Of what was killed there may be entries left that nobody collects.
-		if done == nil && (kill == nil || !p.group || syscall.Kill(-p.cmd.Process.Pid, 0) != nil) {
+		if done == nil && (kill == nil || !p.group || p.empty()) {
 			return again
+		}
+	}
+}
+
+// empty reports whether nothing of the group is left, once the command itself has ended. What it has left behind that became this process's, as everything
+// does in a container where this is the first, is collected.
+func (p *process) empty() bool {
+	for {
+		if pid, err := syscall.Wait4(-p.cmd.Process.Pid, nil, syscall.WNOHANG, nil); pid <= 0 && err != syscall.EINTR {
+			return syscall.Kill(-p.cmd.Process.Pid, 0) != nil
 		}
 	}
 }
