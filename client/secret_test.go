@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -402,5 +403,45 @@ func TestSessionEndsItsOwnToken(t *testing.T) {
 	}
 	if _, err := own.Read(t.Context(), "auth/token/lookup-self", nil); !client.IsStatus(err, http.StatusForbidden) {
 		t.Errorf("its own token after it was closed: %v", err)
+	}
+}
+
+// A session is closed while a secret is opened that cannot be had.
+func TestSessionClosesWhileASecretIsOpened(t *testing.T) {
+	server := lessortest.Start(t)
+	asked, closing := make(chan struct{}), make(chan struct{})
+	c := before(t, server, server.Root, func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/v1/secret/data/missing" {
+			close(asked)
+			<-closing
+		}
+		return false
+	})
+	session, err := client.Open(t.Context(), c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, closed := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := session.Secret(context.Background(), "secret/data/missing")
+		opened <- err
+	}()
+	<-asked
+	go func() { closed <- session.Close(context.Background()) }()
+	eventually(t, "the session waits for the secret", func() bool { // to be seen where its goroutine stands only
+		var stacks [1 << 20]byte
+		return strings.Contains(string(stacks[:runtime.Stack(stacks[:], true)]), "client.(*Secret).Close(")
+	})
+	close(closing)
+	if err := <-opened; !client.IsStatus(err, http.StatusNotFound) {
+		t.Errorf("a secret that is not there: %v", err)
+	}
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Errorf("closing the session: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the session is never closed")
 	}
 }

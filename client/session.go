@@ -124,6 +124,7 @@ func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption)
 	secret.follow(heard)
 	if err := secret.begin(ctx); err != nil {
 		secret.cancel()
+		close(secret.done) // somebody may be closing the session meanwhile
 		s.forget(secret)
 		return nil, err
 	}
