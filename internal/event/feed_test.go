@@ -307,6 +307,23 @@ func TestRestWithoutSubscribers(t *testing.T) {
 	}
 }
 
+// Nobody can name what he wants to hear of so that it is taken for what somebody else does, who then is not woken.
+func TestNobodyPassesForAnother(t *testing.T) {
+	w := newWorld(t, Options{})
+	other := w.subscribe(w.now(), Interest{Types: []string{"*"}, Paths: []string{"m/a*\x00m/b*"}})
+	defer other.Close()
+	s := w.subscribe(w.now(), Interest{Types: []string{"*"}, Paths: []string{"m/a*", "m/b*"}})
+	defer s.Close()
+	w.feed.roll.RLock()
+	defer w.feed.roll.RUnlock()
+	w.feed.in.wake(&Event{Type: "test/write", Path: "m/app"})
+	select {
+	case <-s.woken:
+	default:
+		t.Error("it is not woken")
+	}
+}
+
 func TestSubscribersAreBounded(t *testing.T) {
 	w := newWorld(t, Options{Most: 4, PerSource: 2})
 	from := func(addr string) error {

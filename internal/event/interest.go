@@ -1,6 +1,7 @@
 package event
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -95,9 +96,8 @@ func (i *Interest) exactly() bool {
 	return len(i.Paths) > 0 && !slices.ContainsFunc(i.Paths, func(p string) bool { return strings.HasSuffix(p, "*") })
 }
 
-func (i *Interest) subject() string {
-	return strings.Join(i.Types, "\x00") + "\x00\x00" + strings.Join(i.Paths, "\x00")
-}
+// subject tells what two are interested in apart, whatever characters they name it by.
+func (i *Interest) subject() string { return fmt.Sprintf("%q %q", i.Types, i.Paths) }
 
 func (in interested) add(s *Subscription) {
 	if !s.interest.exactly() {
