@@ -97,37 +97,46 @@ func (c *Connector) drain() {
 
 // Connect implements driver.Connector. If the login fails, and the secret was rotated a moment ago, it tries once more with the new value.
 func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
-	use := c.secret.Acquire()
-	made, err := c.connect(ctx, use)
+	made, v, err := c.connect(ctx)
 	if err == nil {
 		return made, nil
 	}
-	use.Release()
-	if v, stale := c.secret.Refresh(ctx, use.Value); stale != nil || v.Serial == use.Serial {
+	if now, stale := c.secret.Refresh(ctx, v); stale != nil || now.Serial == v.Serial {
 		return nil, err
 	}
-	use = c.secret.Acquire()
-	if made, err = c.connect(ctx, use); err != nil {
-		use.Release()
+	if made, _, err = c.connect(ctx); err != nil {
 		return nil, err
 	}
 	return made, nil
 }
 
-func (c *Connector) connect(ctx context.Context, use *client.Use) (driver.Conn, error) {
-	inner, err := c.connector(use.Value)
+// connect logs in with the current value, which it returns. A connection whose value became old meanwhile was not there to be drained, and might stay
+// in the pool unused: it is replaced.
+func (c *Connector) connect(ctx context.Context) (*conn, client.Value, error) {
+	for {
+		use := c.secret.Acquire()
+		made, err := c.login(ctx, use.Value)
+		if err != nil {
+			use.Release()
+			return nil, use.Value, err
+		}
+		conn := &conn{Conn: made, from: c, use: use}
+		c.mu.Lock()
+		c.conns[conn] = struct{}{}
+		c.mu.Unlock()
+		if !conn.old() {
+			return conn, use.Value, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+func (c *Connector) login(ctx context.Context, v client.Value) (driver.Conn, error) {
+	inner, err := c.connector(v)
 	if err != nil {
 		return nil, err
 	}
-	made, err := inner.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	conn := &conn{Conn: made, from: c, use: use}
-	c.mu.Lock()
-	c.conns[conn] = struct{}{}
-	c.mu.Unlock()
-	return conn, nil
+	return inner.Connect(ctx)
 }
 
 // connector is the driver's, for a value.
@@ -174,9 +183,9 @@ type conn struct {
 
 func (c *conn) old() bool { return c.use.Serial < c.from.newest.Load() }
 
-// begin says that the connection is used from now on.
+// begin says that the connection is used from now on. One that was given back before anybody used it comes without a reset.
 func (c *conn) begin() error {
-	if c.state.CompareAndSwap(fresh, busy) || c.state.Load() == busy {
+	if c.state.CompareAndSwap(fresh, busy) || c.state.CompareAndSwap(idle, busy) || c.state.Load() == busy {
 		return nil
 	}
 	return driver.ErrBadConn

@@ -17,16 +17,20 @@ import (
 	"github.com/lessor-dev/lessor/internal/site"
 )
 
+func dialer(s *site.Site, v client.Value) (driver.Connector, error) {
+	config, err := pgx.ParseConfig(fmt.Sprintf("postgres://%s:%d/%s?sslmode=disable", s.PG.Host, s.PG.Port, s.Database))
+	if err != nil {
+		return nil, err
+	}
+	config.User, _ = v.Field("username")
+	config.Password, _ = v.Field("password")
+	return stdlib.GetConnector(*config), nil
+}
+
 func open(s *site.Site, secret *client.Secret) *sql.DB {
 	s.Helper()
 	connector, err := lessorsql.New(secret, func(v client.Value) (driver.Connector, error) {
-		config, err := pgx.ParseConfig(fmt.Sprintf("postgres://%s:%d/%s?sslmode=disable", s.PG.Host, s.PG.Port, s.Database))
-		if err != nil {
-			return nil, err
-		}
-		config.User, _ = v.Field("username")
-		config.Password, _ = v.Field("password")
-		return stdlib.GetConnector(*config), nil
+		return dialer(s, v)
 	})
 	if err != nil {
 		s.Fatal(err)
@@ -108,6 +112,65 @@ func TestPoolInterruptsNobody(t *testing.T) {
 	if err := db.Ping(); err != nil {
 		t.Errorf("with the new password: %v", err)
 	}
+}
+
+// slow is a driver's connector whose connections are handed over only when the pool is told to go on.
+type slow struct {
+	driver.Connector
+	made, hand chan struct{}
+}
+
+func (s slow) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := s.Connector.Connect(ctx)
+	s.made <- struct{}{}
+	<-s.hand
+	return c, err
+}
+
+// A connection that was being made while its password was rotated does not lie in the pool with the old one: whoever asked for it has gone, and nobody
+// may use it for long.
+func TestPoolKeepsNothingThatWasBeingMade(t *testing.T) {
+	t.Parallel()
+	s := site.New(t)
+	secret := s.Secret(s.Static("one"))
+	made, hand := make(chan struct{}, 9), make(chan struct{})
+	connector, err := lessorsql.New(secret, func(v client.Value) (driver.Connector, error) {
+		inner, err := dialer(s, v)
+		return slow{inner, made, hand}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(connector)
+	defer db.Close()
+	v := secret.Value()
+	db.SetMaxOpenConns(1)
+	go func() { hand <- struct{}{} }()
+	first, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-made
+	asking, leave := context.WithCancel(t.Context())
+	asked := make(chan error, 1)
+	go func() { asked <- db.PingContext(asking) }()
+	s.Eventually("somebody waits for a connection", func() bool { return db.Stats().WaitCount == 1 })
+	if err := first.Raw(func(any) error { return driver.ErrBadConn }); !errors.Is(err, driver.ErrBadConn) { // so the pool makes another
+		t.Fatal(err)
+	}
+	<-made
+	leave()
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	s.Write("database/rotate-role/app", nil)
+	now, err := secret.Refresh(t.Context(), v)
+	if err != nil || now.Serial == v.Serial {
+		t.Fatalf("%d, %v", now.Serial, err)
+	}
+	s.Eventually("the pool has heard of it", func() bool { return connector.Newest() == now.Serial })
+	close(hand)
+	s.Eventually("nothing older is in use", secret.Settled)
 }
 
 // A login that fails because of a rotation of a moment ago is tried once more; one that fails otherwise is an error.
