@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -443,5 +444,41 @@ func TestSessionClosesWhileASecretIsOpened(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Fatal("the session is never closed")
+	}
+}
+
+// A subscription that has lost its place, and is cut off before it has another, loses nothing without saying so.
+func TestSubscriptionThatIsCutOff(t *testing.T) {
+	server := lessortest.Start(t)
+	var lost atomic.Bool
+	begins := make(chan struct{}, 1)
+	c := before(t, server, server.Root, func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case !lost.Load():
+			return false
+		case r.URL.Query().Get("after") != "":
+			r.URL.RawQuery = "after=forgotten"
+			return false
+		}
+		begins <- struct{}{}
+		<-r.Context().Done()
+		return true
+	})
+	s, err := c.Subscribe(t.Context(), client.Rotated)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-begins; cancel() }()
+	if _, err := s.Next(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	lost.Store(false)
+	put(server, "secret/data/app", "one")
+	ctx, cancel = context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if events, err := s.Next(ctx); !errors.Is(err, client.ErrLostPlace) && (err != nil || len(events) != 1 || events[0].Path != "secret/data/app") {
+		t.Errorf("what happened meanwhile is not told: %v %v", events, err)
 	}
 }

@@ -110,7 +110,6 @@ func (s *Subscription) Next(ctx context.Context) ([]Event, error) {
 
 // begin finds the place from which everything is told.
 func (s *Subscription) begin(ctx context.Context) error {
-	s.cursor = ""
 	_, _, err := s.ask(ctx, s.client, nil)
 	return err
 }
