@@ -13,7 +13,7 @@ import (
 // answers keeps what providers said, for a moment: an operation walks again with it, as often as the ground moves, and asks once.
 type answers struct {
 	mu    sync.Mutex
-	known map[string]*outcome
+	known map[string]*outcome // by digest of what was asked
 	from  allowances
 }
 
@@ -32,7 +32,7 @@ const (
 
 // of is the answer to what key names. An *engine.Unknown asks for it first, unless this client has asked for too much lately.
 func (a *answers) of(r *engine.Request, key string, ask func(ctx context.Context) (any, error)) (any, error) {
-	key = r.Mount.UUID + "\x00" + key
+	key = digest(r.Mount.UUID + "\x00" + key)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if known := a.known[key]; known != nil {
@@ -46,11 +46,9 @@ func (a *answers) of(r *engine.Request, key string, ask func(ctx context.Context
 	if !a.from.may(r.Op.Client, r.Now) {
 		return nil, api.Errorf(api.Limited, "too many logins are begun from this address; try again in a few seconds")
 	}
-	if len(a.known) >= mostAnswers {
-		for k, old := range a.known {
-			if !r.Now.Before(old.expires) {
-				delete(a.known, k)
-			}
+	for k, old := range a.known {
+		if !r.Now.Before(old.expires) {
+			delete(a.known, k)
 		}
 	}
 	if len(a.known) >= mostAnswers {

@@ -21,6 +21,7 @@ const (
 	loginTime    = 10 * time.Minute // that a person has
 	usualPoll    = 5 * time.Second
 	providerTime = 10 * time.Second // of one question to a provider
+	longestCode  = 8192             // bytes: anybody may send one, and it is sent on
 	deviceGrant  = "urn:ietf:params:oauth:grant-type:device_code"
 )
 
@@ -138,6 +139,8 @@ func (b *Backend) callback(_ context.Context, r *engine.Request) (*engine.Reply,
 		return nil, api.Errorf(api.Invalid, "Login failed. The provider refused: %s", word(r.Str("error")))
 	case code == "":
 		return nil, api.Errorf(api.Invalid, "Login failed. No code or id_token received.")
+	case len(code) > longestCode:
+		return nil, api.Errorf(api.Invalid, "Login failed. The code is longer than %d bytes.", longestCode)
 	}
 	p, err := b.resumed(r, s)
 	if err != nil {

@@ -215,6 +215,15 @@ func flip(text string) string {
 	return string(b)
 }
 
+// What strangers send is neither sent on whatever its size, nor kept.
+func TestLongCodes(t *testing.T) {
+	p := oidctest.New(t)
+	b := people(t, p, nil)
+	fields := visit(t, p, begun(t, b, map[string]any{"redirect_uri": back}), "ann")
+	fields["code"] = strings.Repeat("x", 1<<20)
+	isRefused(t, second(ask(t, b, put, "oidc/callback", fields)), "Login failed. The code is longer than 8192 bytes.")
+}
+
 // A code is exchanged once, however often the walk begins anew and however many bring it. One of them is let in.
 func TestBrowserLoginOnce(t *testing.T) {
 	p := oidctest.New(t)
