@@ -6,12 +6,21 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
+	"syscall"
 )
 
-// files are those that hold secrets, for as long as the command runs: in a folder that only this user can enter, in memory where the system has a place for that.
+// files are those that hold secrets, for as long as the command runs: in a folder that only this user can enter, in memory where the system has a place for that. If
+// this process is killed, the next one that makes a folder removes this one, once the command has ended as well.
 type files struct {
-	dir string // empty: there is none yet
+	dir  string   // empty: there is none yet
+	lock *os.File // the folder, locked for as long as this process lives
 }
+
+const (
+	folders = "lessor-run-"
+	reader  = ".command" // file with the id of the process that reads the others
+)
 
 // places are where the folder may lie, good ones first: $XDG_RUNTIME_DIR and /dev/shm are in memory.
 func places(env func(string) string) []string {
@@ -51,11 +60,66 @@ func (f *files) make() (err error) {
 		if place == "" {
 			continue
 		}
-		if f.dir, err = os.MkdirTemp(place, "lessor-run-"); err == nil { // 0700
+		if f.dir, f.lock, err = folder(place); err == nil {
+			sweep(place)
 			return nil
 		}
 	}
 	return err
+}
+
+// folder makes and locks one.
+func folder(place string) (dir string, lock *os.File, err error) {
+	for {
+		if dir, err = os.MkdirTemp(place, folders); err != nil { // 0700
+			return "", nil, err
+		}
+		if lock, err = os.Open(dir); err == nil {
+			if err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err == nil {
+				if _, err = os.Lstat(dir); err == nil {
+					return dir, lock, nil
+				}
+			}
+			_ = lock.Close()
+		}
+		if !errors.Is(err, os.ErrNotExist) { // else it was swept before it was locked
+			return "", nil, errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+}
+
+// sweep removes what was left by processes that were killed: folders of this user that nobody has locked, and whose command has ended.
+func sweep(place string) {
+	left, err := filepath.Glob(filepath.Join(place, folders+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range left {
+		lock, err := os.OpenFile(dir, syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+		if err != nil {
+			continue
+		}
+		if info, err := lock.Stat(); err == nil && info.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) &&
+			syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil && !inUse(dir) {
+			_ = os.RemoveAll(dir)
+		}
+		_ = lock.Close()
+	}
+}
+
+// inUse reports whether the command that a folder is for may be running.
+func inUse(dir string) bool {
+	text, err := os.ReadFile(filepath.Join(dir, reader))
+	pid, malformed := strconv.Atoi(string(text))
+	return err == nil && malformed == nil && pid > 0 && (syscall.Kill(pid, 0) != syscall.ESRCH || syscall.Kill(-pid, 0) != syscall.ESRCH)
+}
+
+// readBy says which process reads the files, or is the first of the group that does.
+func (f *files) readBy(pid int) error {
+	if f.dir == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(f.dir, reader), []byte(strconv.Itoa(pid)), 0o600)
 }
 
 // remove removes all.
@@ -63,5 +127,5 @@ func (f *files) remove() error {
 	if f.dir == "" {
 		return nil
 	}
-	return os.RemoveAll(f.dir)
+	return errors.Join(os.RemoveAll(f.dir), f.lock.Close())
 }

@@ -219,5 +219,8 @@ func (r *runner) start() error {
 		return fmt.Errorf("the command could not be started: %w", err)
 	}
 	r.process = p
+	if err := r.files.readBy(p.cmd.Process.Pid); err != nil {
+		r.Tell("if this process is killed, the command's files are not safe from the next one: %v", err)
+	}
 	return nil
 }
