@@ -69,15 +69,17 @@ func newDrill(t *testing.T, at *target) *drill {
 	connection["allowed_roles"] = "*"
 	d.write("database/config/target", connection)
 	d.write("database/static-roles/turn", map[string]any{"db_name": "target", "usernames": accounts[0] + "," + accounts[1], "rotation_period": "10000h"})
-	d.slow = d.open()
+	d.slow = d.openAs("slow")
 	d.took(d.slow.Value())
 	return d
 }
 
 // open is the secret as one more program has it.
-func (d *drill) open() *client.Secret {
+func (d *drill) open() *client.Secret { d.Helper(); return d.openAs("consumer") }
+
+func (d *drill) openAs(name string) *client.Secret {
 	d.Helper()
-	s, err := d.consumer(context.Background(), secret).Secret(context.Background(), secret)
+	s, err := d.consumer(context.Background(), name, secret).Secret(context.Background(), secret)
 	if err != nil {
 		d.Fatal(err)
 	}
@@ -191,6 +193,7 @@ func (d *drill) finish(accounts int) {
 // service queries over a pool, from as many goroutines as it has connections.
 type service struct {
 	done, failed atomic.Int64
+	broke        atomic.Int64 // when a query failed first, in nanoseconds since 1970; 0: none has
 	failure      atomic.Pointer[error]
 	cancel       context.CancelFunc
 	all          sync.WaitGroup
@@ -212,6 +215,7 @@ func serve(p pool) *service {
 		s.all.Go(func() {
 			for ctx.Err() == nil {
 				if err := p.query(context.Background()); err != nil {
+					s.broke.CompareAndSwap(0, time.Now().UnixNano())
 					s.failed.Add(1)
 					s.failure.Store(&err)
 				}

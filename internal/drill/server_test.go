@@ -157,10 +157,10 @@ func (s *server) write(path string, data map[string]any) {
 	}
 }
 
-// consumer is a session of a program that may read one secret.
-func (s *server) consumer(ctx context.Context, secret string) *client.Session {
+// consumer is a session of a program that has a name, and may read one secret.
+func (s *server) consumer(ctx context.Context, name, secret string) *client.Session {
 	s.Helper()
-	session, err := client.Open(ctx, s.as(s.tokenFor(secret)), nil)
+	session, err := client.Open(ctx, s.as(s.tokenOf(name, secret)), nil)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -171,8 +171,14 @@ func (s *server) consumer(ctx context.Context, secret string) *client.Session {
 // tokenFor is a token of whoever may read one secret.
 func (s *server) tokenFor(secret string) string {
 	s.Helper()
+	return s.tokenOf("consumer", secret)
+}
+
+// tokenOf is the same, of one who has a name.
+func (s *server) tokenOf(name, secret string) string {
+	s.Helper()
 	s.write("sys/policies/acl/consumer", map[string]any{"policy": fmt.Sprintf("path %q { capabilities = [\"read\"] }", secret)})
-	answer, err := s.client.Write(s.Context(), "auth/token/create-orphan", map[string]any{"policies": []string{"consumer"}, "period": "1h"})
+	answer, err := s.client.Write(s.Context(), "auth/token/create-orphan", map[string]any{"policies": []string{"consumer"}, "period": "1h", "display_name": name})
 	if err != nil {
 		s.Fatal(err)
 	}

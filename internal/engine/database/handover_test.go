@@ -873,3 +873,60 @@ func TestGivenUpDuringALook(t *testing.T) {
 		t.Error("it is not let in")
 	}
 }
+
+// A consumer crashes, and leaves a session behind, as a host does that is gone from the network. It says nothing any more, so its lease lapses; that is no word that
+// it uses nothing. It is waited for, and named, until the database shows no use of its password for long enough, or the grace has passed: then it is a straggler.
+func TestConsumerCrashes(t *testing.T) {
+	for name, c := range map[string]struct {
+		grace string
+		over  rotation.Over
+	}{"until no use is seen": {"0", rotation.Unused}, "until the grace has passed": {"2h", rotation.Expired}} {
+		t.Run(name, func(t *testing.T) {
+			p := newWorld(t, pgtest.Start(t)).pair(fmt.Sprintf(`,"rotation_quiet":"60s","rotation_grace":%q`, c.grace))
+			old := p.read("crashed")
+			p.acknowledge("crashed", old)
+			left := p.open(old)
+			p.clock.advance(100 * 24 * time.Hour)
+			p.until("its lease lapses", func() bool {
+				_, err := p.try(lessor.Update, "sys/leases/lookup", fmt.Sprintf(`{"lease_id":%q}`, old.lease))
+				return err != nil
+			})
+			p.reaches(rotation.Waiting, time.Second) // it was due meanwhile
+			since := p.state("static/app").Since
+			p.until("it is waited for, and what it left is seen", func() bool {
+				p.clock.advance(time.Second)
+				s := p.status()
+				holders := s["holders"].([]any)
+				return len(holders) == 1 && holders[0].(map[string]any)["instance"] == "crashed" && holders[0].(map[string]any)["lapsed"] != nil && len(s["sessions"].([]any)) == 1
+			})
+			p.clock.advance(time.Hour)
+			looked := p.state("static/app").Looked
+			p.until("it is looked at again", func() bool { return p.state("static/app").Looked.After(looked) })
+			if p.phase() != rotation.Waiting || !p.lets(old) || left.Ping(t.Context()) != nil {
+				t.Fatalf("who lapsed counts as moved, in phase %s", p.phase())
+			}
+			if c.over == rotation.Unused {
+				p.must(left.Close(t.Context()))
+			} else {
+				p.clock.advance(58 * time.Minute)
+			}
+			p.reaches(rotation.Idle, 5*time.Second)
+			s := p.state("static/app")
+			if p.lets(old) || !p.lets(p.read("new")) || !strings.Contains(p.notes(), c.over.String()) {
+				t.Errorf("in the end the old password logs in: %v; on record is %s", p.lets(old), p.notes())
+			}
+			if c.over == rotation.Unused {
+				if len(s.Stragglers) > 0 {
+					t.Errorf("named are %+v, who use nothing", s.Stragglers)
+				}
+				return
+			}
+			if len(s.Stragglers) != 2 || s.Stragglers[0].Holder.Instance != "crashed" || s.Stragglers[0].Lapsed.IsZero() || s.Stragglers[1].Count != 1 || left.Ping(t.Context()) == nil {
+				t.Errorf("named are %+v", s.Stragglers)
+			}
+			if p.db.Now().Sub(since) < 2*time.Hour {
+				t.Errorf("retired %s after the rotation", p.db.Now().Sub(since))
+			}
+		})
+	}
+}
