@@ -32,6 +32,7 @@ func main() {
 	flag.StringVar(&b.only, "only", "", "measure only figures whose name contains `text`; print, and write no file")
 	flag.StringVar(&b.out, "out", "BENCHMARKS.md", "`file` whose part between the markers is replaced by the table; empty: none")
 	flag.BoolVar(&b.cluster, "cluster", false, "measure one node embedded, one and three over PostgreSQL, under the same load")
+	flag.BoolVar(&b.rotates, "rotation", false, "measure rotations of very many roles, and one under very many holders")
 	flag.BoolVar(&b.scale, "scale", false, "measure how cost grows with leases, secrets, policies and audit records; takes about an hour and 60 GB")
 	flag.StringVar(&b.plots, "plots", "docs/scale", "`folder` that plots of -scale go to")
 	flag.DurationVar(&b.soaks, "soak", 0, "measure nothing, but let leases come and go for so `long`, and say whether anything grows")
@@ -48,6 +49,7 @@ type bench struct {
 	plots             string
 	quick             bool
 	cluster, scale    bool
+	rotates           bool
 	soaks             time.Duration
 
 	dir     string
@@ -105,6 +107,8 @@ func (b *bench) run() (err error) {
 	switch {
 	case b.cluster:
 		name, parts = "cluster", []func() error{b.clusters}
+	case b.rotates:
+		name, parts = "rotation", []func() error{b.rotations, b.holders}
 	case b.scale:
 		return b.scales()
 	}

@@ -185,12 +185,17 @@ func (p *postgres) roles(c *pgx.Conn, prefix string) ([]string, error) {
 // creation is the one statement that makes a role, in lessor's notation.
 const creation = `CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'`
 
+const (
+	straightPassword = "A1a-correct-horse-battery-staple"
+	straightVerifier = "SCRAM-SHA-256$1:MDEyMzQ1Njc4OWFiY2RlZg==$vOeeIsKwPr1tlR18U6bFBRLn+RbUPRcpeGlJiQTToVQ=:P9vFRqt0EKTPczWhi+Ucplw03zt1MkRlRJ9Wnf1bxB4=" // of it, at 1 iteration
+)
+
 // straightCreation is the same as an operator would send it. PostgreSQL hashes a password at 4096 iterations; what it is to keep
 // at another number must be given to it ready.
 func straightCreation(iterations int) func(n int64) string {
-	secret := "A1a-correct-horse-battery-staple"
+	secret := straightPassword
 	if iterations == 1 {
-		secret = "SCRAM-SHA-256$1:MDEyMzQ1Njc4OWFiY2RlZg==$q9tTKjmzyHIuIl6n1ZDFAr1YMOkDFp1q/SDdAVSpgQQ=:2EEl3j3gWmPPGHyNCpQPNSZ1bfCqgHV4DVKbFYnCcVo="
+		secret = straightVerifier
 	}
 	return func(n int64) string {
 		return strings.NewReplacer("{{name}}", fmt.Sprintf("straight-%d-%d", iterations, n), "{{password}}", secret, "{{expiration}}", "2100-01-01 00:00:00+00").Replace(creation)
