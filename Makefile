@@ -8,7 +8,7 @@ VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench bench-cluster bench-scale soak sim torture drill fuzz dist release docs servers clients clean
+.PHONY: build quickstart test check race bench bench-cluster bench-rotation bench-scale soak sim torture drill fuzz dist release docs servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -47,6 +47,9 @@ bench: servers build ## writes a table of figures beside their limits, measured 
 
 bench-cluster: servers build ## the same load on one node embedded, on one and on three over PostgreSQL, beside their limits
 	$(GO) run ./test/bench -lessor bin/lessor -cluster
+
+bench-rotation: servers build ## 10,000 roles rotated by time, beside databases that are dead, too; a rotation under 10,000 holders; half an hour
+	$(GO) run ./test/bench -lessor bin/lessor -rotation
 
 bench-scale: servers build ## what leases, secrets, policies and audit records cost as they grow; an hour, 60 GB of disk; plots go to docs/scale
 	$(GO) run ./test/bench -lessor bin/lessor -scale

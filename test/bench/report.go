@@ -51,7 +51,11 @@ func (f *figure) cells() []string {
 		clients = strconv.Itoa(f.clients)
 	}
 	if f.value != "" {
-		return []string{f.name, clients, f.value, "", "", f.bound, verdict(f.met)}
+		met := ""
+		if f.bound != "" {
+			met = verdict(f.met)
+		}
+		return []string{f.name, clients, f.value, "", "", f.bound, met}
 	}
 	r := f.ratios()
 	target, met := "", ""

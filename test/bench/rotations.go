@@ -71,7 +71,7 @@ func (b *bench) rotations() error {
 		if err != nil {
 			return err
 		}
-		b.plain(&figure{name: title(k) + late, value: lateness(alone), met: true})
+		b.plain(&figure{name: title(k) + late, value: lateness(alone)})
 		if err := r.die(b, pick(b.quick, 20, 100)); err != nil {
 			return err
 		}
