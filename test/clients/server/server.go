@@ -156,6 +156,10 @@ func Postgres(t testing.TB) string {
 	if out, err := run("initdb", "-D", dir+"/data", "-U", "admin", "-A", "trust", "-E", "UTF8", "--locale=C", "-N").CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
+	const access = "host all admin 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n" // passwords count, but the superuser's
+	if err := os.WriteFile(dir+"/data/pg_hba.conf", []byte(access), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -88,6 +88,7 @@ func TestUses(t *testing.T) {
 	t.Run("wrapping", testWrapping)
 	t.Run("token watcher", testTokenWatcher)
 	t.Run("database", testDatabase)
+	t.Run("a program that reads once", testReadsOnce)
 	t.Run("redis and rabbitmq", testOtherTargets)
 	t.Run("audit devices", testAudit)
 	t.Run("errors", testErrors)
@@ -413,6 +414,60 @@ func testTokenWatcher(t *testing.T) {
 	}
 	if _, err := child.Auth().Token().LookupSelf(); err != nil {
 		t.Errorf("the renewed token: %v", err)
+	}
+}
+
+// testReadsOnce: a program that reads a password once, when it starts, logs in with that for the grace that its role declares, whatever is rotated meanwhile;
+// then it is named.
+func testReadsOnce(t *testing.T) {
+	const grace = 3 * time.Second
+	ctx, c := context.Background(), connect(t)
+	url := server.Postgres(t)
+	admin := must[*pgx.Conn](t)(pgx.Connect(ctx, url))
+	defer admin.Close(ctx)
+	for _, user := range []string{"turn_a", "turn_b"} {
+		_, err := admin.Exec(ctx, "CREATE ROLE "+user+" LOGIN")
+		check(t, err)
+	}
+	check(t, c.Sys().Mount("turns", &api.MountInput{Type: "database"}))
+	defer func() { check(t, c.Sys().Unmount("turns")) }()
+	must[*api.Secret](t)(c.Logical().Write("turns/config/pg", map[string]any{
+		"plugin_name": "postgresql-database-plugin", "connection_url": url, "allowed_roles": "*",
+	}))
+	must[*api.Secret](t)(c.Logical().Write("turns/static-roles/app", map[string]any{
+		"db_name": "pg", "usernames": "turn_a,turn_b", "rotation_period": "1h", "rotation_grace": grace.String(),
+	}))
+	once := must[*api.Secret](t)(c.Logical().Read("turns/static-creds/app"))
+	program := must[*pgx.ConnConfig](t)(pgx.ParseConfig(url))
+	program.User, program.Password = once.Data["username"].(string), once.Data["password"].(string)
+	works := func() bool {
+		conn, err := pgx.ConnectConfig(ctx, program)
+		if err == nil {
+			check(t, conn.Close(ctx))
+		}
+		return err == nil
+	}
+	if !works() {
+		t.Fatal("the password does not log in")
+	}
+
+	rotated := time.Now()
+	must[*api.Secret](t)(c.Logical().Write("turns/rotate-role/app", nil))
+	if next := must[*api.Secret](t)(c.Logical().Read("turns/static-creds/app")); next.Data["username"] == program.User {
+		t.Fatal("the other account is not in force")
+	}
+	for works() {
+		if time.Since(rotated) > time.Minute {
+			t.Fatal("the old password outlives its grace")
+		}
+	}
+	if lasted := time.Since(rotated); lasted < grace {
+		t.Errorf("it was locked out after %v, within its grace", lasted)
+	}
+	how := must[*api.Secret](t)(c.Logical().Read("sys/lessor/rotation/status/turns/static-creds/app"))
+	stragglers, _ := how.Data["stragglers"].([]any)
+	if len(stragglers) != 1 || stragglers[0].(map[string]any)["display_name"] != "root" {
+		t.Errorf("named are %v", stragglers)
 	}
 }
 
