@@ -111,6 +111,9 @@ func environment(e *run.Environment, a *session.Session, file string, variables 
 	name := file
 	if name == "" {
 		name = environmentFile
+		if err := trusted(name); err != nil {
+			return err
+		}
 	}
 	text, err := os.ReadFile(name)
 	switch {
@@ -128,6 +131,19 @@ func environment(e *run.Environment, a *session.Session, file string, variables 
 		if err := e.Assign(v); err != nil {
 			return fmt.Errorf("-env: %w", err)
 		}
+	}
+	return nil
+}
+
+// trusted refuses a file that nobody named and that somebody else may have put there: what it says decides what the command does (LD_PRELOAD, say).
+func trusted(name string) error {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil // what is wrong shows when it is read
+	}
+	owner := info.Sys().(*syscall.Stat_t).Uid
+	if owner != 0 && owner != uint32(os.Geteuid()) || info.Mode()&0o002 != 0 {
+		return fmt.Errorf("%s is somebody else's, or anybody may write it: if it is meant, say -env-file=%s", name, name)
 	}
 	return nil
 }
