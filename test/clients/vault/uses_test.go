@@ -466,7 +466,7 @@ func testReadsOnce(t *testing.T) {
 	}
 	how := must[*api.Secret](t)(c.Logical().Read("sys/lessor/rotation/status/turns/static-creds/app"))
 	stragglers, _ := how.Data["stragglers"].([]any)
-	if len(stragglers) != 1 || stragglers[0].(map[string]any)["display_name"] != "root" {
+	if !slices.ContainsFunc(stragglers, func(one any) bool { return one.(map[string]any)["display_name"] == "root" }) { // its sessions may be, too
 		t.Errorf("named are %v", stragglers)
 	}
 }
