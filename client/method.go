@@ -17,6 +17,13 @@ type Method interface {
 	Login(ctx context.Context, c *Client) (*Auth, error)
 }
 
+// Keeper is a Method whose tokens are somebody else's: sessions do not end them.
+type Keeper interface {
+	Method
+	// Keeps does nothing.
+	Keeps()
+}
+
 // AppRole logs in with a role id and a secret id.
 type AppRole struct {
 	Mount        string // default "approle"
@@ -101,6 +108,9 @@ func (m KeptToken) Login(ctx context.Context, c *Client) (*Auth, error) {
 	}
 	return look(ctx, c.WithToken(token))
 }
+
+// Keeps implements Keeper.
+func (m KeptToken) Keeps() {}
 
 func login(ctx context.Context, c *Client, mount string, body map[string]any) (*Auth, error) {
 	answer, err := c.Write(ctx, "auth/"+strings.Trim(mount, "/")+"/login", body)

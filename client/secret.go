@@ -29,6 +29,7 @@ type Secret struct {
 	jitter  float64 // in [0, 1]: spreads what many secrets do at once
 	path    string
 	query   url.Values
+	later   bool // not even the first value is adopted unsaid
 	owned   bool // the session is for this secret alone
 	fresh   bool // no server knows the instance as a holder of the path
 
@@ -67,6 +68,10 @@ type SecretOption func(*Secret)
 func PinVersion(n uint64) SecretOption {
 	return func(s *Secret) { s.query = url.Values{"version": {strconv.FormatUint(n, 10)}} }
 }
+
+// AdoptLater has the first value count as one in use only once it is adopted, as later ones do: what an earlier process of the same instance has
+// read may be in use until then.
+func AdoptLater() SecretOption { return func(s *Secret) { s.later = true } }
 
 // Secret reads a path ("secret/data/app", "database/creds/app", "database/static-creds/app") and keeps what was read fresh, with the client's
 // own token, which is renewed. What is wrong now is an error; what goes wrong later is in Status. See Session for more than one secret.
@@ -209,6 +214,9 @@ func (s *Secret) begin(ctx context.Context) error {
 	// Nothing older is in use. That is worth a word only if the holder was known before.
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.later {
+		return nil
+	}
 	s.adopted = s.value.Serial
 	if s.fresh {
 		s.settled = s.value.Serial

@@ -482,3 +482,48 @@ func TestSubscriptionThatIsCutOff(t *testing.T) {
 		t.Errorf("what happened meanwhile is not told: %v %v", events, err)
 	}
 }
+
+// A successor of the same instance takes up what its predecessor had, and says that it has moved only when it has.
+func TestSuccessor(t *testing.T) {
+	server := lessortest.Start(t)
+	server.Policy("app", `path "secret/data/*" { capabilities = ["read"] }`)
+	put(server, "secret/data/app", "one")
+	c := server.As("app").WithInstance("pod-1")
+	holder := func() string {
+		t.Helper()
+		holders := server.Read("sys/lessor/holders/secret/app").Data["holders"].([]any)
+		if len(holders) != 1 {
+			t.Fatalf("%d holders: %v", len(holders), holders)
+		}
+		h := holders[0].(map[string]any)
+		return fmt.Sprintf("%v %v-%v", h["instance"], h["oldest"], h["newest"])
+	}
+	first, err := client.Open(t.Context(), c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret(t, first, "secret/data/app", client.AdoptLater())
+	first.Leave()
+	put(server, "secret/data/app", "two")
+	next := open(t, c, nil)
+	if _, err := next.Secret(t.Context(), "secret/data/other"); !client.IsStatus(err, http.StatusNotFound) {
+		t.Errorf("%v", err)
+	}
+	s := secret(t, next, "secret/data/app", client.AdoptLater())
+	if got := holder(); got != "pod-1 1-2" || s.Settled() {
+		t.Errorf("before it is adopted: %s", got)
+	}
+	s.Adopt(s.Value())
+	eventually(t, "the server is told", s.Settled)
+	if got := holder(); got != "pod-1 2-2" {
+		t.Errorf("once it is adopted: %s", got)
+	}
+	// A place that was given up is taken again.
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	secret(t, next, "secret/data/app")
+	if got := holder(); got != "pod-1 2-2" {
+		t.Errorf("opened again: %s", got)
+	}
+}

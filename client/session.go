@@ -177,9 +177,21 @@ func (s *Session) Close(ctx context.Context) error {
 	return err
 }
 
+// Leave ends the session and its secrets here, and leaves their leases and the token as they are: a successor of the same instance goes on with what is
+// in use, or they end by themselves. It does not call the server.
+func (s *Session) Leave() {
+	for _, secret := range s.open() {
+		secret.cancel()
+		<-secret.done
+		s.forget(secret)
+	}
+	s.cancel()
+	s.done.Wait()
+}
+
 // own reports whether the token is the session's alone.
 func (s *Session) own() bool {
-	_, kept := s.method.(KeptToken)
+	_, kept := s.method.(Keeper)
 	return s.method != nil && !kept
 }
 

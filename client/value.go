@@ -22,7 +22,8 @@ type Value struct {
 	Read    time.Time // when
 	Serial  uint64    // counts the values of one Secret, from 1
 
-	data map[string]any
+	data   map[string]any
+	answer map[string]any // data as the server gave it
 }
 
 // Field is one of the value's fields, as text: what is no text is JSON.
@@ -43,6 +44,10 @@ func (v Value) Fields() []string { return slices.Sorted(maps.Keys(v.data)) }
 
 // Data is a copy of the value's fields. Numbers are json.Number.
 func (v Value) Data() map[string]any { return maps.Clone(v.data) }
+
+// Answer is the data that the server answered with: that of version 2 of the key-value engine has the fields in "data", and "metadata" beside them. It is to be
+// left as it is.
+func (v Value) Answer() map[string]any { return v.answer }
 
 // Decode decodes the value's fields into what into points to, as encoding/json does.
 func (v Value) Decode(into any) error {
@@ -81,7 +86,7 @@ func (v Value) lasting() map[string]any {
 
 // valueOf reads an answer. That of version 2 of the key-value engine has the fields one level deeper, beside their version.
 func valueOf(path string, answer *Response, now time.Time) (Value, error) {
-	v := Value{Path: path, Version: answer.Version, Lease: answer.LeaseID, Read: now, data: answer.Data}
+	v := Value{Path: path, Version: answer.Version, Lease: answer.LeaseID, Read: now, data: answer.Data, answer: answer.Data}
 	if metadata, ok := answer.Data["metadata"].(map[string]any); ok && len(answer.Data) == 2 {
 		if fields, ok := answer.Data["data"].(map[string]any); ok && metadata["version"] != nil {
 			v.data = fields
