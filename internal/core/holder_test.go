@@ -165,3 +165,55 @@ func TestMergedHolderAcknowledges(t *testing.T) {
 		t.Errorf("holders: %s", got)
 	}
 }
+
+// Who was started anew ends what it had before, and nothing of anybody else, nor what it goes on with.
+func TestSupersede(t *testing.T) {
+	g := start(t)
+	g.do(g.root, lessor.Update, "sys/mounts/target", `{"type":"target"}`)
+	g.kv2("secret")
+	g.write("secret/data/app", `{"data":{"k":"1"}}`)
+	g.policy("app", `path "target/creds/app" { capabilities = ["read"] } path "secret/data/*" { capabilities = ["read"] }`)
+	g.do(g.root, lessor.Update, "sys/auth/userpass", `{"type":"userpass"}`)
+	login := func(name string) lessor.Secret {
+		g.do(g.root, lessor.Update, "auth/userpass/users/"+name, `{"password":"a long password","token_policies":"app"}`)
+		return g.login("userpass", name).Auth.Token
+	}
+	const creds = "target/creds/app"
+	before, bob := login("ann"), login("bob")
+	old, static := g.reads("pod-1", before, creds), g.reads("pod-1", before, "secret/data/app")
+	others := []string{g.reads("pod-2", before, creds), g.reads("", before, creds), g.reads("pod-1", bob, creds), g.reads("pod-1", g.root, creds)}
+	now := login("ann")
+	kept := g.reads("pod-1", now, creds)
+	const path = "sys/lessor/leases/supersede"
+	body := `{"keep":["` + kept + `"]}`
+	if _, err := g.as("", now, lessor.Update, path, body); api.KindOf(err) != api.Invalid {
+		t.Errorf("without an instance: %v", err)
+	}
+	if _, err := g.as("pod-1", now, lessor.Update, path, body); err != nil {
+		t.Fatal(err)
+	}
+	lives := func(id string) bool {
+		_, err := g.as("", g.root, lessor.Update, "sys/leases/lookup", `{"lease_id":"`+id+`"}`)
+		return err == nil
+	}
+	if lives(old) {
+		t.Error("what it had before is there still")
+	}
+	for _, id := range append(others, static, kept) {
+		if !lives(id) {
+			t.Errorf("%s is gone", id)
+		}
+	}
+	if found := g.do(g.root, lessor.Read, "sys/lessor/exposures/secret/app", "").Data["exposures"]; len(found.([]any)) != 0 {
+		t.Errorf("exposed: %v", found)
+	}
+	if _, err := g.as("pod-1", before, lessor.Read, "auth/token/lookup-self", ""); err != nil {
+		t.Errorf("the token of before: %v", err)
+	}
+	if rec := g.last(path)[0]; rec.Note != "by heir" || rec.Tombstone == "" || rec.Instance != "pod-1" {
+		t.Errorf("on record: %+v", rec.Record)
+	}
+	if _, err := g.as("pod-1", now, lessor.Update, path, ""); err != nil || lives(kept) {
+		t.Errorf("once more, keeping nothing: %v", err)
+	}
+}

@@ -144,7 +144,7 @@ func (w *walk) bury(txn *store.Txn, s lease.Selector, cause string, forced bool)
 
 // merged makes a selector by entity hit those that were merged into it, too: tokens and leases from before name them.
 func (w *walk) merged(s *lease.Selector) error {
-	if s.Kind != lease.ByHolder || s.Value == "" {
+	if s.Kind != lease.ByHolder && s.Kind != lease.ByHeir || s.Value == "" {
 		return nil
 	}
 	others := slices.Clone(s.Others)
@@ -165,8 +165,8 @@ func (w *walk) merged(s *lease.Selector) error {
 // hitsTokens reports whether a selector may hit tokens by themselves, not by their rows.
 func (w *walk) hitsTokens(s lease.Selector) bool {
 	switch s.Kind {
-	case lease.ByToken:
-		return false // all that depend on it look for its row
+	case lease.ByToken, lease.ByHeir:
+		return false // all that depend on a token look for its row; who takes over has nothing against the tokens of before
 	case lease.ByPrefix:
 		return strings.HasPrefix(s.Value, "auth/")
 	case lease.ByMount:

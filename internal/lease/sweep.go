@@ -99,6 +99,9 @@ func (r *Reaper) sweepLeases(j *job, t *Tomb, s sweep) (sweep, error) {
 			return s, err
 		}
 	}
+	if t.Selector.Kind == ByHeir { // neither who lapsed, nor tokens
+		return sweep{id: t.ID}, nil
+	}
 	from, _ := t.pointers()
 	return sweep{id: t.ID, table: store.LeaseIdx, from: from}, nil
 }

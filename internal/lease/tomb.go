@@ -22,6 +22,7 @@ const (
 	ByToken                          // all that a token leaves: children and theirs, leases, belongings; Value is its hash
 	ByHolder                         // leases and tokens of an entity (Value), alias or instance, of those that are set
 	ByOwner                          // leases and tokens of an owner; Value
+	ByHeir                           // dynamic leases of exactly one holder (Value, Alias, Instance) but for those with an id in Kept: it has taken over from who held them
 )
 
 func (k SelectorKind) String() string {
@@ -36,6 +37,8 @@ func (k SelectorKind) String() string {
 		return "holder"
 	case ByOwner:
 		return "owner"
+	case ByHeir:
+		return "heir"
 	}
 	return "unknown"
 }
@@ -45,10 +48,11 @@ type Selector struct {
 	Kind     SelectorKind `cbor:"1,keyasint"`
 	Value    string       `cbor:"2,keyasint,omitempty"`
 	Mount    string       `cbor:"3,keyasint,omitempty"` // ByPrefix: UUID of the mount whose path Value begins with
-	Alias    string       `cbor:"4,keyasint,omitempty"` // ByHolder: alias id, or accessor of a token without an entity
-	Instance string       `cbor:"5,keyasint,omitempty"` // ByHolder
-	Others   []string     `cbor:"6,keyasint,omitempty"` // ByHolder: more entities, hit like Value; sorted
+	Alias    string       `cbor:"4,keyasint,omitempty"` // ByHolder, ByHeir: alias id, or accessor of a token without an entity
+	Instance string       `cbor:"5,keyasint,omitempty"` // ByHolder, ByHeir
+	Others   []string     `cbor:"6,keyasint,omitempty"` // ByHolder, ByHeir: more entities, hit like Value; sorted
 	Moved    bool         `cbor:"7,keyasint,omitempty"` // ByMount: it goes on elsewhere, so nobody is thrown out: leases on static secrets lapse, and expose nothing
+	Kept     []string     `cbor:"8,keyasint,omitempty"` // ByHeir: sorted
 }
 
 // validate refuses what would hit nothing, or everything.
@@ -61,6 +65,10 @@ func (s *Selector) validate() error {
 	case ByHolder:
 		if s.Value == "" && s.Alias == "" && s.Instance == "" {
 			return fmt.Errorf("lease: a holder to revoke is not named")
+		}
+	case ByHeir:
+		if s.Alias == "" || s.Instance == "" {
+			return fmt.Errorf("lease: a holder that takes over is not named")
 		}
 	case ByMount, ByToken, ByOwner:
 		if s.Value == "" {
@@ -83,6 +91,9 @@ func (s *Selector) lease(l *Lease) bool {
 		return s.entity(l.Holder.Entity) && is(s.Alias, l.Holder.Alias) && is(s.Instance, l.Holder.Instance)
 	case ByOwner:
 		return l.Owner == s.Value
+	case ByHeir:
+		_, kept := slices.BinarySearch(s.Kept, l.ID)
+		return !kept && l.Kind == Dynamic && s.entity(l.Holder.Entity) && l.Holder.Alias == s.Alias && l.Holder.Instance == s.Instance
 	}
 	return false
 }
@@ -106,7 +117,7 @@ func (s *Selector) token(t *token.Token) bool {
 	return false
 }
 
-// entity reports whether a ByHolder selects the entity.
+// entity reports whether a ByHolder or ByHeir selects the entity.
 func (s *Selector) entity(id string) bool {
 	if is(s.Value, id) {
 		return true

@@ -37,6 +37,9 @@ func TestTombstones(t *testing.T) {
 		{"instance of a holder", Selector{Kind: ByHolder, Value: alice.Entity, Instance: alice.Instance},
 			[]func(*Lease){with(func(*Lease) {})},
 			[]func(*Lease){with(func(l *Lease) { l.Holder.Instance = "elsewhere" }), with(func(l *Lease) { l.Holder.Entity = bob.Entity })}},
+		{"heir", Selector{Kind: ByHeir, Value: alice.Entity, Alias: alice.Alias, Instance: alice.Instance, Kept: []string{"database/creds/app/kept"}},
+			[]func(*Lease){with(func(*Lease) {}), other},
+			[]func(*Lease){with(func(l *Lease) { l.Holder.Instance = "elsewhere" }), with(func(l *Lease) { l.Holder.Instance = "" }), with(func(l *Lease) { l.ID = "database/creds/app/kept" })}},
 		{"owner", Selector{Kind: ByOwner, Value: "team-a"},
 			[]func(*Lease){with(func(*Lease) {}), other},
 			[]func(*Lease){with(func(l *Lease) { l.Owner = "team-b" }), with(func(l *Lease) { l.Owner = "" })}},
@@ -267,7 +270,7 @@ func TestSettle(t *testing.T) {
 }
 
 func TestSelectorsThatNameNothing(t *testing.T) {
-	for _, s := range []Selector{{}, {Kind: ByHolder}, {Kind: ByOwner}, {Kind: ByMount}, {Kind: ByToken}, {Kind: ByPrefix, Value: "x"}, {Kind: ByPrefix, Mount: "m"}, {Kind: 99, Value: "x"}} {
+	for _, s := range []Selector{{}, {Kind: ByHolder}, {Kind: ByOwner}, {Kind: ByMount}, {Kind: ByToken}, {Kind: ByPrefix, Value: "x"}, {Kind: ByPrefix, Mount: "m"}, {Kind: ByHeir, Value: "x", Alias: "a"}, {Kind: ByHeir, Value: "x", Instance: "i"}, {Kind: 99, Value: "x"}} {
 		if _, err := NewTomb(s, "cause", time.Now(), &chance{}); err == nil {
 			t.Errorf("%+v: accepted", s)
 		}

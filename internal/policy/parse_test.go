@@ -274,7 +274,7 @@ func TestDefault(t *testing.T) {
 		"read auth/token/lookup-self": true, "update auth/token/renew-self": true, "update auth/token/revoke-self": true,
 		"update sys/capabilities-self": true, "read sys/internal/ui/resultant-acl": true, "read sys/internal/ui/mounts/secret/x": true,
 		"read identity/entity/id/e-1": true, "read identity/entity/name/ada": true, "read identity/entity/id/e-2": false, "update identity/entity/id/e-1": false,
-		"update sys/leases/lookup": true, "update sys/leases/renew": true, "update sys/leases/revoke": false, "update sys/lessor/leases/acknowledge": true, "update sys/lessor/leases/release": true, "list sys/leases/lookup/": false,
+		"update sys/leases/lookup": true, "update sys/leases/renew": true, "update sys/leases/revoke": false, "update sys/lessor/leases/acknowledge": true, "update sys/lessor/leases/release": true, "update sys/lessor/leases/supersede": true, "list sys/leases/lookup/": false,
 		"create cubbyhole/x/y": true, "list cubbyhole/": true, "patch cubbyhole/x": false,
 		"update sys/wrapping/unwrap": true, "update sys/wrapping/wrap": true, "update sys/wrapping/lookup": true, "update sys/wrapping/rewrap": false,
 		"update sys/tools/random/32": true, "update sys/tools/hash": true, "update sys/control-group/request": true, "update sys/control-group/authorize": false,

@@ -163,6 +163,7 @@ path "sys/leases/renew"  { capabilities = ["update"] }
 path "sys/renew"         { capabilities = ["update"] }
 path "sys/lessor/leases/acknowledge" { capabilities = ["update"] } # the token's own
 path "sys/lessor/leases/release"     { capabilities = ["update"] } # the token's own
+path "sys/lessor/leases/supersede"   { capabilities = ["update"] } # the token's own
 
 # A private place that ends with the token.
 path "cubbyhole/*" { capabilities = ["create", "read", "update", "delete", "list"] }

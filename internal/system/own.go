@@ -34,6 +34,7 @@ func (b *Backend) ownRoutes() []engine.Route {
 		{Name: "after", Type: engine.String, Help: "cursor of the page before"},
 		{Name: "newest", Type: engine.Bool, Help: "newest first"},
 	}
+	sync := engine.Field{Name: "sync", Type: engine.Bool, Help: "wait until all is cleaned up; the default"}
 	return []engine.Route{
 		{Pattern: "lessor/info", Help: "which lessor this is", Ops: read(b.info)},
 		{Pattern: "lessor/audit/records", Help: "audit records by time, path and identity", Fields: query, Sudo: true, Ops: read(b.records)},
@@ -64,6 +65,10 @@ func (b *Backend) ownRoutes() []engine.Route {
 		{Pattern: "lessor/leases/release", Help: "end a lease of one's own: what it is on is not used any more", Fields: []engine.Field{
 			{Name: "lease_id", Type: engine.String, Help: "id of the lease"},
 		}, Ops: update(b.release)},
+		{Pattern: "lessor/leases/supersede", Help: "end the credentials that this instance of the caller got before, but for some", Fields: []engine.Field{
+			{Name: "keep", Type: engine.Strings, Help: "ids of the leases that it goes on with"},
+			sync,
+		}, Ops: update(b.supersede)},
 		{Pattern: "lessor/exposures/{path...}", Help: "versions that somebody may know who should not any more", Ops: read(b.exposures)},
 		{Pattern: "lessor/revoke", Help: "revoke widely: by prefix, token, mount, holder, owner or lease", Sudo: true, Ops: update(b.revokeBy), Fields: []engine.Field{
 			{Name: "by", Type: engine.String, Help: "prefix, token (its accessor), mount (its path), holder (entity id or name), owner, lease"},
@@ -498,6 +503,27 @@ func (b *Backend) release(_ context.Context, r *engine.Request) (*engine.Reply, 
 		return reply, lease.End(r.View, &reply.Txn, row, l, "released by its holder, request "+r.Op.ID, r.Now)
 	}
 	return reply, lease.Release(r.View, &reply.Txn, row, l, r.Now)
+}
+
+// mostKept bounds what one who takes over goes on with.
+const mostKept = 1000
+
+// supersede ends the dynamic credentials that the caller's instance has, but for those which it names: it was started anew, say, and who was before it left
+// them. Other instances keep theirs, and so does whoever has no instance. What is on static secrets goes on: reading takes it up.
+func (b *Backend) supersede(_ context.Context, r *engine.Request) (*engine.Reply, error) {
+	me, keep := r.System.Holder(), r.List("keep")
+	if r.Op.Instance == "" { // what stands for a missing one, an address say, may be shared
+		return nil, api.Errorf(api.Invalid, "whose place is taken? Name the instance in the header X-Lessor-Instance")
+	}
+	if len(keep) > mostKept {
+		return nil, api.Errorf(api.Invalid, "at most %d leases can be kept", mostKept)
+	}
+	keep = slices.Compact(slices.Sorted(slices.Values(keep)))
+	reply, err := b.wide(r, lease.Selector{Kind: lease.ByHeir, Value: me.Entity, Alias: me.Alias, Instance: me.Instance, Kept: keep}, false, asked(r))
+	if err == nil {
+		reply.Note = "by heir"
+	}
+	return reply, err
 }
 
 // ownLease is the lease that a request names, if it is in force, and the caller's own. The error does not tell whether it is somebody else's.
