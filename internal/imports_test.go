@@ -26,11 +26,12 @@ var pure = map[string][]string{
 		"client", "api", "internal/version", "internal/cli/session", "internal/cli/secret", "internal/cli/access", "internal/cli/account", "internal/cli/operator",
 	},
 	"internal/cli/session":  {"client", "api"},
-	"internal/cli/secret":   {"client", "api", "internal/cli/session", "internal/run"},
+	"internal/cli/secret":   {"client", "api", "internal/cli/session", "internal/run", "internal/agent"},
 	"internal/cli/access":   {"client", "api", "internal/cli/session"},
 	"internal/cli/account":  {"client", "api", "internal/cli/session", "internal/audit"},
 	"internal/cli/operator": {"client", "api", "internal/cli/session"},
 	"internal/run":          {"client"},
+	"internal/agent":        {"client"},
 	"internal/version":      {},
 }
 

@@ -151,7 +151,7 @@ Exit codes: 0 success, 1 an error on this side, 2 the server refused or cannot b
 			root.AddCommand(command)
 		}
 	}
-	add("secrets", secret.KV(a), secret.Read(a), secret.Write(a), secret.Patch(a), secret.List(a), secret.Delete(a), secret.Unwrap(a), secret.Run(a), secret.Secrets(a), secret.PathHelp(a))
+	add("secrets", secret.KV(a), secret.Read(a), secret.Write(a), secret.Patch(a), secret.List(a), secret.Delete(a), secret.Unwrap(a), secret.Run(a), secret.Agent(a), secret.Secrets(a), secret.PathHelp(a))
 	add("leases", account.Lease(a), account.Holders(a), account.Exposures(a), account.Owner(a), account.Rotation(a), account.Revoke(a), account.Audit(a), account.Events(a))
 	add("access", access.Login(a), access.Tokens(a), access.Policy(a), secret.Auth(a), access.Print(a))
 	add("server", operator.Status(a), operator.Operator(a, commands), secret.Plugin(a), operator.Version(a, commands.Version), operator.VersionHistory(a), completion(a, root))
@@ -203,12 +203,11 @@ func suggestion(cmd *cobra.Command, typed string) string {
 // elsewhere are commands of Vault's that lessor does not have, and what to do instead.
 func elsewhere() (commands []*cobra.Command) {
 	for _, c := range [][2]string{
-		{"agent", "lessor has no agent: let the program ask the server itself, or run consul-template beside it"},
 		{"debug", "the server's log, its metrics (sys/metrics) and lessor status tell what it does"},
 		{"monitor", "read the server's log; what was done through it is shown by: lessor audit tail"},
 		{"namespace", "this server has one namespace, its root; keep tenants apart by mounts and policies (lessor secrets enable -path=TENANT/...)"},
 		{"pki", "there is no such engine; what there is: lessor plugin list"},
-		{"proxy", "lessor has no proxy: let the program ask the server itself"},
+		{"proxy", "let the program ask the server itself, or through a listener of the agent: lessor agent"},
 		{"ssh", "there is no such engine; what there is: lessor plugin list"},
 		{"transform", "there is no such engine; what there is: lessor plugin list"},
 		{"transit", "there is no such engine; what there is: lessor plugin list"},

@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"crypto/rand"
+	"encoding/hex"
+	"path/filepath"
+
+	"github.com/lessor-dev/lessor/client"
+)
+
+// newMethod is how the agent logs in; token is told each token that it gets.
+func newMethod(c Auth, token func(client.Token)) (client.Method, error) {
+	switch c.Type {
+	case "approle":
+		return told{&appRole{Auth: c}, token}, nil
+	case "jwt", "kubernetes":
+		return told{&jwt{Auth: c}, token}, nil
+	case "token_file":
+		return toldKept{told{client.KeptToken{File: c.File}, token}}, nil
+	}
+	return nil, fmt.Errorf("there is no way to log in by %q", c.Type)
+}
+
+// told tells of each token.
+type told struct {
+	client.Method
+	token func(client.Token)
+}
+
+func (m told) Login(ctx context.Context, c *client.Client) (*client.Auth, error) {
+	auth, err := m.Method.Login(ctx, c)
+	if err == nil {
+		m.token(client.NewToken(auth.ClientToken))
+	}
+	return auth, err
+}
+
+// toldKept is told for tokens that are somebody else's.
+type toldKept struct{ told }
+
+func (toldKept) Keeps() {}
+
+// proof is what is read from a file to log in with. Where the file is to go once it was read, what was in it is kept in memory until there is another.
+type proof struct {
+	file   string
+	remove bool
+
+	mu   sync.Mutex
+	last client.Token
+}
+
+// read returns the proof, and what removes its file once it has served.
+func (p *proof) read() (text client.Token, used func() error, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	keep := func() error { return nil }
+	b, err := os.ReadFile(p.file)
+	if errors.Is(err, os.ErrNotExist) && !p.last.Empty() {
+		return p.last, keep, nil
+	}
+	if err != nil {
+		return client.Token{}, nil, err
+	}
+	if text = client.NewToken(string(b)); text.Empty() {
+		return client.Token{}, nil, fmt.Errorf("%s is empty", p.file)
+	}
+	if !p.remove {
+		return text, keep, nil
+	}
+	return text, func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.last = text
+		if err := os.Remove(p.file); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}, nil
+}
+
+// appRole logs in by a role id and a secret id, both from files.
+type appRole struct {
+	Auth
+	secretID  proof
+	unwrapped *client.AppRole // has what was in the wrapping
+}
+
+func (m *appRole) Login(ctx context.Context, c *client.Client) (*client.Auth, error) {
+	role := m.RoleID
+	if m.RoleIDFile != "" {
+		text, err := os.ReadFile(m.RoleIDFile)
+		if err != nil {
+			return nil, fmt.Errorf("role id: %w", err)
+		}
+		role = strings.TrimSpace(string(text))
+	}
+	how := &client.AppRole{Mount: m.Mount, RoleID: role}
+	if m.File == "" {
+		return how.Login(ctx, c)
+	}
+	m.secretID.file, m.secretID.remove = m.File, m.Remove
+	text, used, err := m.secretID.read()
+	if err != nil {
+		return nil, fmt.Errorf("secret id: %w", err)
+	}
+	how.SecretID, how.Wrapped = text, m.WrappedAt != ""
+	if how.Wrapped {
+		if m.unwrapped != nil && m.unwrapped.SecretID.Reveal() == text.Reveal() {
+			how = m.unwrapped // a wrapping is opened once
+		} else if err := m.genuine(ctx, c, text); err != nil {
+			return nil, err
+		}
+	}
+	auth, err := how.Login(ctx, c)
+	if how.Wrapped {
+		m.unwrapped = how
+	}
+	if err != nil {
+		return nil, err
+	}
+	return auth, used()
+}
+
+// genuine refuses a wrapping that was not made where the secret id's is.
+func (m *appRole) genuine(ctx context.Context, c *client.Client, token client.Token) error {
+	answer, err := c.Write(ctx, "sys/wrapping/lookup", map[string]any{"token": token.Reveal()})
+	if err != nil {
+		return fmt.Errorf("the wrapped secret id: %w", err)
+	}
+	if path, _ := answer.Data["creation_path"].(string); path != m.WrappedAt {
+		return fmt.Errorf("the wrapped secret id was made at %q, not at %q: somebody may have put another in its place", path, m.WrappedAt)
+	}
+	return nil
+}
+
+// jwt logs in by a signed token from a file.
+type jwt struct {
+	Auth
+	proof proof
+}
+
+func (m *jwt) Login(ctx context.Context, c *client.Client) (*client.Auth, error) {
+	m.proof.file, m.proof.remove = m.File, m.Remove
+	text, used, err := m.proof.read()
+	if err != nil {
+		return nil, fmt.Errorf("JWT: %w", err)
+	}
+	body := map[string]any{"jwt": text.Reveal()}
+	if m.Role != "" {
+		body["role"] = m.Role
+	}
+	path := "auth/" + m.Mount + "/login"
+	answer, err := c.Write(ctx, path, body)
+	if err != nil {
+		return nil, err
+	}
+	if answer.Auth == nil {
+		return nil, fmt.Errorf("the login at %s gave no token", path)
+	}
+	return answer.Auth, used()
+}
+
+// settle finds the agent's instance, where its folder keeps it, and sees to it that no other agent takes it for its own.
+func (a *agent) settle() (unlock func(), err error) {
+	defer func() { a.config.Server.Instance = a.config.Instance }()
+	if a.config.StateDir == "" {
+		return func() {}, nil
+	}
+	if err := os.MkdirAll(a.config.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	file, err := os.OpenFile(filepath.Join(a.config.StateDir, "instance"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("state_dir: another agent uses %s", a.config.StateDir)
+	}
+	if a.config.Instance == "" {
+		if a.config.Instance, err = instanceIn(file); err != nil {
+			_ = file.Close()
+			return nil, fmt.Errorf("state_dir: %w", err)
+		}
+	}
+	return func() { _ = file.Close() }, nil
+}
+
+// instanceIn is the instance that a file keeps, which gets one if it has none.
+func instanceIn(file *os.File) (string, error) {
+	b := make([]byte, 200)
+	n, _ := file.ReadAt(b, 0)
+	if text := strings.TrimSpace(string(b[:n])); text != "" {
+		return text, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	var chance [8]byte
+	_, _ = rand.Read(chance[:]) // never fails
+	text := fmt.Sprintf("%.80s/agent/%s", host, hex.EncodeToString(chance[:]))
+	if _, err := file.WriteAt([]byte(text+"\n"), 0); err != nil {
+		return "", err
+	}
+	return text, file.Sync()
+}

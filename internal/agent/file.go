@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+)
+
+// owner is whose a file is to be.
+type owner struct {
+	mode        os.FileMode
+	user, group int // ids; -1: as it comes
+}
+
+// owner is whose the template's file is to be: as configured, else as the file is, else the agent's alone.
+func (t *template) owner() (owner, error) {
+	to := owner{mode: t.Mode, user: -1, group: -1}
+	if info, err := os.Stat(t.Destination); to.mode == 0 && err == nil {
+		to.mode = info.Mode().Perm()
+		to.user, to.group = idsOf(info)
+	}
+	if to.mode == 0 {
+		to.mode = 0o600
+	}
+	var err error
+	if t.User != "" {
+		if to.user, err = userID(t.User); err != nil {
+			return to, err
+		}
+	}
+	if t.Group != "" {
+		to.group, err = groupID(t.Group)
+	}
+	return to, err
+}
+
+// userID is a user's id, by name or number.
+func userID(name string) (int, error) {
+	if id, err := strconv.Atoi(name); err == nil && id >= 0 {
+		return id, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return -1, err
+	}
+	return strconv.Atoi(u.Uid)
+}
+
+// groupID is a group's id, by name or number.
+func groupID(name string) (int, error) {
+	if id, err := strconv.Atoi(name); err == nil && id >= 0 {
+		return id, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return -1, err
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// writeFile puts a file in the place of another at once: nobody sees half of it, and nobody it who may not. It is durable when writeFile returns.
+func writeFile(name string, text []byte, to owner) (err error) {
+	if info, err := os.Lstat(name); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a plain file, and is not replaced", name)
+	}
+	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".new-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(file.Name())
+		}
+	}()
+	_, err = file.Write(text)
+	if uid, gid := to.user, to.group; err == nil && (uid >= 0 || gid >= 0) {
+		if info, failed := file.Stat(); failed == nil {
+			if hasUID, hasGID := idsOf(info); uid != hasUID && uid >= 0 || gid != hasGID && gid >= 0 {
+				err = file.Chown(uid, gid)
+			}
+		}
+	}
+	if err == nil {
+		err = file.Chmod(to.mode)
+	}
+	if err == nil {
+		err = file.Sync()
+	}
+	if err = errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(file.Name(), name); err != nil {
+		return err
+	}
+	folder, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+func makeFolders(file string) error { return os.MkdirAll(filepath.Dir(file), 0o755) }
+
+// markOf is the file beside another that says that its program is yet to be told.
+func markOf(file string) string {
+	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".untold")
+}
+
+// writePID writes the process's number, and returns what removes it.
+func writePID(file string) (remove func(), err error) {
+	if file == "" {
+		return func() {}, nil
+	}
+	if err := writeFile(file, []byte(strconv.Itoa(os.Getpid())+"\n"), owner{mode: 0o644, user: -1, group: -1}); err != nil {
+		return nil, fmt.Errorf("pid_file: %w", err)
+	}
+	return func() { _ = os.Remove(file) }, nil
+}

@@ -1,0 +1,309 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	texttemplate "text/template"
+	"time"
+)
+
+// template keeps one file. It is a state machine of its own: it waits for what it is made of, is rendered, has its program told, and begins anew when
+// anything of that changes. What fails is tried again, after a growing pause.
+type template struct {
+	Template
+	log   *slog.Logger
+	first chan struct{} // closed once it was rendered, and its program told
+	once  sync.Once
+
+	held []*use // what the file is made of
+
+	mu       sync.Mutex
+	state    state
+	failure  error
+	rendered time.Time // when the file was written last
+	writes   uint64
+	failures uint64
+}
+
+// state is how far a template is.
+type state string
+
+const (
+	waiting state = "waiting" // for what it is made of
+	failing state = "failing" // it is tried again
+	current state = "current" // the file is as it should be, and its program knows
+)
+
+func newTemplate(c Template, log *slog.Logger) *template {
+	return &template{Template: c, log: log.With("template", c.name()), first: make(chan struct{}), state: waiting}
+}
+
+// run keeps the file until ctx ends.
+func (t *template) run(ctx context.Context, b *bench) {
+	for failures := 0; ctx.Err() == nil; {
+		p := t.pass(b)
+		err := p.err
+		if err == nil && len(p.missing) == 0 {
+			if err = t.deliver(ctx, p.text); ctx.Err() != nil {
+				p.release()
+				return
+			}
+		}
+		var again <-chan time.Time
+		switch {
+		case len(p.missing) > 0:
+			t.stand(waiting, errors.Join(p.missing...))
+			p.release()
+		case err != nil:
+			failures++
+			t.stand(failing, err)
+			p.release()
+			again = time.After(backoff(failures))
+		default:
+			failures = 0
+			t.move(p.uses)
+			t.stand(current, nil)
+			t.once.Do(func() { close(t.first) })
+		}
+		if changed(ctx, p.changes, again) {
+			t.calm(ctx)
+		}
+	}
+}
+
+// move says that the file is made of other values now, and the program uses these, if it is known to.
+func (t *template) move(uses []*use) {
+	if t.adopts() {
+		for _, u := range uses {
+			u.adopt()
+		}
+	}
+	if t.adopts() {
+		t.release()
+		t.held = uses
+		return
+	}
+	for _, u := range uses { // nobody knows when the program stops to use what it read
+		known := slices.ContainsFunc(t.held, func(h *use) bool { return h.source == u.source && h.of.Serial == u.of.Serial })
+		if known {
+			u.release()
+			continue
+		}
+		t.held = append(t.held, u)
+	}
+}
+
+// release ends the uses of what the file was made of.
+func (t *template) release() {
+	for _, u := range t.held {
+		u.release()
+	}
+	t.held = nil
+}
+
+// stand puts on record how the template stands, and tells what is new.
+func (t *template) stand(s state, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	news := s != t.state || (err == nil) != (t.failure == nil) || err != nil && err.Error() != t.failure.Error()
+	t.state, t.failure = s, err
+	if s == failing {
+		t.failures++
+	}
+	switch {
+	case !news:
+	case s == failing:
+		t.log.Warn("a template fails, and is tried again", "err", err)
+	case s == waiting && err != nil:
+		t.log.Warn("a template waits for what it is made of", "err", err)
+	case s == current:
+		t.log.Info("a template is current")
+	}
+}
+
+// calm waits until nothing more is likely to change at once.
+func (t *template) calm(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(t.Wait.Least, t.Wait.Most)):
+	}
+}
+
+// changed waits until any of the channels is closed, and returns false if it is the timer's, or ctx has ended.
+func changed(ctx context.Context, changes []<-chan struct{}, timer <-chan time.Time) bool {
+	cases := []reflect.SelectCase{
+		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())},
+		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(timer)},
+	}
+	for _, c := range changes {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(c)})
+	}
+	chosen, _, _ := reflect.Select(cases)
+	return chosen > 1
+}
+
+// pass is one attempt to make the text.
+type pass struct {
+	bench   *bench
+	text    []byte
+	err     error             // what is wrong with the template
+	missing []error           // what is not there yet, and why
+	changes []<-chan struct{} // closed when another pass may come to something else
+	uses    []*use
+	seen    map[string]*use
+}
+
+func (p *pass) release() {
+	for _, u := range p.uses {
+		u.release()
+	}
+	p.uses = nil
+}
+
+// pass makes the text of what there is now. Everything that is missing is asked for at once.
+func (t *template) pass(b *bench) *pass {
+	p := &pass{bench: b, seen: map[string]*use{}}
+	source := t.Contents
+	if t.Source != "" {
+		text, err := os.ReadFile(t.Source)
+		if err != nil {
+			p.err = err
+			return p
+		}
+		source = string(text)
+	}
+	made := texttemplate.New(t.name()).Delims(t.Left, t.Right).Option("missingkey=zero")
+	if t.ErrorOnMissingKey {
+		made.Option("missingkey=error")
+	}
+	made.Funcs(functions()).Funcs(texttemplate.FuncMap{
+		"secret": p.secret, "secrets": p.secrets,
+		"executeTemplate": func(name string, data ...any) (string, error) {
+			var text strings.Builder
+			var with any
+			if len(data) > 0 {
+				with = data[0]
+			}
+			err := made.ExecuteTemplate(&text, name, with)
+			return text.String(), discreet(err)
+		},
+	})
+	if _, p.err = made.Parse(source); p.err != nil {
+		return p
+	}
+	var text bytes.Buffer
+	p.err = discreet(made.Execute(&text, nil))
+	p.text = text.Bytes()
+	return p
+}
+
+// secret reads a secret. Until it is there it is nil.
+func (p *pass) secret(path string, arguments ...string) (*Secret, error) {
+	if len(arguments) > 0 {
+		return nil, errors.New("secret with further arguments writes: that is not here. Of lessor's engines none makes a secret of what is written")
+	}
+	u := p.use(value, path)
+	if u == nil {
+		return nil, nil
+	}
+	return u.secret, nil
+}
+
+// secrets lists the names below a path.
+func (p *pass) secrets(path string) ([]string, error) {
+	u := p.use(listing, path)
+	if u == nil {
+		return nil, nil
+	}
+	return u.names, nil
+}
+
+// use is the same for the same path in one pass.
+func (p *pass) use(kind sourceKind, path string) *use {
+	key := string(kind) + " " + path
+	if u := p.seen[key]; u != nil {
+		return u
+	}
+	u, changed, err := p.bench.use(kind, path)
+	if u == nil {
+		if err == nil {
+			err = fmt.Errorf("%s: it is being read", path)
+		}
+		p.missing = append(p.missing, err)
+		p.changes = append(p.changes, changed)
+		return nil
+	}
+	p.seen[key], p.uses, p.changes = u, append(p.uses, u), append(p.changes, u.changed)
+	return u
+}
+
+// discreet takes out of a template's error what may be a secret: the value that could not be used.
+func discreet(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	for _, revealing := range []string{"range can't iterate over ", "if/with can't use "} {
+		if before, _, found := strings.Cut(text, revealing); found {
+			return errors.New(before + revealing + "what is there")
+		}
+	}
+	return err
+}
+
+// deliver puts the text into the file, if it has another, and tells the program. A mark beside the file says that the program is yet to be told: whatever happens in between,
+// it is.
+func (t *template) deliver(ctx context.Context, text []byte) error {
+	if t.MakeFolders {
+		if err := makeFolders(t.Destination); err != nil {
+			return err
+		}
+	}
+	mark := markOf(t.Destination)
+	before, err := os.ReadFile(t.Destination)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err != nil || !bytes.Equal(before, text) {
+		to, err := t.owner()
+		if err != nil {
+			return err
+		}
+		if t.Command.given() {
+			if err := writeFile(mark, nil, owner{mode: 0o600, user: -1, group: -1}); err != nil {
+				return err
+			}
+		}
+		if t.Backup && before != nil {
+			if err := writeFile(t.Destination+".bak", before, to); err != nil {
+				return err
+			}
+		}
+		if err := writeFile(t.Destination, text, to); err != nil {
+			return err
+		}
+		t.mu.Lock()
+		t.rendered = time.Now()
+		t.writes++
+		t.mu.Unlock()
+		t.log.Info("the file was written", "file", t.Destination)
+	}
+	if !t.Command.given() {
+		return nil
+	}
+	if _, err := os.Lstat(mark); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := t.Command.run(ctx); err != nil {
+		return err
+	}
+	return os.Remove(mark)
+}
