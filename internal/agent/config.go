@@ -206,7 +206,6 @@ func (c *Config) vault(s *stanza) {
 		s.text(name, to)
 	}
 	s.boolean("tls_skip_verify", &t.SkipVerify)
-	s.stanzas("retry")
 }
 
 // token is whether what passes through gets the agent's token: true, false or "force".

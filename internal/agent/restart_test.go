@@ -1,0 +1,123 @@
+package agent_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/internal/agent"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+)
+
+// build builds the binary.
+func build(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds the binary: left out by -short")
+	}
+	file := t.TempDir() + "/lessor"
+	if out, err := exec.Command("go", "build", "-o", file, "github.com/lessor-dev/lessor/cmd/lessor").CombinedOutput(); err != nil {
+		t.Fatalf("building the binary: %v\n%s", err, out)
+	}
+	return file
+}
+
+// launch starts the binary as an agent, and returns what kills it.
+func (p *place) launch(binary string) (kill func()) {
+	p.Helper()
+	cmd := exec.Command(binary, "agent", "-config="+p.in("agent.hcl"))
+	cmd.Stderr, cmd.Env = &p.log, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.dir}
+	if err := cmd.Start(); err != nil {
+		p.Fatal(err)
+	}
+	kill = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	p.Cleanup(kill)
+	return kill
+}
+
+// An agent that was killed leaves a credential that works; its successor puts another in its place, and then has it revoked, within five seconds.
+func TestSuccessorRevokes(t *testing.T) {
+	binary := build(t)
+	pg := pgtest.Start(t)
+	database := pg.Database(t)
+	p := newPlace(t)
+	p.Server.Write("sys/mounts/database", map[string]any{"type": "database"})
+	p.Server.Write("database/config/db", map[string]any{
+		"plugin_name": "postgresql-database-plugin", "connection_url": pg.URL("{{username}}", "{{password}}", database),
+		"username": pgtest.Superuser, "password": pg.Password(), "allowed_roles": "*",
+	})
+	p.Server.Write("database/roles/app", map[string]any{
+		"db_name": "db", "default_ttl": "1h", "max_ttl": "24h",
+		"creation_statements": []string{`CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'`},
+	})
+	p.Policy("app", `path "database/creds/app" { capabilities = ["read"] }`)
+	p.config(`
+state_dir = "$D/state"
+template {
+  contents = <<EOT
+{{ with secret "database/creds/app" }}{{ .Data.username }}{{ end }}
+EOT
+  destination = "$D/user"
+  command = "true"
+}`)
+	admin := pg.Connect(t, database)
+	accounts := func() (all []string) {
+		rows, err := admin.Query(t.Context(), "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%' AND shobj_description(oid, 'pg_authid') IS NOT NULL")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var name string
+			if err := rows.Scan(&name); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, name)
+		}
+		return all
+	}
+	user := func() string {
+		text, _ := os.ReadFile(p.in("user"))
+		return strings.TrimSpace(string(text))
+	}
+	has := func(name string) bool {
+		for _, a := range accounts() {
+			if a == name {
+				return true
+			}
+		}
+		return false
+	}
+	kill := p.launch(binary)
+	p.eventually("there is a credential", func() bool { return user() != "" && has(user()) })
+	first := user()
+	kill()
+	if !has(first) {
+		t.Error("the credential ended with the agent that was killed")
+	}
+	p.proof()
+	begun := time.Now()
+	p.launch(binary)
+	p.eventually("another takes its place", func() bool { return user() != first && has(user()) })
+	p.eventually("the first one is revoked", func() bool { return !has(first) })
+	t.Logf("revoked within %v of the restart", time.Since(begun))
+	if !has(user()) {
+		t.Errorf("the one in force is gone")
+	}
+	p.eventually("all is current", func() bool {
+		s, err := agent.ReadStatus(context.Background(), p.in("status"))
+		return err == nil && s.Current()
+	})
+	if left, err := os.ReadDir(p.in("state")); err != nil || len(left) != 1 {
+		t.Errorf("in the agent's folder: %v, %v", left, err)
+	}
+	if text, err := os.ReadFile(p.in("state/instance")); err != nil || strings.Contains(string(text), "hvs.") {
+		t.Errorf("the instance: %q, %v", text, err)
+	}
+}
