@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"reflect"
@@ -51,7 +50,7 @@ func (t *template) run(ctx context.Context, b *bench) {
 	for failures := 0; ctx.Err() == nil; {
 		p := t.pass(b)
 		err := p.err
-		if err == nil && len(p.missing) == 0 {
+		if err == nil && p.waits == 0 {
 			if err = t.deliver(ctx, p.text); ctx.Err() != nil {
 				p.release()
 				return
@@ -59,7 +58,7 @@ func (t *template) run(ctx context.Context, b *bench) {
 		}
 		var again <-chan time.Time
 		switch {
-		case len(p.missing) > 0:
+		case p.waits > 0:
 			t.stand(waiting, errors.Join(p.missing...))
 			p.release()
 		case err != nil:
@@ -155,7 +154,8 @@ type pass struct {
 	bench   *bench
 	text    []byte
 	err     error             // what is wrong with the template
-	missing []error           // what is not there yet, and why
+	waits   int               // how much is not there yet
+	missing []error           // why, where that is known
 	changes []<-chan struct{} // closed when another pass may come to something else
 	uses    []*use
 	seen    map[string]*use
@@ -234,10 +234,10 @@ func (p *pass) use(kind sourceKind, path string) *use {
 	}
 	u, changed, err := p.bench.use(kind, path)
 	if u == nil {
-		if err == nil {
-			err = fmt.Errorf("%s: it is being read", path)
+		p.waits++
+		if err != nil {
+			p.missing = append(p.missing, err)
 		}
-		p.missing = append(p.missing, err)
 		p.changes = append(p.changes, changed)
 		return nil
 	}
