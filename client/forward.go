@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// Forward hands requests of others on to the server, as they come, with the headers that change has left them. The client's own token, headers and timeout play no part;
+// Forward hands requests of others on to the server, as they come. The client's own token, headers and timeout play no part;
 // how it reaches the server does, and its namespace where a request names none. What is told to who asks, if the server cannot be reached, is 502.
-func (c *Client) Forward(change func(http.Header)) http.Handler {
+func (c *Client) Forward() http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: c.http.Transport,
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -25,7 +25,6 @@ func (c *Client) Forward(change func(http.Header)) http.Handler {
 			if _, ok := r.Out.Header["User-Agent"]; !ok {
 				r.Out.Header.Set("User-Agent", "")
 			}
-			change(r.Out.Header)
 		},
 		FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {

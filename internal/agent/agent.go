@@ -84,6 +84,7 @@ type agent struct {
 	started time.Time
 	server  *client.Client
 	method  client.Method
+	cache   *cache // nil: nothing that passes through is kept
 
 	mu        sync.Mutex
 	session   *client.Session // nil: not logged in yet
@@ -242,15 +243,23 @@ func (a *agent) sink(token client.Token) {
 func (a *agent) serve(ctx context.Context) (stop func(), err error) {
 	var servers []*http.Server
 	var all sync.WaitGroup
+	renewing, cancel := context.WithCancel(ctx)
+	if a.config.Cache {
+		a.cache = newCache(renewing, a.server, a.log)
+	}
 	stop = func() {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
+		cancel()
+		ending, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer done()
 		for _, s := range servers {
 			if s.Shutdown(ending) != nil {
 				_ = s.Close()
 			}
 		}
 		all.Wait()
+		if a.cache != nil {
+			a.cache.busy.Wait()
+		}
 	}
 	begin := func(l net.Listener, s *http.Server) {
 		servers = append(servers, s)

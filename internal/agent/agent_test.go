@@ -42,13 +42,15 @@ func (b *buffer) String() string {
 type place struct {
 	*testing.T
 	*lessortest.Server
-	dir string
-	log buffer
+	dir     string
+	address string // that the agent knows of the server
+	log     buffer
 }
 
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	p := &place{T: t, Server: lessortest.Start(t), dir: t.TempDir()}
+	p.address = p.Server.Address
 	p.Policy("app", `path "secret/*" { capabilities = ["read", "list"] }`)
 	p.Server.Write("sys/auth/approle", map[string]any{"type": "approle"})
 	p.Server.Write("auth/approle/role/app", map[string]any{"token_policies": "app"})
@@ -90,7 +92,7 @@ func (p *place) config(more string) {
 	p.Helper()
 	p.file("agent.hcl", strings.ReplaceAll(`
 vault {
-  address = "`+p.Address+`"
+  address = "`+p.address+`"
 }
 auto_auth {
   method "approle" {

@@ -29,6 +29,7 @@ type Config struct {
 
 	ExitAfterAuth bool
 	ExitRetain    bool // leases are left to a successor when the agent ends
+	Cache         bool // credentials that are read through the agent are kept there
 	OwnToken      bool // requests that pass through and carry no token get the agent's
 	ForceToken    bool // so do those that carry one
 
@@ -173,6 +174,7 @@ func Parse(env client.Lookup, files ...string) (Config, error) {
 		c.Templates = append(c.Templates, template1(s, defaults))
 	}
 	for _, s := range top.stanzas("cache") {
+		c.Cache = true
 		c.token(s)
 	}
 	for _, s := range top.stanzas("api_proxy") {

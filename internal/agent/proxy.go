@@ -146,20 +146,10 @@ func (p peers) Accept() (net.Conn, error) {
 
 // proxy passes requests on to the server. Those that carry no token get the agent's, if they are to.
 func (a *agent) proxy(l Listener) *http.Server {
-	onward := a.server.Forward(func(h http.Header) {
-		has := h.Get("X-Vault-Token") != "" || strings.HasPrefix(h.Get("Authorization"), "Bearer ")
-		if !a.config.OwnToken || has && !a.config.ForceToken {
-			return
-		}
-		a.mu.Lock()
-		session := a.session
-		a.mu.Unlock()
-		h.Del("Authorization")
-		h.Del("X-Vault-Token")
-		if session != nil {
-			h.Set("X-Vault-Token", session.Client().Token().Reveal())
-		}
-	})
+	onward := a.server.Forward()
+	if a.cache != nil {
+		onward = a.cache.around(onward)
+	}
 	return &http.Server{
 		ReadHeaderTimeout: headerTimeout, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -169,9 +159,28 @@ func (a *agent) proxy(l Listener) *http.Server {
 			case !l.Unix && !loopback(r.Host) && !loopback(r.Host+":0"):
 				refuse(w, http.StatusForbidden, "name the agent by its address: another name may be a web page's")
 			default:
+				a.introduce(r.Header)
 				onward.ServeHTTP(w, r)
 			}
 		}),
+	}
+}
+
+// introduce puts the agent's token into a request's headers, if it is to go there.
+func (a *agent) introduce(h http.Header) {
+	if text, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer "); ok && h.Get("X-Vault-Token") == "" {
+		h.Set("X-Vault-Token", text)
+	}
+	h.Del("Authorization")
+	if !a.config.OwnToken || h.Get("X-Vault-Token") != "" && !a.config.ForceToken {
+		return
+	}
+	a.mu.Lock()
+	session := a.session
+	a.mu.Unlock()
+	h.Del("X-Vault-Token")
+	if session != nil {
+		h.Set("X-Vault-Token", session.Client().Token().Reveal())
 	}
 }
 

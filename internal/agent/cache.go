@@ -1,0 +1,258 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lessor-dev/lessor/client"
+)
+
+// cache has what was read through the agent under a lease. A credential that was made for a reader is the answer to the same question, by the same
+// token, for as long as its lease can be renewed, which the cache does: so that who asks again has no second one. All else is asked anew, and answered from here only while the
+// server is away, until its lease ends. What it has is encrypted, under a key that is nowhere else.
+type cache struct {
+	ctx    context.Context // of the renewals
+	server *client.Client
+	log    *slog.Logger
+	seal   cipher.AEAD
+	busy   sync.WaitGroup
+
+	mu      sync.Mutex
+	entries map[[sha256.Size]byte]*entry
+}
+
+// entry is one question, and its answer if there is one.
+type entry struct {
+	asking chan struct{} // held by who asks the server; holds one
+
+	mu      sync.Mutex
+	sealed  []byte // nonce and answer; nil: none
+	kind    string // Content-Type
+	given   time.Time
+	expires time.Time // of the lease
+	serves  bool      // it is an answer though the server is there
+}
+
+// largest bounds an answer that is kept, most how many are.
+const (
+	largest = 1 << 20
+	most    = 10_000
+)
+
+func newCache(ctx context.Context, server *client.Client, log *slog.Logger) *cache {
+	var key [32]byte
+	_, _ = rand.Read(key[:])
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		panic(err) // not with a key of that length
+	}
+	seal, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		panic(err)
+	}
+	return &cache{ctx: ctx, server: server, log: log, seal: seal, entries: map[[sha256.Size]byte]*entry{}}
+}
+
+// question tells questions apart; ok says whether its answer may be kept: it reads, and nothing of the server itself.
+func question(r *http.Request) (key [sha256.Size]byte, ok bool) {
+	path := strings.TrimPrefix(r.URL.Path, "/v1/")
+	if r.Method != http.MethodGet || r.Header.Get("X-Vault-Wrap-TTL") != "" || strings.HasPrefix(path, "sys/") || strings.HasPrefix(path, "auth/") {
+		return key, false
+	}
+	h := sha256.New()
+	for _, part := range []string{
+		r.URL.RequestURI(), r.Header.Get("X-Vault-Token"), r.Header.Get("Authorization"), r.Header.Get("X-Vault-Namespace"), r.Header.Get("X-Lessor-Instance"),
+		r.Header.Get("X-Lessor-Lease"),
+	} {
+		_, _ = h.Write([]byte(strconv.Itoa(len(part)) + ":" + part))
+	}
+	return [sha256.Size]byte(h.Sum(nil)), true
+}
+
+// around answers from the cache, or else by onward. Requests have the token that they are asked with.
+func (c *cache) around(onward http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key, ok := question(r)
+		if !ok {
+			onward.ServeHTTP(w, r)
+			if r.Method != http.MethodGet && r.Method != "LIST" && ends(r.URL.Path) {
+				c.clear()
+			}
+			return
+		}
+		e := c.entry(key)
+		select {
+		case e.asking <- struct{}{}: // many who ask at once have one credential
+			defer func() { <-e.asking }()
+		case <-r.Context().Done():
+			return
+		}
+		if c.answer(w, e, false) {
+			return
+		}
+		got := &recorded{header: http.Header{}, status: http.StatusOK}
+		onward.ServeHTTP(got, r)
+		away := got.status == http.StatusBadGateway || got.status == http.StatusServiceUnavailable
+		if away && c.answer(w, e, true) {
+			return
+		}
+		if got.status == http.StatusOK {
+			c.keep(e, got, r)
+		}
+		got.copyTo(w)
+	})
+}
+
+// ends reports whether a write to the path may end leases: what is kept may be over then.
+func ends(path string) bool {
+	return strings.Contains(path, "revoke") || strings.Contains(path, "release") || strings.Contains(path, "supersede")
+}
+
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.entries)
+}
+
+func (c *cache) entry(key [sha256.Size]byte) *entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[key]
+	if e == nil {
+		if len(c.entries) >= most {
+			for key, old := range c.entries {
+				if old.over() {
+					delete(c.entries, key)
+				}
+			}
+		}
+		e = &entry{asking: make(chan struct{}, 1)}
+		if len(c.entries) < most {
+			c.entries[key] = e
+		}
+	}
+	return e
+}
+
+// over reports whether there is no answer that is good for anything.
+func (e *entry) over() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.sealed == nil || !time.Now().Before(e.expires)
+}
+
+// answer answers with what is kept, if it is good for that.
+func (c *cache) answer(w http.ResponseWriter, e *entry, away bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.sealed == nil || !time.Now().Before(e.expires) || !e.serves && !away {
+		return false
+	}
+	body, err := c.seal.Open(nil, nil, e.sealed, nil)
+	if err != nil {
+		return false
+	}
+	w.Header().Set("Content-Type", e.kind)
+	w.Header().Set("X-Cache", "HIT")
+	w.Header().Set("Age", strconv.FormatInt(int64(time.Since(e.given)/time.Second), 10))
+	_, _ = w.Write(body)
+	return true
+}
+
+// keep keeps an answer that has a lease, and renews that of a credential.
+func (c *cache) keep(e *entry, got *recorded, r *http.Request) {
+	var answer struct {
+		Lease     string `json:"lease_id"`
+		Duration  int64  `json:"lease_duration"` // seconds
+		Renewable bool   `json:"renewable"`
+	}
+	if got.body.Len() > largest || json.Unmarshal(got.body.Bytes(), &answer) != nil || answer.Lease == "" || answer.Duration <= 0 {
+		return
+	}
+	ttl := time.Duration(answer.Duration) * time.Second
+	dynamic := answer.Renewable && got.header.Get("X-Lessor-Version") == ""
+	now := time.Now()
+	e.mu.Lock()
+	e.sealed, e.kind, e.given, e.expires, e.serves = c.seal.Seal(nil, nil, got.body.Bytes(), nil), got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
+	e.mu.Unlock()
+	if dynamic {
+		as := c.server.WithToken(client.NewToken(r.Header.Get("X-Vault-Token")))
+		if instance := r.Header.Get("X-Lessor-Instance"); instance != "" {
+			as = as.WithInstance(instance)
+		}
+		c.busy.Go(func() { c.renew(e, as, answer.Lease, now, ttl) })
+	}
+}
+
+// renew renews the lease of a kept credential until it can be renewed no more, or the entry has another: from then on the question is asked anew.
+func (c *cache) renew(e *entry, as *client.Client, lease string, given time.Time, full time.Duration) {
+	due := given.Add(full * 2 / 3)
+	for failures := 0; ; {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-time.After(time.Until(due)):
+		}
+		e.mu.Lock()
+		mine, expires := e.given.Equal(given), e.expires
+		e.mu.Unlock()
+		if !mine || !time.Now().Before(expires) {
+			return
+		}
+		asked := time.Now()
+		answer, err := as.Write(c.ctx, "sys/leases/renew", map[string]any{"lease_id": lease, "increment": int64(full / time.Second)})
+		if err != nil && !client.IsStatus(err, http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound) {
+			failures++
+			due = time.Now().Add(backoff(failures))
+			continue
+		}
+		failures = 0
+		e.mu.Lock()
+		if e.given.Equal(given) {
+			switch {
+			case err != nil: // it is over
+				e.sealed, e.serves = nil, false
+			default:
+				ttl := time.Duration(answer.LeaseDuration) * time.Second
+				e.expires, due = asked.Add(ttl), asked.Add(ttl*2/3)
+				e.serves = ttl >= full*9/10 // else there is not much more to come
+			}
+		}
+		ended := !e.serves
+		e.mu.Unlock()
+		if ended {
+			return
+		}
+	}
+}
+
+// recorded is an answer that is looked at before it is passed on.
+type recorded struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (r *recorded) Header() http.Header         { return r.header }
+func (r *recorded) WriteHeader(status int)      { r.status = status }
+func (r *recorded) Write(b []byte) (int, error) { return r.body.Write(b) }
+
+func (r *recorded) copyTo(w http.ResponseWriter) {
+	for name, values := range r.header {
+		w.Header()[name] = values
+	}
+	w.Header().Set("X-Cache", "MISS")
+	w.WriteHeader(r.status)
+	_, _ = w.Write(r.body.Bytes())
+}
