@@ -181,8 +181,11 @@ func (a *agent) begin(ctx context.Context, b *bench, configured []Template) (sto
 			kept = kept || t == old
 		}
 		if !kept {
-			old.release()
+			old.leave()
 		}
+	}
+	for _, t := range now {
+		t.pass(b).release() // what all of them read is known before any says that its program has moved
 	}
 	var all sync.WaitGroup
 	for _, t := range now {

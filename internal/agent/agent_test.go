@@ -241,7 +241,7 @@ func TestTemplatesAreApart(t *testing.T) {
 		return "template {\n  contents = <<EOT\n" + contents + "\nEOT\n  destination = \"$D/" + name + "\"\n" + more + "\n}\n"
 	}
 	p.start(template("good", password, "") +
-		template("missing", `{{ with secret "secret/data/later" }}{{ .Data.data.password }}{{ end }}`, "") +
+		template("missing", `{{ with secret "secret/data/later" }}{{ .Data.data.password }}{{ end }}`, "command = \"true\"") +
 		template("unknown", `{{ nonsense }}`, "") +
 		template("refused", `{{ pkiCert "pki/issue/app" }}`, "") +
 		template("field", `{{ with secret "secret/data/app" }}{{ .Data.data.key }}{{ end }}`, "error_on_missing_key = true") +
@@ -262,6 +262,8 @@ func TestTemplatesAreApart(t *testing.T) {
 	p.await("missing", "three\n")
 	p.Server.Write("secret/data/app", map[string]any{"data": map[string]any{"password": "two", "key": "k"}})
 	p.await("field", "k\n")
+	p.put("later", "four")
+	p.eventually("what is told is out of use", func() bool { return p.holder("later") == "2-2" })
 	if got := p.holder("app"); got != "1-3" { // nobody knows what the program of "untold" uses
 		t.Errorf("holders: %s", got)
 	}
@@ -276,6 +278,56 @@ func TestAdopts(t *testing.T) {
 	p.put("app", "two")
 	p.await("app", "two\n")
 	p.eventually("the older one is out of use", func() bool { return p.holder("app") == "2-2" })
+}
+
+// Of two templates with the same secret one cannot say for the other that what was before the agent is out of use.
+func TestTemplatesShareASecret(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	const both = `state_dir = "$D/state"
+template {
+  contents = <<EOT
+{{ with secret "secret/data/app" }}{{ .Data.data.password }}{{ end }}
+EOT
+  destination = "$D/quick"
+  command = "true"
+}
+template {
+  contents = <<EOT
+{{ with secret "secret/data/app" }}{{ .Data.data.password }}{{ end }}
+EOT
+  destination = "$D/slow"
+  command = "test ! -e $D/refuse"
+}
+template {
+  contents = <<EOT
+{{ with secret "secret/data/later" }}{{ .Data.data.password }}{{ end }}
+EOT
+  destination = "$D/later"
+  command = "true"
+}
+exit_retain = true
+`
+	p.put("later", "one")
+	first := p.start(both)
+	p.await("slow", "one\n")
+	p.eventually("both are current", func() bool { return p.template("slow").State == "current" && p.template("quick").State == "current" })
+	first.stop()
+	p.file("refuse", "")
+	p.put("app", "two")
+	p.put("later", "two")
+	p.proof()
+	p.start(both)
+	p.await("quick", "two\n")
+	p.await("slow", "two\n")
+	p.eventually("one has moved", func() bool { return p.template("quick").State == "current" && p.holder("later") == "2-2" })
+	if got := p.holder("app"); got != "1-2" {
+		t.Errorf("while the other has not: %s", got)
+	}
+	if err := os.Remove(p.in("refuse")); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("both have moved", func() bool { return p.holder("app") == "2-2" })
 }
 
 // SIGHUP changes templates, and what others have goes on.

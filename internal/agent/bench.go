@@ -28,11 +28,12 @@ type source struct {
 	path string
 
 	mu      sync.Mutex
-	secret  *client.Secret // nil: it is none, or is not there yet
-	names   []string       // of a list; nil: it is not there yet
-	failure error          // why not
-	users   int            // uses that are not released
-	changed chan struct{}  // closed when any of that is another
+	secret  *client.Secret     // nil: it is none, or is not there yet
+	names   []string           // of a list; nil: it is not there yet
+	failure error              // why not
+	users   int                // uses that are not released
+	unmoved map[*template]bool // templates that use it, and whose programs have not moved to any value of it since the agent began: they may use what came before
+	changed chan struct{}      // closed when any of that is another
 }
 
 type sourceKind string
@@ -64,19 +65,22 @@ type Secret struct {
 	Data          map[string]any
 }
 
-// use begins a use of what is at a path; u is nil if it is not there yet: then changed is closed when there is more to say, and err is why it is not there.
-func (b *bench) use(kind sourceKind, path string) (u *use, changed <-chan struct{}, err error) {
+// use begins a template's use of what is at a path; u is nil if it is not there yet: then changed is closed when there is more to say, and err is why it is not there.
+func (b *bench) use(t *template, kind sourceKind, path string) (u *use, changed <-chan struct{}, err error) {
 	path = strings.Trim(path, "/")
 	b.mu.Lock()
 	s := b.sources[string(kind)+" "+path]
 	if s == nil {
-		s = &source{kind: kind, path: path, changed: make(chan struct{})}
+		s = &source{kind: kind, path: path, changed: make(chan struct{}), unmoved: map[*template]bool{}}
 		b.sources[string(kind)+" "+path] = s
 		b.opening.Go(func() { b.open(s) })
 	}
 	s.mu.Lock()
 	s.users++ // before prune looks
 	b.mu.Unlock()
+	if !t.sources[s] {
+		t.sources[s], s.unmoved[t] = true, true
+	}
 	defer s.mu.Unlock()
 	release := sync.OnceFunc(func() {
 		s.mu.Lock()
@@ -100,11 +104,23 @@ func (b *bench) use(kind sourceKind, path string) (u *use, changed <-chan struct
 	return nil, s.changed, s.failure
 }
 
-// adopt says that what is used is in force now, and nothing older, as far as this user goes.
-func (u *use) adopt() {
-	if u.source.secret != nil {
-		u.source.secret.Adopt(u.of)
+// adopt says that a template's program uses this now, and nothing older. The server is told once that holds for all templates: those that have moved before hold what they
+// moved to.
+func (u *use) adopt(t *template) {
+	s := u.source
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unmoved, t)
+	if s.secret != nil && len(s.unmoved) == 0 {
+		s.secret.Adopt(u.of)
 	}
+}
+
+// forget says that a template uses the source no more.
+func (s *source) forget(t *template) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unmoved, t)
 }
 
 // open opens a source, and tries again until it has.

@@ -22,7 +22,8 @@ type template struct {
 	first chan struct{} // closed once it was rendered, and its program told
 	once  sync.Once
 
-	held []*use // what the file is made of
+	held    []*use           // what the file is made of
+	sources map[*source]bool // all that it has ever read
 
 	mu       sync.Mutex
 	state    state
@@ -42,7 +43,7 @@ const (
 )
 
 func newTemplate(c Template, log *slog.Logger) *template {
-	return &template{Template: c, log: log.With("template", c.name()), first: make(chan struct{}), state: waiting}
+	return &template{Template: c, log: log.With("template", c.name()), first: make(chan struct{}), sources: map[*source]bool{}, state: waiting}
 }
 
 // run keeps the file until ctx ends.
@@ -82,7 +83,7 @@ func (t *template) run(ctx context.Context, b *bench) {
 func (t *template) move(uses []*use) {
 	if t.adopts() {
 		for _, u := range uses {
-			u.adopt()
+			u.adopt(t)
 		}
 	}
 	if t.adopts() {
@@ -97,6 +98,14 @@ func (t *template) move(uses []*use) {
 			continue
 		}
 		t.held = append(t.held, u)
+	}
+}
+
+// leave ends all that the template has.
+func (t *template) leave() {
+	t.release()
+	for s := range t.sources {
+		s.forget(t)
 	}
 }
 
@@ -151,6 +160,7 @@ func changed(ctx context.Context, changes []<-chan struct{}, timer <-chan time.T
 
 // pass is one attempt to make the text.
 type pass struct {
+	of      *template
 	bench   *bench
 	text    []byte
 	err     error             // what is wrong with the template
@@ -170,7 +180,7 @@ func (p *pass) release() {
 
 // pass makes the text of what there is now. Everything that is missing is asked for at once.
 func (t *template) pass(b *bench) *pass {
-	p := &pass{bench: b, seen: map[string]*use{}}
+	p := &pass{of: t, bench: b, seen: map[string]*use{}}
 	source := t.Contents
 	if t.Source != "" {
 		text, err := os.ReadFile(t.Source)
@@ -232,7 +242,7 @@ func (p *pass) use(kind sourceKind, path string) *use {
 	if u := p.seen[key]; u != nil {
 		return u
 	}
-	u, changed, err := p.bench.use(kind, path)
+	u, changed, err := p.bench.use(p.of, kind, path)
 	if u == nil {
 		p.waits++
 		if err != nil {
