@@ -237,6 +237,7 @@ template {
 func TestTemplatesAreApart(t *testing.T) {
 	p := newPlace(t)
 	p.put("app", "one")
+	p.put("third", "sesame")
 	template := func(name, contents, more string) string {
 		return "template {\n  contents = <<EOT\n" + contents + "\nEOT\n  destination = \"$D/" + name + "\"\n" + more + "\n}\n"
 	}
@@ -245,15 +246,15 @@ func TestTemplatesAreApart(t *testing.T) {
 		template("unknown", `{{ nonsense }}`, "") +
 		template("refused", `{{ pkiCert "pki/issue/app" }}`, "") +
 		template("field", `{{ with secret "secret/data/app" }}{{ .Data.data.key }}{{ end }}`, "error_on_missing_key = true") +
-		template("revealing", `{{ with secret "secret/data/app" }}{{ range .Data.data.password }}{{ end }}{{ end }}`, "") +
+		template("revealing", `{{ with secret "secret/data/third" }}{{ range .Data.data.password }}{{ end }}{{ end }}`, "") +
 		template("denied", `{{ with secret "other/app" }}{{ end }}`, "") +
-		template("slow", password, "command = \"sleep 1000\"\ncommand_timeout = \"1s\"") +
+		template("slow", `{{ with secret "secret/data/third" }}{{ .Data.data.password }}{{ end }}`, "command = \"sleep 1000\"\ncommand_timeout = \"1s\"") +
 		template("untold", password, ""))
 	p.await("good", "one\n")
 	for name, state := range map[string]string{"missing": "waiting", "unknown": "failing", "refused": "failing", "field": "failing", "revealing": "failing", "denied": "waiting", "slow": "failing"} {
 		p.eventually(name+" is "+state, func() bool { t := p.template(name); return t.State == state && t.Error != "" })
 	}
-	if got := p.template("revealing").Error; strings.Contains(got, "one") {
+	if got := p.template("revealing").Error; strings.Contains(got, "sesame") {
 		t.Errorf("a secret is told: %s", got)
 	}
 	p.put("app", "two")

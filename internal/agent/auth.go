@@ -2,16 +2,15 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
-
-	"crypto/rand"
-	"encoding/hex"
-	"path/filepath"
 
 	"github.com/lessor-dev/lessor/client"
 )

@@ -162,7 +162,6 @@ func Parse(env client.Lookup, files ...string) (Config, error) {
 	for _, s := range auths {
 		c.auth(s)
 	}
-	defaults := Template{}
 	for _, s := range top.stanzas("template_config") {
 		exit := false
 		s.boolean("exit_on_retry_failure", &exit)
@@ -171,7 +170,7 @@ func Parse(env client.Lookup, files ...string) (Config, error) {
 		}
 	}
 	for _, s := range top.stanzas("template") {
-		c.Templates = append(c.Templates, template1(s, defaults))
+		c.Templates = append(c.Templates, readTemplate(s))
 	}
 	for _, s := range top.stanzas("cache") {
 		c.Cache = true
@@ -303,7 +302,7 @@ var signals = map[string]syscall.Signal{
 	"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "QUIT": syscall.SIGQUIT, "TERM": syscall.SIGTERM, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2,
 }
 
-func template1(s *stanza, t Template) Template {
+func readTemplate(s *stanza) (t Template) {
 	t.Left, t.Right, t.MakeFolders, t.Command.Timeout = "{{", "}}", true, commandTimeout
 	for name, to := range map[string]*string{
 		"source": &t.Source, "contents": &t.Contents, "destination": &t.Destination, "left_delimiter": &t.Left, "right_delimiter": &t.Right,
