@@ -354,6 +354,10 @@ func TestReload(t *testing.T) {
 	p.await("app", "three\n")
 	p.config(template("other"))
 	r.reload <- struct{}{}
+	p.eventually("one template is left", func() bool {
+		s, err := agent.ReadStatus(t.Context(), p.in("status"))
+		return err == nil && len(s.Templates) == 1
+	})
 	p.put("other", "four")
 	p.await("other", "four\n")
 	p.put("app", "five")

@@ -31,7 +31,7 @@ type source struct {
 	secret  *client.Secret     // nil: it is none, or is not there yet
 	names   []string           // of a list; nil: it is not there yet
 	failure error              // why not
-	users   int                // uses that are not released
+	readers map[*template]bool // templates that read it
 	unmoved map[*template]bool // templates that use it, and whose programs have not moved to any value of it since the agent began: they may use what came before
 	changed chan struct{}      // closed when any of that is another
 }
@@ -71,22 +71,17 @@ func (b *bench) use(t *template, kind sourceKind, path string) (u *use, changed 
 	b.mu.Lock()
 	s := b.sources[string(kind)+" "+path]
 	if s == nil {
-		s = &source{kind: kind, path: path, changed: make(chan struct{}), unmoved: map[*template]bool{}}
+		s = &source{kind: kind, path: path, changed: make(chan struct{}), readers: map[*template]bool{}, unmoved: map[*template]bool{}}
 		b.sources[string(kind)+" "+path] = s
 		b.opening.Go(func() { b.open(s) })
 	}
 	s.mu.Lock()
-	s.users++ // before prune looks
+	s.readers[t] = true // before prune looks
 	b.mu.Unlock()
 	if !t.sources[s] {
 		t.sources[s], s.unmoved[t] = true, true
 	}
 	defer s.mu.Unlock()
-	release := sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.users--
-	})
 	switch {
 	case s.secret != nil:
 		held := s.secret.Acquire()
@@ -96,11 +91,10 @@ func (b *bench) use(t *template, kind sourceKind, path string) (u *use, changed 
 		if !expires.IsZero() {
 			shown.LeaseDuration = int(time.Until(expires) / time.Second)
 		}
-		return &use{source: s, secret: shown, of: v, changed: s.secret.Changed(v), release: func() { held.Release(); release() }}, nil, nil
+		return &use{source: s, secret: shown, of: v, changed: s.secret.Changed(v), release: held.Release}, nil, nil
 	case s.names != nil:
-		return &use{source: s, names: slices.Clone(s.names), changed: s.changed, release: release}, nil, nil
+		return &use{source: s, names: slices.Clone(s.names), changed: s.changed, release: func() {}}, nil, nil
 	}
-	s.users--
 	return nil, s.changed, s.failure
 }
 
@@ -121,6 +115,7 @@ func (s *source) forget(t *template) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.unmoved, t)
+	delete(s.readers, t)
 }
 
 // open opens a source, and tries again until it has.
@@ -202,7 +197,7 @@ func (b *bench) prune() {
 	var idle []*client.Secret
 	for key, s := range b.sources {
 		s.mu.Lock()
-		if s.users == 0 && s.secret != nil {
+		if len(s.readers) == 0 && s.secret != nil {
 			idle = append(idle, s.secret)
 			delete(b.sources, key)
 		}
