@@ -39,6 +39,9 @@ type Config struct {
 	MaxLeaseTTL     time.Duration // at least DefaultLeaseTTL
 	ReportedVersion string        // what clients that look for a version of Vault are told
 
+	RotatorDirectory string // where programs are that rotate secrets: absolute; empty: none are run
+	RotatorSameUser  bool   // such programs may run as the user that lessor runs as
+
 	NodeName    string        // of this node, in audit records and to operators: NodeName's pattern; the host's unless said otherwise
 	DrainDelay  time.Duration // how long a node that is told to stop still takes connections, so that load balancers notice; at most ten minutes
 	APIAddr     string        // URL at which clients reach this node; empty: the first listener's
@@ -252,6 +255,9 @@ func (c Config) Validate() error {
 	}
 	if c.Storage.Type != Mem && c.Seal.Anchor == "" {
 		complain("the anchor needs a path")
+	}
+	if c.RotatorDirectory != "" && !filepath.IsAbs(c.RotatorDirectory) {
+		complain("rotator_directory must be an absolute path")
 	}
 	for what, path := range map[string]string{
 		"key file": c.Seal.KeyFile, "recovery file": c.Seal.Recovery.Path, "recovery passphrase": c.Seal.Recovery.PassphraseFile,

@@ -127,6 +127,8 @@ default_lease_ttl = "1d12h"
 max_lease_ttl     = 172800
 pid_file          = "/run/lessor.pid"
 require_owner     = true
+rotator_directory = "/opt/rotators"
+rotator_same_user = true
 reported_version  = "1.19.3-rc1"
 `
 
@@ -145,7 +147,7 @@ const fullJSON = `{
   "api_addr": "https://lessor.example.com:8200", "cluster_addr": "https://10.0.0.1:8201", "cluster_name": "one", "node_name": "node-1.example", "drain_delay": 20,
   "ui": true, "disable_mlock": true, "log_level": "trace", "log_format": "json",
   "default_lease_ttl": "36h", "max_lease_ttl": "172800", "pid_file": "/run/lessor.pid",
-  "require_owner": "1", "reported_version": "1.19.3-rc1"
+  "require_owner": "1", "rotator_directory": "/opt/rotators", "rotator_same_user": true, "reported_version": "1.19.3-rc1"
 }`
 
 func TestEverySetting(t *testing.T) {
@@ -165,20 +167,22 @@ func TestEverySetting(t *testing.T) {
 		Seal: Seal{
 			KeyFile: "/keys/seal.key", Recovery: Recovery{"/elsewhere/recovery.key", "/run/passphrase"}, Shamir: true, Anchor: "/keys/anchor",
 		},
-		Audit:           Audit{Retention: 720 * time.Hour, Patience: 48 * time.Hour, AllowPrefix: true},
-		RequireOwner:    true,
-		DefaultLeaseTTL: 36 * time.Hour,
-		MaxLeaseTTL:     48 * time.Hour,
-		ReportedVersion: "1.19.3-rc1",
-		APIAddr:         "https://lessor.example.com:8200",
-		ClusterAddr:     "https://10.0.0.1:8201",
-		ClusterName:     "one",
-		NodeName:        "node-1.example",
-		DrainDelay:      20 * time.Second,
-		PIDFile:         "/run/lessor.pid",
-		UI:              true,
-		LogLevel:        LevelTrace,
-		LogJSON:         true,
+		Audit:            Audit{Retention: 720 * time.Hour, Patience: 48 * time.Hour, AllowPrefix: true},
+		RequireOwner:     true,
+		RotatorDirectory: "/opt/rotators",
+		RotatorSameUser:  true,
+		DefaultLeaseTTL:  36 * time.Hour,
+		MaxLeaseTTL:      48 * time.Hour,
+		ReportedVersion:  "1.19.3-rc1",
+		APIAddr:          "https://lessor.example.com:8200",
+		ClusterAddr:      "https://10.0.0.1:8201",
+		ClusterName:      "one",
+		NodeName:         "node-1.example",
+		DrainDelay:       20 * time.Second,
+		PIDFile:          "/run/lessor.pid",
+		UI:               true,
+		LogLevel:         LevelTrace,
+		LogJSON:          true,
 	}
 	for name, text := range map[string]string{"a.hcl": full, "a.json": fullJSON, "without-ending": fullJSON, "conf": full} {
 		got, err := Parse(file(t, name, text))

@@ -123,6 +123,8 @@ func (d *decoder) file(name string, src []byte) {
 		"pid_file":                  text(&c.PIDFile),
 		"reported_version":          text(&c.ReportedVersion),
 		"require_owner":             boolean(&c.RequireOwner),
+		"rotator_directory":         text(&c.RotatorDirectory),
+		"rotator_same_user":         boolean(&c.RotatorSameUser),
 		"ui":                        boolean(&c.UI),
 	}, append([]hcl.BlockHeaderSchema{
 		{Type: "audit"},

@@ -48,6 +48,8 @@ func (c Config) HCL() []byte {
 	top.text("reported_version", c.ReportedVersion)
 	top.flag("allow_audit_log_prefixing", c.Audit.AllowPrefix)
 	top.flag("require_owner", c.RequireOwner)
+	top.text("rotator_directory", c.RotatorDirectory)
+	top.flag("rotator_same_user", c.RotatorSameUser)
 	top.flag("ui", c.UI)
 	return hclwrite.Format(f.Bytes())
 }
