@@ -251,7 +251,8 @@ type Rotator interface {
 	// Turn touches the target as the account's rows say, and tells what came of it. It may be called again after it succeeded, and
 	// after one that died. For one account it is called once at a time by this process.
 	Turn(ctx context.Context, a Access, account string) Turned
-	// AccountOf is the account that a path within the mount is about: whose password its readers are shown, or which it configures.
+	// AccountOf is the account that a path within the mount is about: whose password its readers are shown, or which it configures. It knows the
+	// Path of a Static, too.
 	AccountOf(path string) (account string, ok bool)
 }
 
@@ -268,6 +269,7 @@ type Terms struct {
 	Reads    string   // within the mount, where its password is read; empty: nobody is shown it
 	Accounts []string // their names at the target
 	Schedule rotation.Schedule
+	Strategy string // what people call the way in which it is rotated; empty: by how many Accounts there are
 }
 
 // Turned is what came of a touch.

@@ -45,7 +45,7 @@ func (a *Account) Phase() Phase {
 type Over uint8
 
 const (
-	Acknowledged Over = iota + 1 // each of them has said that it uses nothing so old, and the target shows no use
+	Acknowledged Over = iota + 1 // each of them has said that it uses nothing so old, and the target shows no use, if it shows any
 	Unused                       // the target has shown no use at each look for long enough
 	Expired                      // the grace has passed
 	Told                         // somebody said so
@@ -198,7 +198,7 @@ func (a *Account) Weigh(holding int, known bool, now time.Time) Over {
 	switch {
 	case quiet >= 0 && holding == 0 && known && a.OutFrom > a.Foreign:
 		return Acknowledged
-	case quiet >= max(a.QuietFor, ShortestQuiet):
+	case !a.Blind && quiet >= max(a.QuietFor, ShortestQuiet):
 		return Unused
 	case !deadline.IsZero() && !now.Before(deadline):
 		return Expired
@@ -207,7 +207,7 @@ func (a *Account) Weigh(holding int, known bool, now time.Time) Over {
 		a.Looks, a.Behind = 0, uint32(holding) // they are moving
 	}
 	a.Look = now.Add(min(LastLook, firstLook<<min(a.Looks, 8)))
-	if quiet >= 0 {
+	if quiet >= 0 && !a.Blind {
 		a.Look = earlier(a.Look, a.QuietSince.Add(max(a.QuietFor, ShortestQuiet)))
 	}
 	if !deadline.IsZero() {

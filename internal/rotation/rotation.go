@@ -84,6 +84,7 @@ type Account struct {
 	SeenAt     time.Time     `cbor:"36,keyasint,omitempty"` // when that was
 	Stragglers []Straggler   `cbor:"37,keyasint,omitempty"` // who had not moved when the wait ended last, MostStragglers at most
 	Beyond     uint32        `cbor:"38,keyasint,omitempty"` // how many more
+	Blind      bool          `cbor:"39,keyasint,omitempty"` // with Pair: the target does not show who uses it, so that it is no evidence that nothing is seen
 }
 
 // Passwords are the secrets of an Account: a row of store.Secrets.
@@ -223,6 +224,13 @@ func (a *Account) Import(p *Passwords, password lessor.Secret, now time.Time) {
 	if len(p.Former) > 0 {
 		a.watch(now)
 	}
+}
+
+// Adopt records that somebody else put into force as version what lessor did not make, and answers for what was before: nobody retires that. It is not for
+// while a rotation is under way.
+func (a *Account) Adopt(p *Passwords, password lessor.Secret, version uint64) {
+	a.Version, a.Foreign, a.From, p.Current = version, version, 0, password
+	p.Former = slices.DeleteFunc(p.Former, func(f Former) bool { return f.Password.Equal(password) })
 }
 
 // Recall keeps a password, besides those that are kept, of which somebody says that it may be in force, and has all be tried.

@@ -140,6 +140,9 @@ func (t *rotating) summary(now time.Time) map[string]any {
 }
 
 func (t *rotating) strategy() string {
+	if t.terms.Strategy != "" {
+		return t.terms.Strategy
+	}
 	if len(t.terms.Accounts) == 2 {
 		return "alternating"
 	}
@@ -235,6 +238,7 @@ func stragglers(a *rotation.Account) []any {
 const (
 	byWord     = "it acknowledges"
 	byEvidence = "only by evidence: the target shows no session of the old account for long enough"
+	byDeadline = "only by deadline: the target does not show who uses what"
 	byNothing  = "not at all: nobody is waited for"
 )
 
@@ -244,7 +248,7 @@ func (b *Backend) rotationPlan(_ context.Context, r *engine.Request) (*engine.Re
 	if err != nil {
 		return nil, err
 	}
-	s, alternates := t.terms.Schedule, t.strategy() == "alternating"
+	s, alternates := t.terms.Schedule, t.strategy() != "single"
 	data := map[string]any{
 		"path": t.path(), "strategy": t.strategy(), "accounts": t.terms.Accounts, "account": t.slot(t.Slot), "version": t.Version, "step": t.Phase().String(),
 		"rotation_period": nil, "rotation_schedule": nil, "rotation_window": nil, "rotation_jitter": whole(s.Jitter), "due": stamp(t.Due), "cause": t.Cause,
@@ -281,7 +285,10 @@ func (b *Backend) rotationPlan(_ context.Context, r *engine.Request) (*engine.Re
 			if err != nil {
 				return nil, err
 			}
-			if one["moves"] = byEvidence; says {
+			if one["moves"] = byEvidence; t.Blind {
+				one["moves"] = byDeadline
+			}
+			if says {
 				one["moves"], one["breaks_at"] = byWord, nil
 			}
 		}
@@ -318,17 +325,21 @@ func acknowledges(v store.View, m *mount.Entry, u *lease.User) (bool, error) {
 
 // forewarned says in words what a plan's numbers come to.
 func (t *rotating) forewarned(silent int) (all []string) {
-	alternates := len(t.terms.Accounts) == 2
+	alternates := t.strategy() != "single"
 	switch {
+	case !alternates && silent > 0 && t.terms.Strategy != "":
+		all = append(all, fmt.Sprintf("%d holders are locked out when it is rotated, until they read again: its strategy is single; with overlap nobody is", silent))
 	case !alternates && silent > 0:
 		all = append(all, fmt.Sprintf("%d holders are locked out when it is rotated, until they read again: it has one account; give the role usernames, two that take turns, and nobody is", silent))
 	case alternates && t.Grace > 0 && silent > 0:
 		all = append(all, fmt.Sprintf("%d holders do not acknowledge: those of them that still use the old password %s after the rotation are locked out then", silent, t.Grace))
+	case alternates && silent > 0 && t.Blind:
+		all = append(all, fmt.Sprintf("%d holders do not acknowledge, and the target does not show who uses what: the old value stays in force until somebody says otherwise; give the rotation a rotation_grace", silent))
 	case alternates && silent > 0:
 		all = append(all, fmt.Sprintf("%d holders do not acknowledge: the old password stays in force until the target has shown no use of it for %s", silent, t.QuietFor))
 	}
 	if alternates && t.Strangers() {
-		all = append(all, "others than the holders on record may use the password in force (it was not made by lessor, or handed out without a lease, or this is a restored copy), so it is retired by evidence or deadline only")
+		all = append(all, "others than the holders on record may use the password in force (it was not made by lessor, or handed out without a lease, or this is a restored copy), so it is retired by evidence (where the target shows any) or deadline only")
 	}
 	if t.mount.Options["lease"] == "off" {
 		all = append(all, "the mount keeps no leases of its readers (lease=off): nobody is known to have moved but by evidence")
