@@ -27,6 +27,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/rotator"
 	"github.com/lessor-dev/lessor/internal/system"
 )
 
@@ -44,11 +45,16 @@ func (l *life) mountable() backends {
 	b := backends{system: &system.Backend{}, tokens: &authtoken.Backend{}, ldap: ldap.New(directory.Open)}
 	b.all = map[string]engine.Backend{
 		"system": b.system, "token": b.tokens, "identity": identity.Backend{}, "cubbyhole": cubbyhole.Backend{},
-		"kv": kv.V1{}, "kv-v2": kv.V2{},
+		"kv": kv.V1{}, "kv-v2": kv.V2{Rotators: l.rotators()},
 		"database": database.New(append(mysql.Drivers(), postgres.Driver{}, redis.Driver{})...), "rabbitmq": rabbitmq.New(), "ldap": b.ldap,
 		"userpass": userpass.New(), "approle": approle.Backend{}, "cert": cert.Backend{}, "jwt": jwts, "oidc": jwts,
 	}
 	return b
+}
+
+// rotators calls the programs of this machine that rotate secrets.
+func (l *life) rotators() *rotator.Caller {
+	return &rotator.Caller{Directory: l.n.config.RotatorDirectory, SameUser: l.n.config.RotatorSameUser}
 }
 
 // connect gives the backends what they need of the core, once there is one.
@@ -72,6 +78,7 @@ func (b backends) connect(l *life) {
 		},
 		Outside: n.outside(),
 	}
+	b.system.Rotators = l.rotators()
 	b.system.Quotas, b.system.Events, b.system.Listen = c.Quotas(), c.Events(), c.Listen
 }
 

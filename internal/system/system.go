@@ -20,6 +20,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lockout"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/quota"
+	"github.com/lessor-dev/lessor/internal/rotator"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
 )
@@ -43,7 +44,8 @@ type Backend struct {
 	Info         func() map[string]any // answer of sys/lessor/info
 	Keys         *seal.Keyring
 	Seal         Seal
-	Events       *event.Feed // what commits tell
+	Rotators     *rotator.Caller // nil: this server calls none
+	Events       *event.Feed     // what commits tell
 	Listen       Listen
 	Welcome      func(url bool) Welcome // for a machine that joins, with the database's URL or without; nil: none can
 	Outside      []engine.Route         // below sys/, what the node answers before the gate: told in Front
@@ -65,7 +67,7 @@ func (b *Backend) Routes() []engine.Route {
 	var routes []engine.Route
 	for _, part := range [][]engine.Route{
 		b.mountRoutes(), b.uiRoutes(), b.toolRoutes(), b.pluginRoutes(), b.webRoutes(), b.nodeRoutes(), b.specRoutes(), b.policyRoutes(), b.leaseRoutes(), b.wrappingRoutes(), b.auditRoutes(), b.sealRoutes(), b.joinRoutes(), b.ownRoutes(), b.rotationRoutes(), b.drillRoutes(),
-		b.lockedUserRoutes(), b.eventRoutes(),
+		b.lockedUserRoutes(), b.eventRoutes(), b.rotatorRoutes(),
 	} {
 		routes = append(routes, part...)
 	}

@@ -27,6 +27,7 @@ type metadata struct {
 	Custom      map[string]string `cbor:"8,keyasint,omitempty"`  //
 	Versions    []version         `cbor:"9,keyasint,omitempty"`  // max(Oldest, 1) to Current, without gaps
 	Born        uint64            `cbor:"10,keyasint,omitempty"` // tells this secret from one that was at its path before: versions begin anew
+	Rotated     bool              `cbor:"11,keyasint,omitempty"` // it has a rotation
 }
 
 // version is one value that a secret had.

@@ -1,6 +1,7 @@
 package kv
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"strconv"
@@ -20,7 +21,11 @@ import (
 //
 // Every write rests on the metadata row that it read, and on the configuration: of two writers at the same time one
 // is told to look again.
-type V2 struct{}
+//
+// What a rotator rotates has a row more, "r/" + path, and those of package rotation, by its path.
+type V2 struct {
+	Rotators Rotators // nil: nothing is rotated
+}
 
 var (
 	numbers  = []engine.Field{{Name: "versions", Type: engine.Strings, Help: "numbers of the versions"}}
@@ -34,8 +39,8 @@ var (
 )
 
 // Routes is the method table.
-func (V2) Routes() []engine.Route {
-	return []engine.Route{
+func (e V2) Routes() []engine.Route {
+	routes := []engine.Route{
 		{
 			Pattern: "data/{path...}", Help: "Read, write, patch and delete the newest version of a secret, or read an older one.",
 			Fields: []engine.Field{
@@ -64,6 +69,7 @@ func (V2) Routes() []engine.Route {
 		},
 		{Pattern: "config", Help: "Settings of the mount.", Fields: settings, Ops: ops{lessor.Read: readConfig, lessor.Update: writeConfig}},
 	}
+	return append(routes, e.rotationRoutes()...)
 }
 
 // Astray tells those who take version 2 for version 1. Commands of the name kv know the difference.
@@ -91,6 +97,7 @@ func exists(r *engine.Request) (bool, error) {
 type found struct {
 	path   string
 	meta   *metadata
+	row    store.Row // of meta
 	number uint64
 	pinned bool // its number was asked for
 }
@@ -101,14 +108,14 @@ func find(r *engine.Request) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
-	m, _, err := load(r, path)
+	m, row, err := load(r, path)
 	if err != nil {
 		return found{}, err
 	}
 	if m == nil {
 		return found{}, missing()
 	}
-	f := found{path: path, meta: m, number: m.Current}
+	f := found{path: path, meta: m, row: row, number: m.Current}
 	if n := r.Int("version"); n > 0 {
 		f.number, f.pinned = uint64(n), true
 	}
@@ -146,7 +153,10 @@ func read(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	}
 	reply.Data["data"] = value
 	reply.Shown = shown(r, f.path, f.number, value, "shown")
-	reply.Static = &engine.Static{Path: f.path, Version: f.number, Born: f.meta.Born, Current: f.meta.Current, Pinned: f.pinned}
+	reply.Static = &engine.Static{Path: f.path, Version: f.number, Born: f.meta.Born, Current: f.meta.Current, Pinned: f.pinned, Rotatable: f.meta.Rotated}
+	if f.meta.Rotated { // who is shown a value holds it by the same commit: once another is in force nobody comes to hold this one who is not known
+		reply.Txn.Require(f.row)
+	}
 	return reply, nil
 }
 
@@ -285,7 +295,7 @@ func write(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 		return nil, err
 	}
 	value := lessor.SecretJSON{Secret: lessor.NewSecret(lessor.AppendJSON(nil, r.Map("data")))}
-	return w.append(r, value), nil
+	return w.append(r, value), w.adopt(r, value)
 }
 
 func patch(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -318,8 +328,8 @@ func patch(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	merged := merge(data, r.Map("data"))
-	return w.append(r, lessor.SecretJSON{Secret: lessor.NewSecret(lessor.AppendJSON(nil, merged))}), nil
+	merged := lessor.SecretJSON{Secret: lessor.NewSecret(lessor.AppendJSON(nil, merge(data, r.Map("data"))))}
+	return w.append(r, merged), w.adopt(r, merged)
 }
 
 // change does something to versions of a secret that exists, and saves what came of it. Elsewhere it does nothing.
@@ -378,8 +388,13 @@ func undelete(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 }
 
 func destroy(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	return each(r, func(w *revision, v *version, n uint64) bool {
+	var kept error
+	reply, err := each(r, func(w *revision, v *version, n uint64) bool {
 		if v.Destroyed {
+			return false
+		}
+		if w.meta.Rotated && n == w.meta.Current {
+			kept = api.Errorf(api.Invalid, "version %d is the one in force, and the secret's rotation works with it: delete the rotation first (rotation/%s)", n, w.path)
 			return false
 		}
 		v.Destroyed = true
@@ -388,6 +403,7 @@ func destroy(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 		w.reply.Shown = append(w.reply.Shown, audit.Shown{Path: w.path, Version: n, How: "destroyed"})
 		return true
 	})
+	return reply, cmp.Or(err, kept)
 }
 
 func readMetadata(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -525,6 +541,9 @@ func deleteAll(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	w, err := revise(r)
 	if err != nil || w.meta == nil {
 		return &engine.Reply{}, err
+	}
+	if w.meta.Rotated {
+		return nil, api.Errorf(api.Invalid, "the secret is rotated: delete its rotation first (rotation/%s)", w.path)
 	}
 	txn := &w.reply.Txn
 	txn.Require(w.row)
