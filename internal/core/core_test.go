@@ -24,6 +24,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/cubbyhole"
 	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
+	"github.com/lessor-dev/lessor/internal/engine/database/rabbitmq"
 	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/engine/kv"
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
@@ -87,7 +88,8 @@ func startOn(t *testing.T, b store.Backend, options store.Options, set ...func(*
 	tokens, sys := &authtoken.Backend{}, &system.Backend{Store: db, Keys: keys}
 	backends := map[string]engine.Backend{
 		"kv": kv.V1{}, "kv-v2": kv.V2{}, "cubbyhole": cubbyhole.Backend{}, "userpass": userpass.New(), "approle": approle.Backend{}, "jwt": jwt.New(), "cert": cert.Backend{},
-		"token": tokens, "system": sys, "identity": identity.Backend{}, "database": database.New(postgres.Driver{}), "ldap": ldap.New(directory.Open),
+		"token": tokens, "system": sys, "identity": identity.Backend{}, "database": database.New(postgres.Driver{}),
+		"ldap": ldap.New(directory.Open), "rabbitmq": rabbitmq.New(),
 	}
 	g := &gate{T: t, db: db, clock: clock, backends: backends, target: &target{accounts: map[string]bool{}}}
 	backends["target"] = g.target

@@ -41,7 +41,7 @@ var roles = []struct {
 var own = []struct{ mount, backend string }{
 	{"sys/", "system"}, {"auth/token/", "token"}, {"identity/", "identity"}, {"cubbyhole/", "cubbyhole"},
 	{"secret/", "kv-v2"}, {"plain/", "kv"}, {"auth/userpass/", "userpass"}, {"auth/approle/", "approle"}, {"auth/jwt/", "jwt"}, {"auth/cert/", "cert"},
-	{"database/", "database"}, {"ldap/", "ldap"},
+	{"database/", "database"}, {"ldap/", "ldap"}, {"rabbitmq/", "rabbitmq"},
 }
 
 // TestRoutesByRole asks for every route of lessor's own mounts as each of the roles. testdata/routes says who may: a route

@@ -26,7 +26,7 @@ func TestSystemAsVaultTellsIt(t *testing.T) {
 		{lessor.Update, "sys/tools/hash", `{}`, `{"sum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`},
 		{lessor.Update, "sys/tools/hash/sha2-224", `{"input":"dGVzdA==","algorithm":"sha2-512"}`, `{"sum":"90a3ed9e32b2aaf4c61c410eb925426119e1a9dc53d4286ade99a809"}`},
 		{lessor.Update, "sys/tools/hash", `{"input":"dGVzdA==","algorithm":"sha3-256","format":"base64"}`, `{"sum":"NvAoWAuwLMgnKpoCD0IA40bidq5mTkXugHRVdOL1q4A="}`},
-		{lessor.Read, "sys/plugins/catalog", ``, `{"auth":["approle","cert","jwt","userpass"],"database":["postgresql-database-plugin"],"secret":["database","kv","ldap","target"],"detailed":"*"}`},
+		{lessor.Read, "sys/plugins/catalog", ``, `{"auth":["approle","cert","jwt","userpass"],"database":["postgresql-database-plugin"],"secret":["database","kv","ldap","rabbitmq","target"],"detailed":"*"}`},
 		{lessor.List, "sys/plugins/catalog/auth/", ``, `{"keys":["approle","cert","jwt","userpass"]}`},
 		{lessor.Read, "sys/plugins/catalog/secret/kv", ``, `{"args":null,"builtin":true,"command":"","deprecation_status":"supported","name":"kv","sha256":"","version":"v1.20.0+builtin.lessor"}`},
 		{lessor.Read, "sys/plugins/pins", ``, `{"pinned_versions":[]}`},

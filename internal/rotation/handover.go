@@ -56,6 +56,14 @@ var overs = [...]string{"", "every holder has moved, and the target shows no use
 // String is what people are told, and the audit trail's text.
 func (o Over) String() string { return overs[o] }
 
+// WaitOver is Over as people are told it of the account.
+func (a *Account) WaitOver() string {
+	if a.Blind && a.Over == Acknowledged {
+		return "every holder has moved; the target does not show who uses it"
+	}
+	return a.Over.String()
+}
+
 // Forced reports whether somebody may use the outgoing account still: then its sessions are ended, too.
 func (o Over) Forced() bool { return o >= Expired }
 

@@ -475,3 +475,39 @@ func TestRecovered(t *testing.T) {
 		a.Begin(p, secret("next"), t0)
 	}
 }
+
+// Where a target does not show who uses what, that nothing is seen never ends a wait: the holders' word does, or the deadline.
+func TestBlind(t *testing.T) {
+	for _, blind := range []bool{false, true} {
+		a, p := &Account{Pair: true, Blind: blind, QuietFor: time.Minute, Grace: time.Hour}, &Passwords{}
+		for _, s := range []string{"a", "b"} {
+			a.Begin(p, secret(s), t0)
+			a.Confirm(p, hourly, t0)
+		}
+		over := Over(0)
+		for at := t0; over == 0; at = at.Add(LastLook) {
+			a.Sighted(nil, at)
+			over = a.Weigh(1, true, at)
+		}
+		if want := map[bool]Over{false: Unused, true: Expired}[blind]; over != want {
+			t.Errorf("blind: %v, the wait ended since %s", blind, over)
+		}
+		a.Sighted(nil, t0)
+		if a.Weigh(0, true, t0) != Acknowledged {
+			t.Errorf("blind: %v, who has moved is waited for", blind)
+		}
+	}
+}
+
+// What somebody else put into force is what the next rotation begins from, and is never one that has to be refused.
+func TestAdopt(t *testing.T) {
+	a, p := &Account{}, &Passwords{}
+	a.Begin(p, secret("a"), t0)
+	a.Confirm(p, hourly, t0)
+	a.Begin(p, secret("b"), t0)
+	a.Confirm(p, hourly, t0)
+	a.Adopt(p, secret("a"), 7)
+	if a.Version != 7 || a.Foreign != 7 || reveal(p.Candidates()) != "a" {
+		t.Errorf("%+v, %q", a, reveal(p.Candidates()))
+	}
+}

@@ -167,7 +167,7 @@ func (t *rotating) status(r *engine.Request) (map[string]any, error) {
 	data["account"], data["outgoing_account"] = t.slot(t.Slot), nil
 	data["pending"], data["aborting"], data["given_up"], data["cause"] = t.Pending != 0, t.Abort, t.Back, t.Cause
 	data["next_attempt"], data["holders"], data["sessions"], data["sessions_seen"] = nil, []any{}, sessions(t.Seen), stamp(t.SeenAt)
-	data["next_look"], data["last_look"], data["quiet_since"], data["quiet_needed"], data["wait_over"] = nil, stamp(t.Looked), stamp(t.QuietSince), nil, t.Over.String()
+	data["next_look"], data["last_look"], data["quiet_since"], data["quiet_needed"], data["wait_over"] = nil, stamp(t.Looked), stamp(t.QuietSince), nil, t.WaitOver()
 	data["stragglers"], data["stragglers_unnamed"] = stragglers(t.Account), int(t.Beyond)
 	if r.Now.Before(t.Retry) {
 		data["next_attempt"] = stamp(t.Retry)

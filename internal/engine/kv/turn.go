@@ -195,7 +195,7 @@ func (t *turn) plan(a engine.Access, txn *store.Txn) (*engine.Rotate, error) {
 		return &engine.Rotate{Note: "rotation"}, nil
 	case rotation.Retire:
 		t.Begin(t.values, material{token: t.token(), retired: true}.sealed(), a.Now)
-		return &engine.Rotate{Note: "the outgoing value is retired: " + t.Over.String(), Also: t.named()}, nil
+		return &engine.Rotate{Note: "the outgoing value is retired: " + t.WaitOver(), Also: t.named()}, nil
 	case rotation.Resume:
 		t.Begin(t.values, lessor.Secret{}, a.Now)
 		return &engine.Rotate{Note: "rotation resumed"}, nil
@@ -372,16 +372,9 @@ func (c *act) refused(m material) (bool, error) {
 // prove tries that the value in force is taken, and that all before it are refused. One that is not is retired once more: a step of long ago landed, or the
 // value was given up before anybody was shown it.
 func (c *act) prove() engine.Turned {
-	note := ""
-	if !c.current.value.Empty() && c.works(c.current) != nil {
-		note = "the value in force was set again: the target did not take it"
-		_, err := c.call(rotator.Call{Step: rotator.Set, Token: c.current.token, Pending: c.current.value})
-		if err == nil {
-			err = c.works(c.current)
-		}
-		if err != nil {
-			return c.failed(err)
-		}
+	note, err := c.restore()
+	if err != nil {
+		return c.failed(err)
 	}
 	for _, f := range c.values.Former {
 		was, err := materialOf(f.Password)
@@ -401,6 +394,23 @@ func (c *act) prove() engine.Turned {
 		t.Buried(t.values, t.Now)
 		return nil
 	})
+}
+
+// restore sees that the target takes the value in force. What lessor did not have made it does not set.
+func (c *act) restore() (note string, err error) {
+	if c.current.value.Empty() {
+		return "", nil
+	}
+	answer, err := c.call(rotator.Call{Step: rotator.Test, Token: c.current.token, Pending: c.current.value})
+	if err != nil || answer.Accepted {
+		return "", err
+	}
+	if c.current.token != "" {
+		if _, err = c.call(rotator.Call{Step: rotator.Set, Token: c.current.token, Pending: c.current.value}); err != nil {
+			return "", err
+		}
+	}
+	return "the value in force was set again: the target did not take it", c.works(c.current)
 }
 
 // bury sees that the target refuses a value. One that was given up before it was on record is made first, lest it be one that nobody knows.
@@ -456,11 +466,11 @@ func (t *turn) look() engine.Turned {
 			return err
 		}
 		holding := t.Holding(users)
-		t.Sighted(nil, a.Now)
+		t.Sighted(nil, a.Now, a.Now)
 		if why := t.Weigh(len(holding), a.Mount.Options["lease"] != "off", a.Now); why != 0 {
 			t.Close(why, holding, a.Now)
 			txn.Audit = records
-			txn.Audit[0].Note = "nobody is waited for any more: " + why.String()
+			txn.Audit[0].Note = "nobody is waited for any more: " + t.WaitOver()
 		}
 		return t.save(txn)
 	}}

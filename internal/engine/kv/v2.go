@@ -35,6 +35,7 @@ var (
 		{Name: "delete_version_after", Type: engine.Any, Help: "how long a version lives; 0s: for ever. For a mount, a negative duration switches it off everywhere"},
 	}
 	custom = engine.Field{Name: "custom_metadata", Type: engine.Map, Help: "keys and values of your own: at most 64, of at most 128 and 512 bytes"}
+	stage  = engine.Field{Name: "stage", Type: engine.String, Help: "of a secret with a rotation, instead of version: current, previous, or pending, which takes update on rotation/PATH"}
 	which  = engine.Field{Name: "version", Type: engine.Int, Help: "the version to read; 0: the newest"}
 )
 
@@ -44,7 +45,7 @@ func (e V2) Routes() []engine.Route {
 		{
 			Pattern: "data/{path...}", Help: "Read, write, patch and delete the newest version of a secret, or read an older one.",
 			Fields: []engine.Field{
-				which,
+				which, stage,
 				{Name: "data", Type: engine.Map, Help: "the value: an object"},
 				{Name: "options", Type: engine.Map, Help: `"cas": the version that this write replaces; 0: there is none yet`},
 			},
@@ -141,6 +142,11 @@ func read(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	f, err := find(r)
 	if err != nil {
 		return nil, err
+	}
+	if r.Has("stage") {
+		if reply, err := f.staged(r); reply != nil || err != nil {
+			return reply, err
+		}
 	}
 	reply := &engine.Reply{Data: map[string]any{"data": nil, "metadata": f.meta.versionData(f.number)}}
 	if f.meta.version(f.number).gone(r.Now) {
@@ -418,7 +424,13 @@ func readMetadata(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if m == nil {
 		return nil, missing()
 	}
-	return &engine.Reply{Data: m.data()}, nil
+	data := m.data()
+	if m.Rotated {
+		if data["stages"], err = stages(r, path); err != nil {
+			return nil, err
+		}
+	}
+	return &engine.Reply{Data: data}, nil
 }
 
 func list(_ context.Context, r *engine.Request) (*engine.Reply, error) {
