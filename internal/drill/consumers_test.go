@@ -104,9 +104,10 @@ func TestBootReader(t *testing.T) {
 	if h := planned["token-boot"]; h == nil || h["breaks_at"] == nil || h["moves"] == "it acknowledges" {
 		t.Errorf("it is planned as %v, of %v", h, planned)
 	}
-	begun := time.Now()
+	before, begun := d.slow.Value(), time.Now()
 	d.write("database/rotate-role/turn", map[string]any{})
 	d.until("the other account is in force", func() bool { _, version := d.status(); return version == d.version+1 })
+	<-d.slow.Changed(before)
 	d.slow.Adopt(d.slow.Value()) // whatever the other holder does, this one is waited for
 	d.until("it is locked out", func() bool { return program.failed.Load() > 0 })
 	d.over()

@@ -486,13 +486,13 @@ func TestBlind(t *testing.T) {
 		}
 		over := Over(0)
 		for at := t0; over == 0; at = at.Add(LastLook) {
-			a.Sighted(nil, at)
+			a.Sighted(nil, at, at)
 			over = a.Weigh(1, true, at)
 		}
 		if want := map[bool]Over{false: Unused, true: Expired}[blind]; over != want {
 			t.Errorf("blind: %v, the wait ended since %s", blind, over)
 		}
-		a.Sighted(nil, t0)
+		a.Sighted(nil, t0, t0)
 		if a.Weigh(0, true, t0) != Acknowledged {
 			t.Errorf("blind: %v, who has moved is waited for", blind)
 		}
