@@ -108,7 +108,7 @@ func TestMatrixKnowsEveryEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for kind, backend := range (&life{}).mountable().all {
+	for kind, backend := range (&life{n: &Node{}}).mountable().all {
 		for _, route := range backend.Routes() {
 			for verb := range route.Ops {
 				if verb == lessor.Create && route.Ops[lessor.Update] != nil {
