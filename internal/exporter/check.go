@@ -43,7 +43,7 @@ func (x *Exporters) Check(ctx context.Context, d *Device) (Report, error) {
 		return Report{}, api.Errorf(api.Invalid, "the file of the audit device %q cannot be read", d.Path)
 	}
 	defer func() { _ = f.Close() }()
-	c := &checker{w: &writer{device: d, set: s, keys: x.o.Keys}, db: x.o.Store}
+	c := &checker{ctx: ctx, w: &writer{device: d, set: s, keys: x.o.Keys}, db: x.o.Store}
 	lines := bufio.NewScanner(f)
 	lines.Buffer(make([]byte, 64<<10), longestLine)
 	for n := uint64(1); lines.Scan(); n++ {
@@ -71,6 +71,7 @@ func mismatched(format string, args ...any) error { return mismatch(fmt.Sprintf(
 
 // checker goes through a file.
 type checker struct {
+	ctx     context.Context
 	w       *writer
 	db      *store.DB
 	report  Report
@@ -165,7 +166,12 @@ func (c *checker) commit(seq uint64) (*store.Commit, error) {
 		if seq == 0 {
 			return nil, nil
 		}
-		if c.commits, err = c.db.Commits(seq, chunk); err != nil || len(c.commits) == 0 {
+		if c.commits, err = c.db.Commits(seq, chunk); err == nil && len(c.commits) == 0 { // another node may have told of it before this one heard
+			if err = c.db.Fresh(c.ctx); err == nil {
+				c.commits, err = c.db.Commits(seq, chunk)
+			}
+		}
+		if err != nil || len(c.commits) == 0 {
 			return nil, err
 		}
 	}
