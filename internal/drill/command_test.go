@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// begun is what the name of a file ends with that says that the command works.
+const begun = ".begun"
+
 // work queries over five connections until it is told to end, as a program does that reads its environment once.
 func work(url, result string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -43,6 +46,12 @@ func work(url, result string) error {
 	config.MaxConns, config.MaxConnLifetime = 5, lifetime
 	p, err := pgxpool.NewWithConfig(context.Background(), config)
 	if err != nil {
+		return err
+	}
+	if err := p.Ping(ctx); err != nil {
+		return err
+	}
+	if err := os.WriteFile(result+begun, nil, 0o600); err != nil {
 		return err
 	}
 	var mu sync.Mutex
@@ -103,6 +112,10 @@ func (d *drill) command() *command {
 			out, _ := os.ReadFile(d.dir + "/command")
 			d.Logf("lessor run:\n%s", out)
 		}
+	})
+	d.until("the command works", func() bool {
+		_, err := os.Stat(c.result + begun)
+		return err == nil
 	})
 	return c
 }
