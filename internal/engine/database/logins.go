@@ -12,6 +12,7 @@ type Logins struct {
 	mu        sync.Mutex
 	passwords []lessor.Secret
 	good      int // the one that is tried first
+	changes   int // how often they were replaced
 }
 
 // Use replaces them, and reports whether the first of them was another before.
@@ -22,7 +23,7 @@ func (l *Logins) Use(passwords []lessor.Secret) bool {
 		return false
 	}
 	changed := len(l.passwords) > 0 && (len(passwords) == 0 || !l.passwords[0].Equal(passwords[0]))
-	l.passwords, l.good = slices.Clone(passwords), 0
+	l.passwords, l.good, l.changes = slices.Clone(passwords), 0, l.changes+1
 	return changed
 }
 
@@ -34,6 +35,13 @@ func (l *Logins) Current() (password lessor.Secret, at, of int) {
 		return lessor.Secret{}, 0, 0
 	}
 	return l.passwords[l.good], l.good, len(l.passwords)
+}
+
+// Changes is how often they were replaced: a password that was refused says nothing of the others if that was meanwhile.
+func (l *Logins) Changes() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changes
 }
 
 // Reveal is all of them, to be kept out of errors.

@@ -155,7 +155,7 @@ type session struct {
 }
 
 // session runs f over a session of the pool that bears a name. A context without a deadline gets one. A password that is refused is followed by the
-// next, twice round: while they are tried, the one in force may become another that was tried already.
+// next, twice round: while they are tried, the one in force may become another that was tried already. It counts if the passwords stayed the same.
 func (d *server) session(ctx context.Context, name string, f func(*session) error) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
@@ -165,6 +165,7 @@ func (d *server) session(ctx context.Context, name string, f func(*session) erro
 	}
 	defer p.leave()
 	for denials, broken := 0, 0; ; {
+		changes := d.logins.Changes()
 		_, at, of := d.logins.Current()
 		s := &session{server: d, ctx: ctx, conn: p.client.Conn()}
 		err := s.name(name)
@@ -174,6 +175,8 @@ func (d *server) session(ctx context.Context, name string, f func(*session) erro
 		}
 		_ = s.conn.Close()
 		switch {
+		case denied(err) && d.logins.Changes() != changes && ctx.Err() == nil:
+			denials = 0
 		case denied(err) && of > 1 && denials+1 < 2*of:
 			d.logins.Wrong(at)
 			denials++
