@@ -346,7 +346,7 @@ func TestTimeout(t *testing.T) {
 	c, n := answers(t, func(http.ResponseWriter, *http.Request) { <-release })
 	defer close(release)
 	_, err := c.WithTimeout(20*time.Millisecond).Read(t.Context(), "a", nil)
-	if _, ok := errors.AsType[*Unreachable](err); !ok || !errors.Is(err, context.DeadlineExceeded) || n.Load() != 1 {
+	if _, ok := errors.AsType[*Unreachable](err); !ok || !errors.Is(err, context.DeadlineExceeded) || n.Load() > 1 {
 		t.Errorf("%d calls, error %v", n.Load(), err)
 	}
 }
