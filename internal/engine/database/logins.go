@@ -27,21 +27,40 @@ func (l *Logins) Use(passwords []lessor.Secret) bool {
 	return changed
 }
 
-// Current is the password that is tried now, and how many there are.
-func (l *Logins) Current() (password lessor.Secret, at, of int) {
+// Current is the password that is tried now.
+func (l *Logins) Current() lessor.Secret {
+	password, _, _, _ := l.state()
+	return password
+}
+
+// state is the password that is tried now, which one it is, of how many, and how often they were replaced before.
+func (l *Logins) state() (password lessor.Secret, at, of, changes int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.passwords) == 0 {
-		return lessor.Secret{}, 0, 0
+		return lessor.Secret{}, 0, 0, l.changes
 	}
-	return l.passwords[l.good], l.good, len(l.passwords)
+	return l.passwords[l.good], l.good, len(l.passwords), l.changes
 }
 
-// Changes is how often they were replaced: a password that was refused says nothing of the others if that was meanwhile.
-func (l *Logins) Changes() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.changes
+// Try has attempt log in by the password that is tried now, and by the next where refused says that the server did not take it, twice round: while they are
+// tried, the one in force may become another that was tried already. A refusal counts if they were not replaced meanwhile. The error is the last attempt's.
+func (l *Logins) Try(refused func(error) bool, attempt func(password lessor.Secret) error) error {
+	for denials := 0; ; {
+		password, at, of, changes := l.state()
+		err := attempt(password)
+		if err == nil || !refused(err) {
+			return err
+		}
+		if _, _, _, now := l.state(); now != changes {
+			denials = 0
+			continue
+		}
+		if denials++; denials >= 2*of || of == 1 {
+			return err
+		}
+		l.wrong(at)
+	}
 }
 
 // Reveal is all of them, to be kept out of errors.
@@ -55,8 +74,8 @@ func (l *Logins) Reveal() []string {
 	return out
 }
 
-// Wrong goes on to the next password if at is still the one that is tried.
-func (l *Logins) Wrong(at int) {
+// wrong goes on to the next password if at is still the one that is tried.
+func (l *Logins) wrong(at int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.good == at && len(l.passwords) > 0 {

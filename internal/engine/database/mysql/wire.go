@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
 // wire is a session with the server, as the pool keeps it.
@@ -51,21 +53,20 @@ func (w *wire) ResetSession(ctx context.Context) error {
 const greeting = "SET SESSION sql_mode=CONCAT('STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION',IF(VERSION() LIKE '%MariaDB%',',NO_AUTO_CREATE_USER','')),autocommit=1;" +
 	"SET time_zone='+00:00';SELECT VERSION(),UNIX_TIMESTAMP(SYSDATE(6))"
 
-// Connect opens a session for the pool. A password that is refused is followed by the next, twice round: while they are tried, the one in force may
-// become another that was tried already.
+// Connect opens a session for the pool.
 func (d *server) Connect(ctx context.Context) (driver.Conn, error) {
-	for try := 1; ; try++ {
+	var opened *wire
+	wrong := func(err error) bool { return code(err) == wrongPassword }
+	err := d.logins.Try(wrong, func(password lessor.Secret) error {
 		generation := d.generation.Load()
-		password, at, of := d.logins.Current()
 		c, err := d.dial(ctx, d.cfg.User, d.cfg.DBName, password.Reveal())
-		if err == nil {
-			return d.greet(ctx, &wire{Conn: c, pool: d, generation: generation})
-		}
-		if of <= 1 || try >= 2*of || code(err) != wrongPassword {
-			return nil, err
-		}
-		d.logins.Wrong(at)
+		opened = &wire{Conn: c, pool: d, generation: generation}
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
+	return d.greet(ctx, opened)
 }
 
 // Driver is for database/sql, which asks nobody but a Connector.

@@ -25,22 +25,17 @@ func (d *server) Use(passwords []lessor.Secret) {
 
 // present gives a session that is opened its password.
 func (d *server) present(_ context.Context, cfg *pgx.ConnConfig) error {
-	password, _, _ := d.logins.Current()
-	cfg.Password = password.Reveal()
+	cfg.Password = d.logins.Current().Reveal()
 	return nil
 }
 
-// acquire is a session of the pool. A password that is refused is followed by the next, twice round: while they are tried, the one in force may
-// become another that was tried already.
-func (d *server) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	for try := 1; ; try++ {
-		_, at, of := d.logins.Current()
-		conn, err := d.pool.Acquire(ctx)
-		if err == nil || of <= 1 || try >= 2*of || !denied(err) {
-			return conn, err
-		}
-		d.logins.Wrong(at)
-	}
+// acquire is a session of the pool, which logs in by present.
+func (d *server) acquire(ctx context.Context) (conn *pgxpool.Conn, err error) {
+	err = d.logins.Try(denied, func(lessor.Secret) (err error) {
+		conn, err = d.pool.Acquire(ctx)
+		return err
+	})
+	return conn, err
 }
 
 // denied reports whether the server says that a password is wrong.

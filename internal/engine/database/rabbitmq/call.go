@@ -58,17 +58,12 @@ func (b *broker) Close() { b.transport.CloseIdleConnections() }
 // Use says which passwords may log lessor in. Each call logs in anew.
 func (b *broker) Use(passwords []lessor.Secret) { b.logins.Use(passwords) }
 
-// call asks the API for a path, whose segments are given. A password that is refused is followed by the next, twice round: while they are tried, the
-// one in force may become another that was tried already.
+// call asks the API for a path, whose segments are given.
 func (b *broker) call(ctx context.Context, method string, body, into any, path ...string) error {
-	for try := 1; ; try++ {
-		password, at, of := b.logins.Current()
-		err := b.as(ctx, b.username, password, method, body, into, path...)
-		if refused(err) != http.StatusUnauthorized || of <= 1 || try >= 2*of {
-			return err
-		}
-		b.logins.Wrong(at)
-	}
+	unauthorized := func(err error) bool { return refused(err) == http.StatusUnauthorized }
+	return b.logins.Try(unauthorized, func(password lessor.Secret) error {
+		return b.as(ctx, b.username, password, method, body, into, path...)
+	})
 }
 
 // as is call as an account, once.

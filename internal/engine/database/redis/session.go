@@ -110,8 +110,7 @@ func (d *server) fill() *pool {
 		o.MaxIdleConns = max(1, d.idle)
 	}
 	o.CredentialsProviderContext = func(context.Context) (string, string, error) {
-		password, _, _ := d.logins.Current()
-		return d.username, password.Reveal(), nil
+		return d.username, d.logins.Current().Reveal(), nil
 	}
 	return &pool{client: redis.NewClient(o)}
 }
@@ -154,8 +153,7 @@ type session struct {
 	conn *redis.Conn
 }
 
-// session runs f over a session of the pool that bears a name. A context without a deadline gets one. A password that is refused is followed by the
-// next, twice round: while they are tried, the one in force may become another that was tried already. It counts if the passwords stayed the same.
+// session runs f over a session of the pool that bears a name. A context without a deadline gets one.
 func (d *server) session(ctx context.Context, name string, f func(*session) error) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
@@ -164,31 +162,28 @@ func (d *server) session(ctx context.Context, name string, f func(*session) erro
 		return err
 	}
 	defer p.leave()
-	for denials, broken := 0, 0; ; {
-		changes := d.logins.Changes()
-		_, at, of := d.logins.Current()
-		s := &session{server: d, ctx: ctx, conn: p.client.Conn()}
-		err := s.name(name)
-		if err == nil {
-			defer s.release(name)
-			return f(s)
-		}
-		_ = s.conn.Close()
-		switch {
-		case denied(err) && d.logins.Changes() != changes && ctx.Err() == nil:
-			denials = 0
-		case denied(err) && of > 1 && denials+1 < 2*of:
-			d.logins.Wrong(at)
-			denials++
-		case over(err) && broken < stale:
-			broken++
-		default:
-			if said(err) == "" && ctx.Err() == nil {
-				d.renew(p) // the library's goes on refusing for a second what the server takes again
+	var s *session
+	err = d.logins.Try(denied, func(lessor.Secret) error {
+		for broken := 0; ; broken++ {
+			s = &session{server: d, ctx: ctx, conn: p.client.Conn()}
+			err := s.name(name)
+			if err == nil {
+				return nil
 			}
-			return untouched(d.fail(err))
+			_ = s.conn.Close()
+			if !over(err) || broken == stale {
+				return err
+			}
 		}
+	})
+	if err == nil {
+		defer s.release(name)
+		return f(s)
 	}
+	if said(err) == "" && ctx.Err() == nil {
+		d.renew(p) // the library's goes on refusing for a second what the server takes again
+	}
+	return untouched(d.fail(err))
 }
 
 // acquire is the pool, entered.
