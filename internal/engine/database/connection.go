@@ -14,6 +14,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -163,8 +164,8 @@ func (e *Engine) readConnection(_ context.Context, r *engine.Request) (*engine.R
 	if err != nil {
 		return nil, err
 	}
-	return &engine.Reply{Warnings: worries(a, r.Now), Data: map[string]any{
-		"rotation_schedule": c.RotationCron, "rotation_window": whole(c.RotationWindow), "rotation_period": whole(c.RotationPeriod),
+	return &engine.Reply{Warnings: turn.Warnings(a, r.Now), Data: map[string]any{
+		"rotation_schedule": c.RotationCron, "rotation_window": turn.Seconds(c.RotationWindow), "rotation_period": turn.Seconds(c.RotationPeriod),
 		"disable_automated_rotation": c.RotationOff, "skip_static_role_import_rotation": c.SkipImport,
 		"plugin_name": c.Plugin, "plugin_version": "", "connection_details": details, "allowed_roles": nonNil(c.AllowedRoles),
 		"root_credentials_rotate_statements": nonNil(c.RootRotation), "password_policy": c.PasswordPolicy, "verify_connection": c.Verify,
@@ -336,28 +337,17 @@ func (c *Connection) amend(r *engine.Request, s *Secrets) error {
 
 // reschedule takes over when lessor's own account is rotated.
 func (c *Connection) reschedule(r *engine.Request) error {
-	period, cron, window := r.Dur("rotation_period"), r.Str("rotation_schedule"), r.Dur("rotation_window")
-	switch {
-	case period != 0 && cron != "":
-		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
-	case period != 0 && window != 0:
-		return api.Errorf(api.Invalid, "rotation_window does not apply to period")
-	case window != 0 && cron == "":
-		return api.Errorf(api.Invalid, "cannot use rotation_window without rotation_schedule")
+	s, err := turn.RescheduleOwn(rotation.Schedule{Period: c.RotationPeriod, Cron: c.RotationCron, Window: c.RotationWindow}, r)
+	c.RotationPeriod, c.RotationCron, c.RotationWindow = s.Period, s.Cron, s.Window
+	return err
+}
+
+// schedule is when lessor's own account is rotated.
+func (c *Connection) schedule() rotation.Schedule {
+	if c.RotationOff {
+		return rotation.Schedule{}
 	}
-	if r.Has("rotation_schedule") {
-		c.RotationCron, c.RotationWindow = cron, window
-		if cron != "" {
-			c.RotationPeriod = 0
-		}
-	}
-	if r.Has("rotation_period") {
-		c.RotationPeriod = period
-		if period != 0 {
-			c.RotationCron, c.RotationWindow = "", 0
-		}
-	}
-	return nil
+	return rotation.Schedule{Period: c.RotationPeriod, Cron: c.RotationCron, Window: c.RotationWindow}
 }
 
 // own is the account that lessor logs in with, as a connection says.
@@ -369,15 +359,6 @@ type own struct {
 
 // rekey brings the rotation of lessor's own account in line with a connection that is written, and returns the passwords that may log in.
 func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn, before, after own) ([]lessor.Secret, error) {
-	a := engine.Access{Mount: r.Mount, View: r.View, Grant: r.Grant, Opener: r.Opener, Now: r.Now}
-	t := &turn{access: a}
-	var err error
-	if t.Account, t.row, err = rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootPrefix+name); err != nil {
-		return nil, err
-	}
-	if t.passwords, t.held, err = passwords(a, t.Name); err != nil {
-		return nil, err
-	}
 	account, err := d.Account(after.Connection)
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "%v", err)
@@ -392,36 +373,15 @@ func (e *Engine) rekey(r *engine.Request, d Driver, name string, txn *store.Txn,
 		}
 		txn.Require(u.managed)
 	}
-	t.Target = name
-	if t.row.Exists() {
-		was, err := d.Account(before.Connection)
-		other, sent := err == nil && was != account, !after.Password.Equal(before.Password)
-		switch {
-		case other && t.Pending != 0:
-			return nil, api.Errorf(api.Invalid, "a rotation of the account %q is under way: wait until it is done before you change username", was)
-		case other && !sent && !r.Has("password"):
-			return nil, api.Errorf(api.Invalid, "the account %q needs its password: send it, too", account)
-		case other:
-			*t.Account, t.passwords = rotation.Account{Name: t.Name, Target: name, Version: t.Version, Next: t.Next}, &rotation.Passwords{}
-			t.Import(t.passwords, after.Password, r.Now)
-		case sent:
-			t.Import(t.passwords, after.Password, r.Now)
-		case r.Has("password"): // as it was: by a tool that keeps it, and it is older than what was rotated since; or somebody has set it again
-			t.Recall(t.passwords, after.Password, r.Now)
+	var was *turn.Login
+	if before.exists {
+		was = &turn.Login{Username: account, Password: before.Password, Schedule: before.schedule()}
+		if username, err := d.Account(before.Connection); err == nil {
+			was.Username = username
 		}
-	} else if after.schedule() != (rotation.Schedule{}) {
-		t.Import(t.passwords, after.Password, r.Now)
-	} else {
-		return []lessor.Secret{after.Password}, nil
 	}
-	last := t.Rotated
-	if last.IsZero() {
-		last = r.Now
-	}
-	if t.Due.IsZero() || !before.exists || before.schedule() != after.schedule() {
-		t.Due = after.schedule().Drawn(rotation.Chance(r.Random)).Next(last)
-	}
-	return t.passwords.Candidates(), t.save(txn)
+	o := turn.Own{Account: rootPrefix + name, Queue: name, Username: "username", Password: "password"}
+	return o.Rekey(r, txn, was, &turn.Login{Username: account, Password: after.Password, Schedule: after.schedule()})
 }
 
 // withdraw takes a password that is written in the URL out of it, and keeps it as the secret that it is.

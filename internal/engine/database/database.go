@@ -11,12 +11,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/template"
 )
@@ -88,13 +88,14 @@ type Account struct {
 	Statements
 }
 
-// Verdict is what a database says of a password. An account has one: when it accepts one, all others are dead.
-type Verdict uint8
+// Verdict is what a database says of a password.
+type Verdict = target.Verdict
 
+// What it says.
 const (
-	Refused  Verdict = iota + 1 // it is wrong
-	Accepted                    // it is right, whatever else keeps the account from logging in
-	Unknown                     // it lets the account in from elsewhere only, or not by password
+	Refused  = target.Refused
+	Accepted = target.Accepted
+	Unknown  = target.Unknown
 )
 
 // Change is a new password for an account.
@@ -160,14 +161,14 @@ func roleMark(uuid, name string) string {
 }
 
 // ErrUnreachable marks errors of a database that cannot be asked at present: down, hanging, out of sessions. Others say that
-// it was asked and refused.
-var ErrUnreachable = errors.New("database: unreachable")
+// it was asked and refused. ErrUntouched marks those of them that came before anything was sent: nothing can have happened.
+var (
+	ErrUnreachable = target.ErrUnreachable
+	ErrUntouched   = target.ErrUntouched
+)
 
 // ErrUnseen marks the error of a database that shows lessor no sessions: there is no evidence to be had, whatever it is asked.
 var ErrUnseen = errors.New("database: sessions are not shown")
-
-// ErrUntouched marks those of them that came before anything was sent: nothing can have happened.
-var ErrUntouched = fmt.Errorf("%w: no session", ErrUnreachable)
 
 // Engine is the database engine's backend. Its only state are open sessions, and templates that it compiled.
 type Engine struct {

@@ -8,6 +8,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -46,7 +47,7 @@ func (e *Engine) database(a engine.Access, name string) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	logins, turned, err := candidates(a, name, s)
+	logins, turned, err := turn.Candidates(a, rootPrefix+name, s.Password)
 	if err != nil {
 		return nil, err
 	}

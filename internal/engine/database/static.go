@@ -2,7 +2,6 @@ package database
 
 import (
 	"context"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -116,49 +116,13 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 	}
 	if role.Usernames.pair() {
 		data["username"], data["usernames"] = role.Usernames[a.Slot], []string(role.Usernames)
-		data["rotation_grace"], data["rotation_quiet"] = whole(role.Grace), whole(role.quiet())
+		data["rotation_grace"], data["rotation_quiet"] = turn.Seconds(role.Grace), turn.Seconds(role.quiet())
 	}
-	if role.Jitter > 0 {
-		data["rotation_jitter"] = whole(role.Jitter)
-	}
-	role.tell(data, a)
+	turn.Tell(data, role.schedule(), a)
 	if role.PasswordPolicy != "" {
 		data["credential_config"] = map[string]string{"password_policy": role.PasswordPolicy}
 	}
-	return &engine.Reply{Data: data, Warnings: worries(a, r.Now)}, nil
-}
-
-// tell adds when the role was rotated and will be.
-func (role *StaticRole) tell(data map[string]any, a *rotation.Account) {
-	if !a.Rotated.IsZero() {
-		data["last_vault_rotation"] = a.Rotated
-	}
-	if role.Cron == "" {
-		data["rotation_period"] = whole(role.Period)
-		return
-	}
-	data["rotation_schedule"] = role.Cron
-	if role.Window > 0 {
-		data["rotation_window"] = whole(role.Window)
-	}
-}
-
-// late is how long after it was due a rotation is worth a warning.
-const late = time.Minute
-
-// worries warn of an account whose rotation fails or is late.
-func worries(a *rotation.Account, now time.Time) []string {
-	switch {
-	case a.Attempts > 0:
-		return []string{"the last rotation failed and is tried again: " + a.LastError}
-	case a.Overdue(now, late) && a.Phase() == rotation.Waiting:
-		return []string{"a rotation has been waiting since " + a.Since.Format(time.RFC3339) + " for those who use the old password: see lessor rotation status"}
-	case a.Overdue(now, late) && a.Phase() != rotation.Idle:
-		return []string{"a rotation that began at " + a.Since.Format(time.RFC3339) + " is not done yet"}
-	case a.Overdue(now, late):
-		return []string{"the rotation that was due at " + a.Due.Format(time.RFC3339) + " has not happened yet"}
-	}
-	return nil
+	return &engine.Reply{Data: data, Warnings: turn.Warnings(a, r.Now)}, nil
 }
 
 // writeStaticRole makes or changes a static role; what is not sent stays as it was. A new one is rotated at once, or not made at all.
@@ -185,12 +149,12 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	}
 	reply := &engine.Reply{}
 	reply.Txn.Require(other)
-	t, err := e.forRequest(r, staticPrefix+name, &role)
+	k, t, err := e.forRequest(r, name, &role, row)
 	if err != nil {
 		return nil, err
 	}
-	reply.Txn.Require(t.over)
-	if err := e.lend(t, &reply.Txn, name, &before); err != nil {
+	reply.Txn.Require(k.over)
+	if err := k.lend(t, &reply.Txn, &before); err != nil {
 		return nil, err
 	}
 	if r.Has("skip_import_rotation") && row.Exists() {
@@ -198,12 +162,12 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	}
 	if !row.Exists() {
 		t.Born = uint64(r.Now.UnixMicro())
-		role.SkipImport = role.SkipImport || !r.Has("skip_import_rotation") && t.connection.SkipImport
+		role.SkipImport = role.SkipImport || !r.Has("skip_import_rotation") && k.connection.SkipImport
 	}
-	if err := t.imported(r, &role); err != nil {
+	if err := imported(t, r, &role); err != nil {
 		return nil, err
 	}
-	if err := t.paired(&before); err != nil {
+	if err := paired(t, &role, &before); err != nil {
 		return nil, err
 	}
 	if !role.Usernames.pair() {
@@ -225,23 +189,21 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	case role.SkipImport:
 		t.Due = schedule.Next(r.Now)
 	default:
-		fresh, err := t.fresh(r.System.Password)
-		if err != nil {
+		t.New = true
+		if err := turn.Accounts(e.turn).Begin(t, r, reply); err != nil {
 			return nil, err
 		}
-		t.New = true
-		t.Begin(t.passwords, fresh, r.Now)
-		reply.Rotate = &engine.Rotate{Account: t.Name, Untouched: e.untouched(t)}
+		return reply, nil
 	}
-	return reply, t.save(&reply.Txn)
+	return reply, t.Save(&reply.Txn)
 }
 
 // alone warns of a role with one account.
 const alone = "the role has one account: whoever uses its password is locked out by each rotation until it reads the new one; give the role usernames, two accounts with equal rights that take turns, and nobody is"
 
 // paired refuses what goes with one account only, or with two.
-func (t *turn) paired(before *StaticRole) error {
-	switch role := t.role; {
+func paired(t *turn.Turn, role, before *StaticRole) error {
+	switch {
 	case !role.Usernames.pair() && (role.Grace != 0 || role.Quiet != 0):
 		return api.Errorf(api.Invalid, "rotation_grace and rotation_quiet are for two accounts that take turns: a role with one cannot wait for anybody; send usernames")
 	case !role.Usernames.pair():
@@ -271,7 +233,7 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 	if err := role.rename(r, create); err != nil {
 		return err
 	}
-	for name, to := range map[string]*time.Duration{"rotation_grace": &role.Grace, "rotation_quiet": &role.Quiet, "rotation_jitter": &role.Jitter} {
+	for name, to := range map[string]*time.Duration{"rotation_grace": &role.Grace, "rotation_quiet": &role.Quiet} {
 		if r.Has(name) {
 			*to = r.Dur(name)
 		}
@@ -323,38 +285,18 @@ func (role *StaticRole) rename(r *engine.Request, create bool) error {
 	return nil
 }
 
-// reschedule takes over when the role is rotated: one of the two ways.
+// reschedule takes over when the role is rotated.
 func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
-	period, cron := r.Has("rotation_period"), r.Str("rotation_schedule") != ""
-	s := role.schedule()
-	switch {
-	case period && cron:
-		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
-	case create && !period && !cron:
+	if create && !turn.Scheduled(r) {
 		return api.Errorf(api.Invalid, "one of rotation_schedule or rotation_period must be provided to create a static account")
-	case period:
-		s = rotation.Schedule{Period: r.Dur("rotation_period"), Window: r.Dur("rotation_window")}
-		if s.Period < rotation.ShortestPeriod {
-			return api.Errorf(api.Invalid, "rotation_period must be %d seconds or more", rotation.ShortestPeriod/time.Second)
-		}
-	case cron:
-		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window}
-		if r.Has("rotation_window") {
-			s.Window = r.Dur("rotation_window")
-		}
-	case r.Has("rotation_window"):
-		s.Window = r.Dur("rotation_window")
 	}
-	s.Jitter = role.Jitter
-	if err := s.Check(r.Now); err != nil {
-		return api.Errorf(api.Invalid, "%v", err)
-	}
-	role.Period, role.Cron, role.Window = s.Period, s.Cron, s.Window
-	return nil
+	s, err := turn.Reschedule(role.schedule(), r)
+	role.Period, role.Cron, role.Window, role.Jitter = s.Period, s.Cron, s.Window, s.Jitter
+	return err
 }
 
 // imported takes over the password that the account has, as long as lessor has not changed it.
-func (t *turn) imported(r *engine.Request, role *StaticRole) error {
+func imported(t *turn.Turn, r *engine.Request, role *StaticRole) error {
 	password, self := r.Secret("password"), r.Secret("self_managed_password")
 	switch {
 	case password.Empty() && self.Empty():
@@ -367,22 +309,21 @@ func (t *turn) imported(r *engine.Request, role *StaticRole) error {
 	if password.Empty() {
 		password, role.SelfManaged = self, true
 	}
-	t.Import(t.passwords, password, r.Now)
+	t.Import(t.Passwords, password, r.Now)
 	return nil
 }
 
 // lend sees to it that an account at a database is managed by one static role, and is not lessor's own.
-func (e *Engine) lend(t *turn, txn *store.Txn, name string, before *StaticRole) error {
-	v, m := t.access.View, t.access.Mount
-	if before.Connection != "" && before.Connection != t.role.Connection {
+func (k *keeper) lend(t *turn.Turn, txn *store.Txn, before *StaticRole) error {
+	if before.Connection != "" && before.Connection != k.role.Connection {
 		if t.Phase() != rotation.Idle {
 			return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you change db_name")
 		}
-		before.returned(txn, m)
-		t.Check = t.access.Now // it may have another password there
+		before.returned(txn, k.mount)
+		t.Check = t.Access.Now // it may have another password there
 	}
-	for _, username := range t.role.Usernames {
-		there, err := e.users(v, m, t.driver, t.connection, t.role.Connection, username)
+	for _, username := range k.role.Usernames {
+		there, err := k.engine.users(k.view, k.mount, k.driver, k.connection, k.at, username)
 		if err != nil {
 			return err
 		}
@@ -390,14 +331,14 @@ func (e *Engine) lend(t *turn, txn *store.Txn, name string, before *StaticRole) 
 			if u.own {
 				return api.Errorf(api.Invalid, "%q is the account that lessor itself uses at connection %q: give the connection another one, or rotate it with rotate-root", username, u.connection)
 			}
-			if role := string(u.managed.Value); u.managed.Exists() && role != name {
+			if role := string(u.managed.Value); u.managed.Exists() && role != k.name {
 				return api.Errorf(api.Invalid, "the account %q at connection %q is managed by the static role %q already", username, u.connection, role)
 			}
 			txn.Require(u.managed)
 		}
-		txn.Put(store.Engine, accountKey(m, t.role.Connection, username).Name, []byte(name))
+		txn.Put(store.Engine, accountKey(k.mount, k.at, username).Name, []byte(k.name))
 	}
-	use(txn, m, t.role.Connection)
+	use(txn, k.mount, k.at)
 	return nil
 }
 
@@ -447,7 +388,7 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 	if !row.Exists() {
 		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
 	}
-	t, err := e.forRequest(r, staticPrefix+name, &role)
+	_, t, err := e.forRequest(r, name, &role, row)
 	if err != nil {
 		return nil, err
 	}
@@ -461,20 +402,13 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 	if t.Pair {
 		ttl = max(ttl, unhurried)
 	}
-	data := map[string]any{"username": t.account(t.Slot), "password": t.passwords.Current, "ttl": whole(ttl)}
-	role.tell(data, t.Account)
-	path := staticCreds + name
+	data := map[string]any{"username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(ttl)}
+	turn.Tell(data, role.schedule(), t.Account)
 	reply := &engine.Reply{
-		Data: data, Warnings: worries(t.Account, r.Now), Shown: []audit.Shown{t.shown(path, "shown")},
-		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, ttl), Quiet: true, Rotatable: true},
+		Data: data, Warnings: turn.Warnings(t.Account, r.Now), Shown: []audit.Shown{t.Shown("shown")},
+		Static: &engine.Static{Path: staticCreds + name, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, ttl), Quiet: true, Rotatable: true},
 	}
-	// Who is shown a password holds it by the same commit, or is not shown it: once another one is in force nobody comes to hold this one any more.
-	reply.Txn.Require(t.held)
-	if r.Mount.Options["lease"] == "off" && !t.Strangers() { // once for each password: who has it is not on record
-		t.Lent()
-		return reply, rotation.Save(&reply.Txn, t.row, t.Account)
-	}
-	return reply, nil
+	return reply, t.Show(&reply.Txn)
 }
 
 // Current is the version of a static role's password, for leases on it.
@@ -489,6 +423,3 @@ func (e *Engine) Current(v store.View, m *mount.Entry, path string) (version, bo
 	}
 	return a.Version, a.Born, nil
 }
-
-// whole is a duration as answers have it: seconds, rounded.
-func whole(d time.Duration) any { return count(int64(math.Round(d.Seconds()))) }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -134,9 +135,9 @@ func (e *Engine) readConfig(_ context.Context, r *engine.Request) (*engine.Reply
 		"url": c.URL, "schema": c.Schema, "binddn": c.BindDN, "userdn": c.UserDN, "userattr": c.UserAttr, "upndomain": c.UPNDomain,
 		"starttls": c.StartTLS, "insecure_tls": c.InsecureTLS, "certificate": c.CA, "client_tls_cert": c.Certificate,
 		"tls_min_version": cmp.Or(c.MinTLS, "tls12"), "tls_max_version": cmp.Or(c.MaxTLS, "tls13"),
-		"connection_timeout": whole(cmp.Or(c.ConnectTimeout, ConnectTimeout)), "request_timeout": whole(cmp.Or(c.RequestTimeout, RequestTimeout)), "mark_attribute": c.Mark(),
-		"skip_static_role_import_rotation": c.SkipImport, "rotation_period": whole(c.RotationPeriod), "rotation_schedule": c.RotationCron,
-		"rotation_window": whole(c.RotationWindow), "disable_automated_rotation": c.RotationOff,
+		"connection_timeout": turn.Seconds(cmp.Or(c.ConnectTimeout, ConnectTimeout)), "request_timeout": turn.Seconds(cmp.Or(c.RequestTimeout, RequestTimeout)), "mark_attribute": c.Mark(),
+		"skip_static_role_import_rotation": c.SkipImport, "rotation_period": turn.Seconds(c.RotationPeriod), "rotation_schedule": c.RotationCron,
+		"rotation_window": turn.Seconds(c.RotationWindow), "disable_automated_rotation": c.RotationOff,
 	}
 	if c.PasswordPolicy != "" {
 		data["password_policy"] = c.PasswordPolicy
@@ -144,7 +145,7 @@ func (e *Engine) readConfig(_ context.Context, r *engine.Request) (*engine.Reply
 	if !a.Rotated.IsZero() {
 		data["last_bind_password_rotation"] = a.Rotated
 	}
-	return &engine.Reply{Data: data, Warnings: append(worries(a, r.Now), c.dangers()...)}, nil
+	return &engine.Reply{Data: data, Warnings: append(turn.Warnings(a, r.Now), c.dangers()...)}, nil
 }
 
 // dangers warn of passwords that others on the network may read.
@@ -193,7 +194,13 @@ func (e *Engine) writeConfig(_ context.Context, r *engine.Request) (*engine.Repl
 	}
 	d.Close()
 	reply := &engine.Reply{Warnings: c.dangers()}
-	logins, err := e.rekey(r, &reply.Txn, own{&before, known, row.Exists()}, own{&c, s, true})
+	var was *turn.Login
+	if row.Exists() {
+		if was = before.login(known); same(before.BindDN, c.BindDN) {
+			was.Username = c.BindDN
+		}
+	}
+	logins, err := own.Rekey(r, &reply.Txn, was, c.login(s))
 	if err != nil {
 		return nil, err
 	}
@@ -294,74 +301,17 @@ func (c *Config) amend(r *engine.Request, s *Secrets) error {
 
 // reschedule takes over when lessor's own account is rotated.
 func (c *Config) reschedule(r *engine.Request) error {
-	period, cron, window := r.Dur("rotation_period"), r.Str("rotation_schedule"), r.Dur("rotation_window")
-	switch {
-	case period != 0 && cron != "":
-		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
-	case period != 0 && window != 0:
-		return api.Errorf(api.Invalid, "rotation_window does not apply to period")
-	case window != 0 && cron == "":
-		return api.Errorf(api.Invalid, "cannot use rotation_window without rotation_schedule")
-	}
-	if r.Has("rotation_schedule") {
-		c.RotationCron, c.RotationWindow = cron, window
-		if cron != "" {
-			c.RotationPeriod = 0
-		}
-	}
-	if r.Has("rotation_period") {
-		c.RotationPeriod = period
-		if period != 0 {
-			c.RotationCron, c.RotationWindow = "", 0
-		}
-	}
-	return nil
+	s, err := turn.RescheduleOwn(rotation.Schedule{Period: c.RotationPeriod, Cron: c.RotationCron, Window: c.RotationWindow}, r)
+	c.RotationPeriod, c.RotationCron, c.RotationWindow = s.Period, s.Cron, s.Window
+	return err
 }
 
-// own is the account that lessor logs in with, as a configuration says.
-type own struct {
-	*Config
-	Secrets
-	exists bool
-}
+// own is how lessor's own account is configured, and rotated.
+var own = turn.Own{Account: rootAccount, Queue: Target, Username: "binddn", Password: "bindpass"}
 
-// rekey brings the rotation of lessor's own account in line with a configuration that is written, and returns the passwords that may log in.
-func (e *Engine) rekey(r *engine.Request, txn *store.Txn, before, after own) ([]lessor.Secret, error) {
-	t := &turn{access: accessOf(r)}
-	var err error
-	if t.Account, t.row, err = rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, rootAccount); err != nil {
-		return nil, err
-	}
-	if t.passwords, t.held, err = passwords(t.access, rootAccount); err != nil {
-		return nil, err
-	}
-	t.Target = Target
-	other, sent := before.exists && !same(before.BindDN, after.BindDN), !after.Password.Equal(before.Password)
-	switch {
-	case !t.row.Exists() && after.schedule() == (rotation.Schedule{}):
-		return []lessor.Secret{after.Password}, nil
-	case !t.row.Exists():
-		t.Import(t.passwords, after.Password, r.Now)
-	case other && t.Pending != 0:
-		return nil, api.Errorf(api.Invalid, "a rotation of the account %q is under way: wait until it is done before you change binddn", before.BindDN)
-	case other && !r.Has("bindpass"):
-		return nil, api.Errorf(api.Invalid, "the account %q needs its password: send bindpass, too", after.BindDN)
-	case other:
-		*t.Account, t.passwords = rotation.Account{Name: t.Name, Target: Target, Version: t.Version, Next: t.Next}, &rotation.Passwords{}
-		t.Import(t.passwords, after.Password, r.Now)
-	case sent:
-		t.Import(t.passwords, after.Password, r.Now)
-	case r.Has("bindpass"): // as it was: by a tool that keeps it, and it is older than what was rotated since; or somebody has set it again
-		t.Recall(t.passwords, after.Password, r.Now)
-	}
-	last := t.Rotated
-	if last.IsZero() {
-		last = r.Now
-	}
-	if t.Due.IsZero() || !before.exists || before.schedule() != after.schedule() {
-		t.Due = after.schedule().Next(last)
-	}
-	return t.passwords.Candidates(), t.save(txn)
+// login is how lessor logs in.
+func (c *Config) login(s Secrets) *turn.Login {
+	return &turn.Login{Username: c.BindDN, Password: s.Password, Schedule: c.schedule()}
 }
 
 // deleteConfig refuses while there is something that could not be undone, or rotated, without it.

@@ -11,10 +11,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
@@ -49,12 +49,13 @@ type Directory interface {
 type Open func(c *Config, s Secrets) (Directory, error)
 
 // Verdict is what a directory says of a password.
-type Verdict uint8
+type Verdict = target.Verdict
 
+// What it says.
 const (
-	Refused  Verdict = iota + 1 // it is wrong
-	Accepted                    // it is right, whatever else keeps the account from logging in
-	Unknown                     // it does not say: the account is locked, or may not log in so
+	Refused  = target.Refused
+	Accepted = target.Accepted
+	Unknown  = target.Unknown
 )
 
 // Entries are what a lease made, or is to make, at a directory.
@@ -132,11 +133,12 @@ func (e *Engine) Mark(id string) string { return markOf(id) }
 func (e *Engine) Close(mount string)    { e.open.close(mount) }
 func (e *Engine) Shutdown()             { e.open.close("") }
 
-// ErrUnreachable marks errors of a directory that cannot be asked at present: down, hanging, busy. Others say that it was asked and refused.
-var ErrUnreachable = errors.New("ldap: unreachable")
-
-// ErrUntouched marks those of them that came before anything was sent: nothing can have happened.
-var ErrUntouched = fmt.Errorf("%w: not logged in", ErrUnreachable)
+// ErrUnreachable marks errors of a directory that cannot be asked at present: down, hanging, busy. Others say that it was asked and refused. ErrUntouched
+// marks those of them that came before anything was sent: nothing can have happened.
+var (
+	ErrUnreachable = target.ErrUnreachable
+	ErrUntouched   = target.ErrUntouched
+)
 
 // ErrNoAccount is the cause of the error that there is no account of a name.
 var ErrNoAccount = errors.New("ldap: no such account")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -49,7 +50,7 @@ func (e *Engine) readSet(_ context.Context, r *engine.Request) (*engine.Reply, e
 		return nil, &api.Error{Kind: api.NotFound}
 	}
 	return &engine.Reply{Data: map[string]any{
-		"service_account_names": set.Accounts, "ttl": whole(set.TTL), "max_ttl": whole(set.MaxTTL), "disable_check_in_enforcement": set.Anybody,
+		"service_account_names": set.Accounts, "ttl": turn.Seconds(set.TTL), "max_ttl": turn.Seconds(set.MaxTTL), "disable_check_in_enforcement": set.Anybody,
 	}}, nil
 }
 
@@ -97,7 +98,7 @@ func (e *Engine) writeSet(_ context.Context, r *engine.Request) (*engine.Reply, 
 		}
 	}
 	if len(added) > 0 {
-		access := accessOf(r)
+		access := turn.AccessOf(r)
 		reply.First = func(ctx context.Context) error { return e.enlist(ctx, access, added) }
 	}
 	return reply, save(&reply.Txn, row, &set)
@@ -156,7 +157,7 @@ func (e *Engine) enlist(ctx context.Context, a engine.Access, accounts []string)
 		}
 	}
 	for i, dn := range dns {
-		if _, _, err := bring(ctx, d, dn, nobodys()); err != nil {
+		if _, _, err := turn.Bring(ctx, entry{d, dn}, nobodys()); err != nil {
 			return &api.Error{Kind: api.KindOf(err), Text: fmt.Sprintf("%s: %v", accounts[i], err), Cause: err}
 		}
 	}
@@ -340,7 +341,7 @@ func (e *Engine) checkOut(_ context.Context, r *engine.Request) (*engine.Reply, 
 func lend(ctx context.Context, d Directory, account string, password lessor.Secret) error {
 	dn, err := d.Locate(ctx, account)
 	if err == nil {
-		_, _, err = bring(ctx, d, dn, password)
+		_, _, err = turn.Bring(ctx, entry{d, dn}, password)
 	}
 	return err
 }
@@ -353,7 +354,7 @@ func takeBack(ctx context.Context, d Directory, account string) error {
 		return &api.Error{Kind: api.Upstream, Cause: err, Text: err.Error() + "; if it was deleted, revoke its lease by force"}
 	}
 	if err == nil {
-		_, _, err = bring(ctx, d, dn, nobodys())
+		_, _, err = turn.Bring(ctx, entry{d, dn}, nobodys())
 	}
 	return err
 }

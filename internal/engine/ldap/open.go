@@ -8,6 +8,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -44,7 +45,7 @@ func (e *Engine) directory(a engine.Access) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	logins, turned, err := candidates(a, s)
+	logins, turned, err := turn.Candidates(a, rootAccount, s.Password)
 	if err != nil {
 		return nil, err
 	}
@@ -123,13 +124,4 @@ func open(opener engine.Opener, g policy.Grant, row store.Row) (Secrets, error) 
 		return Secrets{}, api.Errorf(api.Internal, "ldap: the secrets of a configuration are damaged")
 	}
 	return Secrets{Password: lessor.NewSecret(m[1]), PrivateKey: lessor.NewSecret(m[2])}, nil
-}
-
-// candidates are the passwords that may log lessor in, and the version of the row that says so.
-func candidates(a engine.Access, s Secrets) ([]lessor.Secret, uint64, error) {
-	p, row, err := passwords(a, rootAccount)
-	if err != nil || !row.Exists() {
-		return []lessor.Secret{s.Password}, 0, err
-	}
-	return p.Candidates(), row.Version, nil
 }

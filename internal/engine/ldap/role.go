@@ -10,6 +10,7 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/template"
 )
@@ -50,7 +51,7 @@ func (e *Engine) readRole(_ context.Context, r *engine.Request) (*engine.Reply, 
 	}
 	return &engine.Reply{Data: map[string]any{
 		"creation_ldif": role.Creation, "deletion_ldif": role.Deletion, "rollback_ldif": role.Rollback, "username_template": role.UsernameTemplate,
-		"default_ttl": whole(role.TTL), "max_ttl": whole(role.MaxTTL),
+		"default_ttl": turn.Seconds(role.TTL), "max_ttl": turn.Seconds(role.MaxTTL),
 	}}, nil
 }
 

@@ -2,12 +2,9 @@ package ldap
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"math"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -115,9 +112,4 @@ func named(r *engine.Request) (string, error) {
 		return "", api.Errorf(api.Invalid, "%q is no name: letters, digits and _, with ., - and / in between, 255 at most", name)
 	}
 	return name, nil
-}
-
-// whole is a duration as answers have it: seconds, rounded.
-func whole(d time.Duration) json.Number {
-	return json.Number(fmt.Sprint(int64(math.Round(d.Seconds()))))
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -65,40 +66,8 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 		return nil, err
 	}
 	data := map[string]any{"username": role.Username, "dn": role.DN}
-	role.tell(data, a)
-	return &engine.Reply{Data: data, Warnings: worries(a, r.Now)}, nil
-}
-
-// tell adds when the role was rotated and will be.
-func (role *StaticRole) tell(data map[string]any, a *rotation.Account) {
-	if !a.Rotated.IsZero() {
-		data["last_vault_rotation"] = a.Rotated
-	}
-	if role.Jitter > 0 {
-		data["rotation_jitter"] = whole(role.Jitter)
-	}
-	if role.Cron == "" {
-		data["rotation_period"] = whole(role.Period)
-		return
-	}
-	data["rotation_schedule"] = role.Cron
-	if role.Window > 0 {
-		data["rotation_window"] = whole(role.Window)
-	}
-}
-
-// late is how long after it was due a rotation is worth a warning.
-const late = time.Minute
-
-// worries warn of an account whose rotation fails or is late.
-func worries(a *rotation.Account, now time.Time) []string {
-	switch {
-	case a.Attempts > 0:
-		return []string{"the last rotation failed and is tried again: " + a.LastError}
-	case a.Overdue(now, late):
-		return []string{"the rotation that was due at " + a.Due.Format(time.RFC3339) + " has not happened yet"}
-	}
-	return nil
+	turn.Tell(data, role.schedule(), a)
+	return &engine.Reply{Data: data, Warnings: turn.Warnings(a, r.Now)}, nil
 }
 
 // writeStaticRole makes or changes a static role; what is not sent stays as it was. A new one is rotated at once, or not made at all.
@@ -116,14 +85,14 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if err := role.amend(r, !row.Exists()); err != nil {
 		return nil, err
 	}
-	t, err := e.forRequest(r, staticPrefix+name, &role, row)
+	k, t, err := e.forRequest(r, name, &role, row)
 	if err != nil {
 		return nil, err
 	}
 	reply := &engine.Reply{}
-	reply.Txn.Require(t.over)
+	reply.Txn.Require(k.over)
 	use(&reply.Txn, r.Mount)
-	if role.DN != "" && same(role.DN, t.config.BindDN) {
+	if role.DN != "" && same(role.DN, k.config.BindDN) {
 		return nil, errOwn(role.Username)
 	}
 	for _, n := range role.names() {
@@ -139,7 +108,7 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if err := save(&reply.Txn, row, &role); err != nil {
 		return nil, err
 	}
-	skip := t.config.SkipImport
+	skip := k.config.SkipImport
 	if r.Has("skip_import_rotation") {
 		skip = r.Bool("skip_import_rotation")
 	}
@@ -160,15 +129,13 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 		t.Born = uint64(r.Now.UnixMicro())
 		t.Due = schedule.Next(r.Now)
 	default:
-		fresh, err := t.fresh(r.System.Password)
-		if err != nil {
+		t.Born, t.New = uint64(r.Now.UnixMicro()), true
+		if err := turn.Accounts(e.turn).Begin(t, r, reply); err != nil {
 			return nil, err
 		}
-		t.Born, t.New = uint64(r.Now.UnixMicro()), true
-		t.Begin(t.passwords, fresh, r.Now)
-		reply.Rotate = &engine.Rotate{Account: t.Name, Untouched: e.untouched(t)}
+		return reply, nil
 	}
-	return reply, t.save(&reply.Txn)
+	return reply, t.Save(&reply.Txn)
 }
 
 // errOwn refuses to manage lessor's own account otherwise than by rotate-root.
@@ -218,36 +185,14 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 	return role.reschedule(r, create)
 }
 
-// reschedule takes over when the role is rotated: one of the two ways.
+// reschedule takes over when the role is rotated.
 func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
-	period, cron := r.Has("rotation_period"), r.Str("rotation_schedule") != ""
-	s := role.schedule()
-	switch {
-	case period && cron:
-		return api.Errorf(api.Invalid, "mutually exclusive fields rotation_period and rotation_schedule were both specified; only one of them can be provided")
-	case create && !period && !cron:
+	if create && !turn.Scheduled(r) {
 		return api.Errorf(api.Invalid, "rotation_period is required to create static accounts")
-	case period:
-		s = rotation.Schedule{Period: r.Dur("rotation_period"), Window: r.Dur("rotation_window"), Jitter: s.Jitter}
-		if s.Period < rotation.ShortestPeriod {
-			return api.Errorf(api.Invalid, "rotation_period must be %d seconds or more", rotation.ShortestPeriod/time.Second)
-		}
-	case cron:
-		s = rotation.Schedule{Cron: r.Str("rotation_schedule"), Window: s.Window, Jitter: s.Jitter}
-		if r.Has("rotation_window") {
-			s.Window = r.Dur("rotation_window")
-		}
-	case r.Has("rotation_window"):
-		s.Window = r.Dur("rotation_window")
 	}
-	if r.Has("rotation_jitter") {
-		s.Jitter = r.Dur("rotation_jitter")
-	}
-	if err := s.Check(r.Now); err != nil {
-		return api.Errorf(api.Invalid, "%v", err)
-	}
+	s, err := turn.Reschedule(role.schedule(), r)
 	role.Period, role.Cron, role.Window, role.Jitter = s.Period, s.Cron, s.Window, s.Jitter
-	return nil
+	return err
 }
 
 func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
@@ -287,7 +232,7 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 	if !row.Exists() {
 		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
 	}
-	t, err := e.forRequest(r, staticPrefix+name, &role, row)
+	_, t, err := e.forRequest(r, name, &role, row)
 	if err != nil {
 		return nil, err
 	}
@@ -297,23 +242,21 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 		}
 		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
 	}
-	path := staticCred + name
-	data := map[string]any{"dn": role.DN, "username": role.Username, "password": t.passwords.Current, "ttl": whole(max(0, t.Due.Sub(r.Now)))}
-	role.tell(data, t.Account)
-	shown := []audit.Shown{t.shown(path, "shown")}
-	for i := len(t.passwords.Former) - 1; i >= 0; i-- { // what was in force before, until it is forgotten
-		if f := t.passwords.Former[i]; f.Version > 0 {
+	data := map[string]any{"dn": role.DN, "username": role.Username, "password": t.Passwords.Current, "ttl": turn.Seconds(max(0, t.Due.Sub(r.Now)))}
+	turn.Tell(data, role.schedule(), t.Account)
+	shown := []audit.Shown{t.Shown("shown")}
+	for _, f := range slices.Backward(t.Passwords.Former) { // what was in force before, until it is forgotten
+		if f.Version > 0 {
 			data["last_password"] = f.Password
-			shown = append(shown, audit.Shown{Path: path, Version: f.Version, How: "shown", Fingerprint: r.Opener.Fingerprint(r.Mount.UUID, path, []byte(f.Password.Reveal()))})
+			shown = append(shown, t.ShownAs(f.Version, f.Password, "shown"))
 			break
 		}
 	}
 	reply := &engine.Reply{
-		Data: data, Warnings: worries(t.Account, r.Now), Shown: shown,
-		Static: &engine.Static{Path: path, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
+		Data: data, Warnings: turn.Warnings(t.Account, r.Now), Shown: shown,
+		Static: &engine.Static{Path: staticCred + name, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
 	}
-	reply.Txn.Require(t.held) // once another password is in force nobody comes to hold this one any more
-	return reply, nil
+	return reply, t.Show(&reply.Txn)
 }
 
 // Current is the version of a static role's password, for leases on it.
@@ -350,12 +293,22 @@ func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Te
 		if err != nil || !row.Exists() {
 			return nil, err
 		}
-		return &engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: []string{role.Username}, Schedule: role.schedule()}, nil
+		terms := role.terms(name)
+		return &terms, nil
 	}
 	var c Config
 	row, err := load(v, m, configRow, "", &c)
 	if err != nil || !row.Exists() {
 		return nil, err
 	}
-	return &engine.Terms{Path: configRow, Accounts: []string{c.BindDN}, Schedule: c.schedule()}, nil
+	terms := c.terms()
+	return &terms, nil
+}
+
+func (role *StaticRole) terms(name string) engine.Terms {
+	return engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: []string{role.Username}, Schedule: role.schedule()}
+}
+
+func (c *Config) terms() engine.Terms {
+	return engine.Terms{Path: configRow, Accounts: []string{c.BindDN}, Schedule: c.schedule()}
 }
