@@ -120,7 +120,7 @@ func New(o Options) (*Core, error) {
 		Claims: o.Claims,
 	})
 	c.rotator = rotation.New(rotation.Options{
-		Store: o.Store, Mounts: c.rotated, Rotate: c.rotateDue, Fenced: c.Fenced, Random: o.Random, Log: o.Log, Poll: o.Poll,
+		Store: o.Store, Mounts: c.rotated, Rotate: c.rotateDue, Secret: c.accountOf, Fenced: c.Fenced, Random: o.Random, Log: o.Log, Poll: o.Poll,
 		Claims: o.Claims,
 	})
 	return c, nil
@@ -130,9 +130,7 @@ func New(o Options) (*Core, error) {
 // what strangers and quotas ask it; all else is done by the one that holds the claim.
 func (c *Core) Run(ctx context.Context) {
 	var all sync.WaitGroup
-	if c.Claims != nil {
-		all.Go(func() { c.follow(ctx) })
-	}
+	all.Go(func() { c.follow(ctx) })
 	all.Go(func() { c.reaper.Run(ctx) })
 	all.Go(func() { c.countStrangers(ctx) })
 	all.Go(func() { c.rotator.Run(ctx) })

@@ -229,6 +229,16 @@ func (c *Core) rotatorOf(v store.View, uuid string) (*mount.Entry, engine.Rotato
 	return m, rotator, nil
 }
 
+// accountOf is the account whose password readers of a path within a mount are shown; "": there is none.
+func (c *Core) accountOf(v store.View, m rotation.Mount, path string) (string, error) {
+	_, rotator, err := c.rotatorOf(v, m.UUID)
+	if err != nil {
+		return "", err
+	}
+	account, _ := rotator.AccountOf(path)
+	return account, nil
+}
+
 // rotation is the audit record of a rotation that was due.
 func (c *Core) rotation(phase audit.Phase, m *mount.Entry, r *engine.Rotate) audit.Record {
 	cause := cmp.Or(r.Cause, "due")

@@ -66,7 +66,7 @@ func (c *Core) commit(ctx context.Context, txn *store.Txn) error {
 // linger is how long follow waits for more when it has told of everything: where much is committed, it tells of many commits at once.
 const linger = 5 * time.Millisecond
 
-// follow tells those who work in the background what is committed, by other nodes too, until ctx ends.
+// follow tells those who work in the background what is committed, by other nodes and by this one, until ctx ends.
 func (c *Core) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		for h, err := range c.Store.Watch(ctx, c.Store.Head().Seq+1) {

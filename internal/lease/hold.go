@@ -263,9 +263,11 @@ func decodeHold(row store.Row) (h hold, err error) {
 	return h, nil
 }
 
+const usedRows = "h/" // + secret, NUL, pointerSum
+
 // pointerRows begins the pointers of a mount.
 func pointerRows(namespace uint32, mount string) string {
-	return store.MountKey(namespace, mount, "h/")
+	return store.MountKey(namespace, mount, usedRows)
 }
 
 // pointerPrefix begins the pointers to the leases on a secret.
@@ -276,7 +278,7 @@ func pointerPrefix(namespace uint32, mount, path string) string {
 // lease is what the pointer says of the lease that it names, but that it is on the newest version that the holder has read; rest is the pointer's name
 // without namespace and mount.
 func (p *pointer) lease(namespace uint32, mount, rest string) *Lease {
-	path, _, _ := strings.Cut(strings.TrimPrefix(rest, "h/"), "\x00")
+	path, _, _ := strings.Cut(strings.TrimPrefix(rest, usedRows), "\x00")
 	return &Lease{
 		ID: p.ID, Namespace: namespace, Mount: mount, Kind: Static, Holder: p.Holder, Owner: p.Owner, Version: p.newest(), Secret: path,
 		Position: p.Position, Born: p.Born, Rotatable: p.Rotatable,

@@ -81,6 +81,23 @@ func Users(v store.View, e *mount.Entry, path string) ([]User, error) {
 	return all, nil
 }
 
+// Used is the secret that a row of store.LeaseIdx is about if it says who may use it: what begins the names of all such rows of that secret, which is
+// store.MountKey and more. SecretOf reads its path from that.
+func Used(row string) (secret string, ok bool) {
+	_, _, rest := store.SplitMountKey(row)
+	if !strings.HasPrefix(rest, usedRows) {
+		return "", false
+	}
+	path, _, ok := strings.Cut(rest, "\x00")
+	return row[:len(row)-len(rest)] + path, ok
+}
+
+// SecretOf is the path within its mount of a secret as Used has it.
+func SecretOf(secret string) string {
+	_, _, rest := store.SplitMountKey(secret)
+	return strings.TrimPrefix(rest, usedRows)
+}
+
 // user is what the pointer says by itself.
 func (p *pointer) user() User {
 	return User{

@@ -231,6 +231,24 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// Stirrable is from when on a look before its time may be had, should a holder have moved; zero: there is none that is waited for, or the next look is as soon.
+func (a *Account) Stirrable() time.Time {
+	at := a.Looked.Add(firstLook)
+	if a.Phase() != Waiting || a.Abort || a.Looked.IsZero() || !at.Before(a.Look) || a.Retry.After(at) {
+		return time.Time{}
+	}
+	return at
+}
+
+// Stir has who uses the outgoing account looked at now, since a holder has moved. It reports whether that changes anything.
+func (a *Account) Stir(now time.Time) bool {
+	if at := a.Stirrable(); at.IsZero() || now.Before(at) || !now.Before(a.Look) {
+		return false
+	}
+	a.Look = now
+	return true
+}
+
 // Close ends the wait at now, and names those who have not moved: holding, and whoever the last look showed. From here on there is no way back.
 func (a *Account) Close(why Over, holding []lease.User, now time.Time) {
 	a.Over, a.Since, a.Retry = why, now, time.Time{}

@@ -457,6 +457,7 @@ func Save(txn *store.Txn, row store.Row, a *Account) error {
 	namespace, mount, _ := store.SplitMountKey(row.Name)
 	from, to := "", ""
 	if was := (Account{Name: a.Name}); row.Exists() && decoding.Unmarshal(row.Value, &was) == nil && !was.Next.IsZero() {
+		was.exact() // a row keeps fractions of a second as what is next to them, which may be the millisecond before, or after
 		from = was.queueName(namespace, mount)
 	}
 	a.Next = a.When()

@@ -41,6 +41,9 @@ type Options struct {
 	// Rotate does what is due with an account, and records it, failures too: afterwards the account stands elsewhere in its queue.
 	// It obeys ctx and is called concurrently for different targets, and for one now and then by people.
 	Rotate func(ctx context.Context, mount, account string) error
+	// Secret is the account whose password is what readers of a path within a mount are shown; "": there is none. By that whoever moves is noticed at once. nil:
+	// at the next look.
+	Secret func(v store.View, m Mount, path string) (account string, err error)
 	Fenced func() bool   // while true nothing is done: the store is a copy. nil: never
 	Random io.Reader     // jitter; nil: crypto/rand
 	Log    *slog.Logger  // nil: discarded
@@ -54,9 +57,11 @@ type Worker struct {
 	Options
 	done, failed atomic.Uint64
 	nudge        chan struct{}
+	hinted       chan struct{}
 
 	mu      sync.Mutex
 	targets map[target]*rest
+	hints   map[string]struct{} // of secrets: names of rows, see lease.Used
 	all     sync.WaitGroup
 }
 
@@ -91,27 +96,30 @@ func New(o Options) *Worker {
 	if o.Poll == 0 {
 		o.Poll = time.Second
 	}
-	return &Worker{Options: o, targets: map[target]*rest{}, nudge: make(chan struct{}, 1)}
+	return &Worker{Options: o, targets: map[target]*rest{}, hints: map[string]struct{}{}, nudge: make(chan struct{}, 1), hinted: make(chan struct{}, 1)}
 }
 
 // Nudge tells the Worker that something may be due. It never blocks.
-func (w *Worker) Nudge() {
+func (w *Worker) Nudge() { signal(w.nudge) }
+
+func signal(c chan<- struct{}) {
 	select {
-	case w.nudge <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// Heard takes notice of a commit, whatever node made it: what it put into a queue is looked at.
+// Heard takes notice of a commit, whatever node made it: what it put into a queue is looked at, and so is who moved.
 func (w *Worker) Heard(h *audit.Header) {
 	for i := range h.Touched {
 		t := &h.Touched[i]
-		if store.Table(t.Table) != store.Engine || t.Deleted {
-			continue
-		}
-		if _, _, rest := store.SplitMountKey(t.Name); strings.HasPrefix(rest, queueRows) {
-			w.Nudge()
-			return
+		switch store.Table(t.Table) {
+		case store.LeaseIdx:
+			w.note(t.Name)
+		case store.Engine:
+			if _, _, rest := store.SplitMountKey(t.Name); !t.Deleted && strings.HasPrefix(rest, queueRows) {
+				w.Nudge()
+			}
 		}
 	}
 }
@@ -162,6 +170,7 @@ func (w *Worker) forget() {
 // Run works until ctx ends, and returns when nothing of it is left running.
 func (w *Worker) Run(ctx context.Context) {
 	defer w.all.Wait()
+	w.all.Go(func() { w.heed(ctx) })
 	for {
 		next, err := w.round(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -228,6 +237,7 @@ func (w *Worker) round(ctx context.Context) (next time.Duration, err error) {
 type queued struct {
 	row, target, account string
 	at                   time.Time
+	before               uint64 // version of the account's row; 0: there is none
 }
 
 // first is the first row of a queue at or after from.
@@ -241,7 +251,7 @@ func first(v store.View, from, to string, base int) (q queued, ok bool, err erro
 		if !found || !ok {
 			return q, false, &store.Damage{Key: row.Key, Why: "it is no place in a queue"}
 		}
-		return queued{row.Name, target, account, at}, true, nil
+		return queued{row: row.Name, target: target, account: account, at: at}, true, nil
 	}
 	return q, false, nil
 }
@@ -292,7 +302,14 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 			return did
 		}
 		ok, more := w.do(ctx, t, q.account)
-		if did = did || ok; !more {
+		if ok {
+			moved, err := w.settled(ctx, t, q)
+			if err != nil {
+				w.Log.Error("a place in the queue of rotations cannot be given up; it is tried again", "account", q.account, "target", t.name, "error", err)
+			}
+			did = did || moved
+		}
+		if !more {
 			return did
 		}
 		from = q.row + "\x00"
@@ -313,7 +330,27 @@ func (w *Worker) next(t target, from string) (queued, error) {
 	if err != nil || !ok || q.at.After(w.Store.Now()) {
 		return queued{}, err
 	}
-	return q, nil
+	row, err := view.Get(accountKey(store.Engine, t.Namespace, t.UUID, q.account))
+	q.before = row.Version
+	return q, err
+}
+
+// settled reports whether an account that had its turn stands otherwise than before. If it does not, a place of which its row does not know is taken away: versions
+// that knew times less exactly left some, and somebody comes to them again and again.
+func (w *Worker) settled(ctx context.Context, t target, q queued) (moved bool, err error) {
+	_, err = w.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
+		a, row, err := Load(v, t.Namespace, t.UUID, q.account)
+		if err != nil {
+			return err
+		}
+		if moved = row.Version != q.before; moved || !a.Next.IsZero() && a.queueName(t.Namespace, t.UUID) == q.row {
+			return nil
+		}
+		claim.Fence(ctx, txn)
+		txn.Delete(store.Engine, q.row)
+		return nil
+	})
+	return moved, err
 }
 
 // do has one account rotated, and reports whether that was done, and whether to go on at this target.

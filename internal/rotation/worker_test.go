@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/claim"
+	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -222,12 +224,13 @@ func TestFailing(t *testing.T) {
 	}
 }
 
-// What failed at a target outlasts a moment in which its work was to be another node's, and ends with the hand-over.
-func TestFailuresAreOfWhoWorksThere(t *testing.T) {
+// nodes makes nodes over one PostgreSQL. Each has claims until it leaves.
+func nodes(t *testing.T) (join func() (db *store.DB, claims *claim.Claims, leave func())) {
+	t.Helper()
 	server := pgtest.Start(t, pgtest.Fsync())
 	url := server.URL(pgtest.Superuser, server.Password(), server.Database(t))
 	cipher := storetest.NewCipher("rotation")
-	join := func() (*store.DB, *claim.Claims, func()) {
+	return func() (*store.DB, *claim.Claims, func()) {
 		backend, err := postgres.Open(t.Context(), lessor.NewSecret(url), postgres.Options{Connections: 4})
 		if err != nil {
 			t.Fatal(err)
@@ -248,27 +251,34 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 		t.Cleanup(leave)
 		return db, c, leave
 	}
-	await := func(what string, done func() bool) {
-		t.Helper()
-		for end := time.Now().Add(15 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("it does not happen: %s", what)
-			}
+}
+
+// await waits for something.
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it does not happen: %s", what)
 		}
 	}
+}
+
+// What failed at a target outlasts a moment in which its work was to be another node's, and ends with the hand-over.
+func TestFailuresAreOfWhoWorksThere(t *testing.T) {
+	join := nodes(t)
 	b := &bench{T: t, clock: &clock{}, stays: true, fails: func(string) error { return errors.New("down") }}
 	var mine *claim.Claims
 	var leave func()
 	b.db, mine, leave = join()
 	b.Worker = New(Options{Store: b.db, Mounts: func(store.View) ([]Mount, error) { return []Mount{{0, uuid}}, nil }, Rotate: b.rotate, Claims: mine})
-	await("one node has everything", func() bool { return mine.Held() == claim.Shards })
+	await(t, "one node has everything", func() bool { return mine.Held() == claim.Shards })
 	const targets = 16
 	name := func(i int) string { return fmt.Sprintf("pg%02d", i) }
 	for i := range targets {
 		b.add(name(i), name(i))
 	}
 	added := b.db.Now()
-	await("all are due", func() bool { return b.db.Now().Sub(added) > 2*time.Millisecond }) // that is what queues are exact to
+	await(t, "all are due", func() bool { return b.db.Now().Sub(added) > 2*time.Millisecond }) // that is what queues are exact to
 	b.work()
 	b.work()
 
@@ -282,7 +292,7 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 		holds = append(holds, hold)
 	}
 	_, theirs, goes := join()
-	await("it has its part", func() bool { return theirs.Held() > 0 })
+	await(t, "it has its part", func() bool { return theirs.Held() > 0 })
 	if !slices.ContainsFunc(holds, (*claim.Hold).Over) {
 		t.Fatal("the other node is to have none of the targets")
 	}
@@ -291,11 +301,11 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 		t.Errorf("work that is to be another node's is begun: %v", all)
 	}
 	goes()
-	await("that one has gone", func() bool { return mine.Held() == claim.Shards })
+	await(t, "that one has gone", func() bool { return mine.Held() == claim.Shards })
 	for _, hold := range holds {
 		hold.Release()
 	}
-	await("all is this node's again", func() bool {
+	await(t, "all is this node's again", func() bool {
 		for i := range targets {
 			again, ok := mine.Take(claim.Target(uuid, name(i)))
 			if !ok {
@@ -386,5 +396,208 @@ func TestProveAll(t *testing.T) {
 	}
 	if row, err := v.Get(resumed); err != nil || row.Exists() {
 		t.Error("they are made due for ever")
+	}
+}
+
+// An account leaves the place in its queue that it had, whatever fraction of a second that was: a place that nobody has any more would be come to for ever.
+func TestPlacesAreGivenUp(t *testing.T) {
+	b := newBench(t)
+	for i := range 2000 {
+		at := t0.Add(time.Duration(i)*time.Hour + time.Duration(i)*7*time.Millisecond)
+		for _, due := range []time.Time{at, at.Add(time.Minute)} {
+			_, err := b.db.Update(b.Context(), func(v store.View, txn *store.Txn) error {
+				a, row, err := Load(v, 0, uuid, "a")
+				if err != nil {
+					return err
+				}
+				a.Target, a.Due = "pg", due
+				return Save(txn, row, a)
+			})
+			b.must(err)
+		}
+	}
+	if n := b.places(); n != 1 {
+		t.Errorf("an account stands at %d places", n)
+	}
+}
+
+// places is how many there are in the queues.
+func (b *bench) places() (n int) {
+	b.Helper()
+	v, err := b.db.View()
+	b.must(err)
+	defer v.Close()
+	prefix := queuePrefix(0, uuid)
+	for _, err := range v.Scan(store.Engine, prefix, store.PrefixEnd(prefix)) {
+		b.must(err)
+		n++
+	}
+	return n
+}
+
+// What an earlier version left in a queue is taken away; and an account with which there is nothing to do, though it is due, is not come to again at once.
+func TestStrayPlaces(t *testing.T) {
+	b := newBench(t)
+	b.add("pg", "a", "b")
+	b.work()
+	stray := func(name string) string {
+		return queuePrefix(0, uuid) + "pg\x00" + store.TimeKey(b.db.Now()) + name
+	}
+	var txn store.Txn
+	txn.Put(store.Engine, stray("a"), nil)
+	txn.Put(store.Engine, stray("gone"), nil)
+	_, err := b.db.Commit(t.Context(), txn)
+	b.must(err)
+	idle := true
+	b.Rotate = func(ctx context.Context, mount, account string) error {
+		if idle {
+			b.turns = append(b.turns, account)
+			return nil
+		}
+		return b.rotate(ctx, mount, account)
+	}
+	if got := b.work(); got != "[a gone]" || b.places() != 2 {
+		t.Errorf("turns %s, %d places", got, b.places())
+	}
+	if got := b.work(); got != "[]" {
+		t.Errorf("turns %s at places that are gone", got)
+	}
+	b.clock.advance(time.Hour)
+	for len(b.nudge) > 0 {
+		<-b.nudge
+	}
+	if got := b.work(); got != "[a b]" || len(b.nudge) > 0 {
+		t.Errorf("turns %s; looked at again at once: %v", got, len(b.nudge) > 0)
+	}
+	idle = false
+	if got := b.work(); got != "[a b]" || len(b.nudge) == 0 {
+		t.Errorf("turns %s", got)
+	}
+}
+
+// Whoever acknowledges at one node is noticed by the one whose work the account is. A holder that reads anew is not looked for, nor is one of an account that
+// was looked at a moment ago.
+func TestMovesAreHeardOf(t *testing.T) {
+	join := nodes(t)
+	type node struct {
+		*Worker
+		db *store.DB
+	}
+	var all []node
+	var claims []*claim.Claims
+	m := &mount.Entry{UUID: uuid, Path: "db/"}
+	for range 2 {
+		db, c, _ := join()
+		w := New(Options{
+			Store: db, Mounts: func(store.View) ([]Mount, error) { return []Mount{{0, uuid}}, nil }, Claims: c, Poll: time.Hour,
+			Rotate: func(context.Context, string, string) error { return nil },
+			Secret: func(_ store.View, _ Mount, path string) (string, error) { return path, nil },
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		var running sync.WaitGroup
+		running.Go(func() { w.Run(ctx) })
+		running.Go(func() {
+			for h, err := range db.Watch(ctx, db.Head().Seq+1) {
+				if err != nil {
+					return
+				}
+				w.Heard(&h)
+			}
+		})
+		t.Cleanup(func() { cancel(); running.Wait() })
+		all, claims = append(all, node{w, db}), append(claims, c)
+	}
+	await(t, "both nodes have their part", func() bool { return claims[0].Held() == claim.Shards/2 && claims[1].Held() == claim.Shards/2 })
+	update := func(n node, do func(v store.View, txn *store.Txn, now time.Time) error) {
+		t.Helper()
+		if _, err := n.db.Update(t.Context(), func(v store.View, txn *store.Txn) error { return do(v, txn, n.db.Now()) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := func(n node, name string) *Account {
+		t.Helper()
+		v, err := n.db.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		a, _, err := Load(v, 0, uuid, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	read := func(n node, name, instance string, version uint64) {
+		update(n, func(v store.View, txn *store.Txn, now time.Time) error {
+			_, _, err := lease.Hold(txn, lease.Reading{
+				View: v, Mount: m, Now: now, Random: rand.Reader, Holder: lease.Holder{Entity: "e", Instance: instance}, Renewable: true,
+				Value: lease.Value{Path: name, Version: version, Current: version, Rotatable: true},
+			})
+			return err
+		})
+	}
+	acknowledge := func(n node, name string) {
+		update(n, func(v store.View, txn *store.Txn, now time.Time) error {
+			users, err := lease.Users(v, m, name)
+			if err != nil {
+				return err
+			}
+			l, row, err := lease.Get(v, &lease.Lease{ID: users[0].Lease, Mount: uuid})
+			if err != nil {
+				return err
+			}
+			return lease.Acknowledge(v, txn, row, l, now)
+		})
+	}
+	wait := func(name string, looked time.Duration) (look time.Time) {
+		update(all[0], func(v store.View, txn *store.Txn, now time.Time) error {
+			a, row, err := Load(v, 0, uuid, name)
+			if err != nil {
+				return err
+			}
+			a.Target, a.Pair, a.Version, a.Since = name, true, 2, now
+			a.Outgoing, a.OutFrom, a.Behind = 1, 1, 1
+			a.Looked, a.Look = now.Add(-looked), now.Add(time.Hour)
+			look = a.Look
+			return Save(txn, row, a)
+		})
+		return look
+	}
+	for i := range 8 { // of which each node has some
+		name := fmt.Sprintf("app%d", i)
+		n := all[i%2]
+		read(n, name, "one", 1)
+		look := wait(name, time.Minute)
+		read(n, name, "one", 2)
+		if i == 0 {
+			read(n, name, "new", 2)
+			other := "other"
+			read(n, other, "one", 1)
+			wait(other, time.Minute)
+			read(n, other, "one", 2)
+			acknowledge(n, other) // by which what was before it has been heard
+			await(t, "another account is looked at", func() bool { return load(n, other).Look.Before(look) })
+			if a := load(n, name); a.Look.Before(look.Add(-time.Second)) {
+				t.Error("it is looked at though nobody has moved")
+			}
+			users := func() int {
+				v, err := n.db.View()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer v.Close()
+				all, err := lease.Users(v, m, name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(load(n, name).Holding(all))
+			}
+			if got := users(); got != 1 {
+				t.Fatalf("%d hold it", got)
+			}
+			continue
+		}
+		acknowledge(n, name)
+		await(t, "whoever has moved is looked for", func() bool { return load(n, name).Look.Before(look) })
 	}
 }

@@ -143,6 +143,41 @@ func TestHandover(t *testing.T) {
 	}
 }
 
+// Whoever says that he has moved, or that he uses nothing any more, is noticed at once, however long it is until the next look.
+func TestMoveIsNoticedAtOnce(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"100h"`)
+	one, two := p.read("one"), p.read("two")
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	one = p.read("one")
+	var look time.Time
+	far := func() {
+		p.Helper()
+		p.until("looks are rare", func() bool {
+			look = p.state("static/app").Look
+			if look.Sub(p.clock.Now()) > rotation.LastLook*5/6 {
+				return true
+			}
+			p.clock.advance(rotation.LastLook)
+			return false
+		})
+	}
+	far()
+	p.acknowledge("one", one)
+	p.until("one has moved", func() bool { return p.state("static/app").Behind == 1 })
+	if now := p.clock.Now(); !now.Before(look) {
+		t.Errorf("it was noticed at %s, when the next look was due at %s anyway", now, look)
+	}
+	far()
+	op := p.op(lessor.Update, "sys/lessor/leases/release", fmt.Sprintf(`{"lease_id":%q}`, two.lease))
+	op.Instance = "two"
+	_, err := p.core.Handle(context.Background(), op)
+	p.must(err)
+	p.until("the wait is over", func() bool { return p.phase() != rotation.Waiting })
+	if now := p.clock.Now(); !now.Before(look) {
+		t.Errorf("it was noticed at %s, when the next look was due at %s anyway", now, look)
+	}
+}
+
 // notes are those of all audit records of the role's rotations.
 func (p *pair) notes() string {
 	p.Helper()
