@@ -322,7 +322,8 @@ func (a *Account) Abortable() (why string, ok bool) {
 
 // GiveUp gives up, at now, the rotation under way, as somebody wanted (Abort). What was not promoted yet is withdrawn, and kept until it is proven dead: what is
 // in force stays so. What was promoted is outgoing from now on; what was outgoing is in force again, as another version, since versions never run
-// back. It reports whether it did: it is too late for one that is being retired.
+// back. What was demanded since somebody should not know the password in force any more is due again, at once. It reports whether it did: it is too late for one that
+// is being retired.
 func (a *Account) GiveUp(p *Passwords, s Schedule, now time.Time) bool {
 	a.Abort = false
 	if _, ok := a.Abortable(); !ok {
@@ -333,7 +334,9 @@ func (a *Account) GiveUp(p *Passwords, s Schedule, now time.Time) bool {
 	if a.Phase() == Setting {
 		p.Former = append(p.Former, Former{Slot: a.Turn(), Password: p.Pending, Until: now})
 		a.Pending, p.Pending, a.Loose = 0, lessor.Secret{}, 0
-		a.Due, a.Cause, a.Check = s.Next(now), "", now
+		if a.Check, a.Due = now, now; !a.Demanded() {
+			a.Due, a.Cause = s.Next(now), ""
+		}
 		return true
 	}
 	from := a.OutFrom

@@ -394,6 +394,26 @@ func TestDemand(t *testing.T) {
 	}
 }
 
+// Who gives up a rotation before its password is in force does not give up what demanded it: somebody knows the password in force who should not. What somebody
+// asked for is given up.
+func TestDemandOutlivesGivingUp(t *testing.T) {
+	for cause, stays := range map[string]bool{"": false, Asked: false, "a holder's lease was revoked": true} {
+		a, p := &Account{}, &Passwords{}
+		a.Import(p, secret("a"), t0)
+		if cause != "" && !a.Demand(cause, t0) {
+			t.Fatal("not demanded")
+		}
+		a.Begin(p, secret("b"), t0)
+		a.Abort = true
+		if !a.GiveUp(p, hourly, t0) || a.Pending != 0 {
+			t.Fatal("not given up")
+		}
+		if again := a.Step(hourly, t0) == Rotate; again != stays || stays != (a.Cause == cause && cause != "") {
+			t.Errorf("%q: rotated at once: %v, cause %q", cause, again, a.Cause)
+		}
+	}
+}
+
 // Jitter moves what is due, never before its time nor past the next one.
 func TestJitter(t *testing.T) {
 	s := Schedule{Period: time.Hour, Jitter: 10 * time.Minute}

@@ -135,6 +135,16 @@ func (p *Passwords) Formers(slot uint8) (all []Former) {
 	return all
 }
 
+// refused is how many of those are kept that lessor never knew to be in force.
+func (p *Passwords) refused(slot uint8) (n int) {
+	for _, f := range p.Formers(slot) {
+		if f.Version == 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // Turn is the slot of the account whose password is changed next: the other one's, where two take turns.
 func (a *Account) Turn() uint8 {
 	if a.Pair && a.Version != 0 {
@@ -164,10 +174,14 @@ func (a *Account) Untouched() {
 	}
 }
 
+// mostRefused is how many refused passwords of an account are kept of which nobody knows whether they are in force.
+const mostRefused = 8
+
 // Withdraw gives up a pending password that the target refused, if no attempt at it may still land or is under way. Unless it is proven dead it
-// is kept: a target may say that it refused, and have done it. What was begun is to be done all the same, with another password.
+// is kept: a target may say that it refused, and have done it. What was begun is to be done all the same, with another password; but one of a target that
+// refuses whatever it is given, and does not show what is in force, stays pending after a while, and is tried again: else there would be more and more.
 func (a *Account) Withdraw(p *Passwords, dead bool, now time.Time) {
-	if a.Pending == 0 || a.Loose > 0 {
+	if a.Pending == 0 || a.Loose > 0 || !dead && p.refused(a.Turn()) >= mostRefused {
 		return
 	}
 	if !dead {
@@ -273,6 +287,9 @@ func (a *Account) forget(p *Passwords, slot uint8, now time.Time) {
 	p.Former = kept
 }
 
+// Asked is the cause of a rotation that somebody asked for while another one was under way. Who gives it up does not want it any more; other causes stay.
+const Asked = "asked for"
+
 // Demand makes a rotation due at now, whatever the schedule says, and keeps why: cause is a fixed text, for the audit trail. One that is under way waits
 // for its end first. It reports whether anything changed: it did not if a password is on its way, in whose place this one would come, or if
 // a rotation was demanded already.
@@ -286,6 +303,9 @@ func (a *Account) Demand(cause string, now time.Time) bool {
 	a.Cause = cause
 	return true
 }
+
+// Demanded reports whether a rotation is due, or under way, that who gives one up does not give up: there is a cause.
+func (a *Account) Demanded() bool { return a.Cause != "" && a.Cause != Asked }
 
 // longestError is how much of an error is kept, in bytes.
 const longestError = 300

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"errors"
+	"fmt"
 	"iter"
 	"strings"
 	"testing"
@@ -106,6 +107,46 @@ func TestWithdraw(t *testing.T) {
 	a.Untouched()
 	if a.Withdraw(p, true, t0); reveal(p.Candidates()) != "a d" {
 		t.Errorf("withdrawn though it may land: %q", reveal(p.Candidates()))
+	}
+}
+
+// A target that refuses whatever it is given, and does not show what is in force, is not given ever more passwords; none of those that it was given is forgotten, and
+// one that it takes at last is in force.
+func TestRefusedForEver(t *testing.T) {
+	a, p := &Account{}, &Passwords{}
+	a.Import(p, secret("a"), t0)
+	a.Due = t0
+	given := map[string]bool{"a": true}
+	now := t0
+	for i := range 1000 {
+		now = now.Add(10 * time.Minute)
+		switch a.Step(hourly, now) {
+		case Rotate:
+			fresh := fmt.Sprint("p", i)
+			given[fresh] = true
+			a.Begin(p, secret(fresh), now)
+		case Resume:
+			a.Begin(p, lessor.Secret{}, now)
+		default:
+			t.Fatalf("step %d", a.Step(hourly, now))
+		}
+		a.Untouched()
+		a.Withdraw(p, false, now)
+		a.Failed(errors.New("refused"), now, 1)
+		if len(p.Candidates()) != len(given) {
+			t.Fatalf("of %d passwords that may be in force %d are kept", len(given), len(p.Candidates()))
+		}
+	}
+	if len(given) != 1+mostRefused+1 || a.Pending == 0 {
+		t.Errorf("%d passwords were tried; the last one is tried still: %v", len(given), a.Pending != 0)
+	}
+	a.Begin(p, lessor.Secret{}, now)
+	a.Confirm(p, hourly, now)
+	if now = now.Add(Watch); a.Step(hourly, now) != Prove {
+		t.Error("it is not proven")
+	}
+	if a.Proven(p, now); len(p.Candidates()) != 1 || a.Pending != 0 {
+		t.Errorf("in the end %d passwords are kept", len(p.Candidates()))
 	}
 }
 

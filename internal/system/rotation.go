@@ -356,8 +356,13 @@ func (b *Backend) abortRotation(_ context.Context, r *engine.Request) (*engine.R
 	if why, ok := t.Abortable(); !ok {
 		return nil, api.Errorf(api.Invalid, "%s cannot be given up: %s", t.path(), why)
 	}
+	again := t.Phase() == rotation.Setting && t.Demanded()
 	t.Abort, t.Retry = true, time.Time{}
-	return t.changed(r)
+	reply, err := t.changed(r)
+	if again && err == nil {
+		reply.Warnings = append(reply.Warnings, "a rotation is demanded ("+t.Cause+"), and begins anew at once, with another password")
+	}
+	return reply, err
 }
 
 // retireNow ends the wait for those who hold the old password.
