@@ -24,6 +24,7 @@ package rotation
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -85,7 +86,12 @@ type Account struct {
 	Stragglers []Straggler   `cbor:"37,keyasint,omitempty"` // who had not moved when the wait ended last, MostStragglers at most
 	Beyond     uint32        `cbor:"38,keyasint,omitempty"` // how many more
 	Blind      bool          `cbor:"39,keyasint,omitempty"` // with Pair: the target does not show who uses it, so that it is no evidence that nothing is seen
+
+	later map[uint64]cbor.RawMessage // what a later version put into the row: it is kept
 }
+
+// known is the greatest CBOR key of Account.
+const known = 39
 
 // Passwords are the secrets of an Account: a row of store.Secrets.
 type Passwords struct {
@@ -463,7 +469,7 @@ func Load(v store.View, namespace uint32, mount, name string) (*Account, store.R
 		return a, row, err
 	}
 	a.Loose = 1 // what versions that did not count left pending may still land
-	if err := decoding.Unmarshal(row.Value, a); err != nil {
+	if err := a.decode(row.Value); err != nil {
 		return nil, row, fmt.Errorf("rotation: damaged row %s: %w", row.Key, err)
 	}
 	if a.exact(); a.Since.IsZero() {
@@ -491,13 +497,39 @@ func Save(txn *store.Txn, row store.Row, a *Account) error {
 	if from != to && to != "" {
 		txn.Put(store.Engine, to, nil)
 	}
-	value, err := encoding.Marshal(a)
+	value, err := a.encode()
 	if err != nil {
 		return err
 	}
 	txn.Require(row)
 	txn.Put(row.Table, row.Name, value)
 	return nil
+}
+
+// decode reads a row. What this version does not know it leaves as it is: a server of the version after may run beside, and what it knows of who is in force must not
+// be lost when this one puts the row anew.
+func (a *Account) decode(value []byte) error {
+	if err := decoding.Unmarshal(value, a); err != nil {
+		return err
+	}
+	if err := decoding.Unmarshal(value, &a.later); err != nil {
+		return err
+	}
+	maps.DeleteFunc(a.later, func(key uint64, _ cbor.RawMessage) bool { return key <= known })
+	return nil
+}
+
+// encode is the row's value.
+func (a *Account) encode() ([]byte, error) {
+	value, err := encoding.Marshal(a)
+	if err != nil || len(a.later) == 0 {
+		return value, err
+	}
+	all := maps.Clone(a.later)
+	if err := decoding.Unmarshal(value, &all); err != nil {
+		return nil, err
+	}
+	return encoding.Marshal(all)
 }
 
 // Drop deletes an account with its passwords.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -269,5 +271,54 @@ func TestSchedule(t *testing.T) {
 		if bad.Check(t0) == nil {
 			t.Errorf("%+v was taken", bad)
 		}
+	}
+}
+
+// What a later version has put into an account's row is there still when this one has put it anew; and what an earlier one left out is as it was then.
+func TestRowsOfOtherVersions(t *testing.T) {
+	if n := reflect.TypeFor[Account](); !strings.HasPrefix(n.Field(n.NumField()-2).Tag.Get("cbor"), fmt.Sprint(known, ",")) {
+		t.Errorf("the last key is not %d: %s", known, n.Field(n.NumField()-2).Tag)
+	}
+	b := newBench(t)
+	b.add("pg", "a")
+	name := accountKey(store.Engine, 0, uuid, "a").Name
+	change := func(do func(row map[uint64]any)) {
+		t.Helper()
+		_, err := b.db.Update(t.Context(), func(v store.View, txn *store.Txn) error {
+			row, err := v.Get(store.Key{Table: store.Engine, Name: name})
+			if err != nil {
+				return err
+			}
+			value := map[uint64]any{}
+			if err := decoding.Unmarshal(row.Value, &value); err != nil {
+				return err
+			}
+			do(value)
+			encoded, err := encoding.Marshal(value)
+			txn.Put(store.Engine, name, encoded)
+			return err
+		})
+		b.must(err)
+	}
+	change(func(row map[uint64]any) { row[known+1], row[1000] = "later", []any{uint64(1), "much later"} })
+	for range 2 {
+		b.clock.advance(2 * time.Hour)
+		if got := b.work(); got != "[a]" {
+			t.Fatalf("turns %s", got)
+		}
+	}
+	change(func(row map[uint64]any) {
+		if row[known+1] != "later" || fmt.Sprint(row[1000]) != "[1 much later]" || row[2] != uint64(2) {
+			t.Errorf("the row is %v", row)
+		}
+		maps.DeleteFunc(row, func(key uint64, _ any) bool { return key > 12 }) // as it was before there were two accounts
+	})
+	v, err := b.db.View()
+	b.must(err)
+	defer v.Close()
+	a, _, err := Load(v, 0, uuid, "a")
+	b.must(err)
+	if a.Version != 2 || a.Loose != 1 || !a.Strangers() || len(a.later) > 0 {
+		t.Errorf("an earlier version's row is read as %+v", a)
 	}
 }
