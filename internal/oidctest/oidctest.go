@@ -1,5 +1,6 @@
 // Package oidctest is an OpenID provider for tests: an issuer over TLS that describes itself, shows its keys, signs tokens, and lets
-// people in by authorization code with PKCE (RFC 7636) and by device code (RFC 8628). It holds its clients to the protocol.
+// people in by authorization code with PKCE (RFC 7636) and by device code (RFC 8628). It holds its clients to the protocol. To a browser it shows
+// pages with forms: "user" is whom it lets in, and #agree and #refuse are the buttons. Test code that asks like a browser says so by a header instead.
 package oidctest
 
 import (
@@ -11,6 +12,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"html/template"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -68,15 +71,11 @@ func New(t testing.TB) *Provider {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", p.describe)
 	mux.HandleFunc("GET /keys", p.showKeys)
-	mux.HandleFunc("GET /authorize", p.authorize)
+	mux.HandleFunc("/authorize", p.authorize)
 	mux.HandleFunc("POST /device_authorization", p.device)
 	mux.HandleFunc("POST /token", p.token)
 	mux.HandleFunc("GET /userinfo", p.userInfo)
-	mux.HandleFunc("GET /device", func(w http.ResponseWriter, r *http.Request) {
-		if err := p.Enter(r.URL.Query().Get("user_code"), r.Header.Get("User")); err != nil {
-			http.Error(w, err.Error(), http.StatusNotFound)
-		}
-	})
+	mux.HandleFunc("/device", p.enter)
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		p.asked[r.URL.Path]++
@@ -199,31 +198,88 @@ func answer(w http.ResponseWriter, status int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// authorize lets whoever is named by the header User in, as a page with a form would.
+// authorize lets whoever is named by the header User in, or who fills in the page's form.
 func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
+	q := r.FormValue
 	switch {
-	case q.Get("client_id") != ClientID || q.Get("response_type") != "code" || q.Get("redirect_uri") == "" || q.Get("state") == "":
+	case q("client_id") != ClientID || q("response_type") != "code" || q("redirect_uri") == "" || q("state") == "":
 		http.Error(w, "not a request that is understood", 400)
 		return
-	case q.Get("code_challenge_method") != "S256" || q.Get("code_challenge") == "" || q.Get("nonce") == "":
+	case q("code_challenge_method") != "S256" || q("code_challenge") == "" || q("nonce") == "":
 		http.Error(w, "a nonce and a challenge are asked for", 400)
 		return
 	}
-	back, err := url.Parse(q.Get("redirect_uri"))
+	back, err := url.Parse(q("redirect_uri"))
 	if err != nil {
 		http.Error(w, "no way back", 400)
 		return
 	}
-	values := back.Query()
-	values.Set("state", q.Get("state"))
-	if user := r.Header.Get("User"); user == "" {
+	user, decided := person(r)
+	if !decided {
+		show(w, loginPage, r.Form)
+		return
+	}
+	values := url.Values{"state": {q("state")}}
+	if user == "" {
 		values.Set("error", "access_denied")
 	} else {
-		values.Set("code", p.keep(p.codes, &grant{redirect: q.Get("redirect_uri"), nonce: q.Get("nonce"), challenge: q.Get("code_challenge"), user: user}))
+		values.Set("code", p.keep(p.codes, &grant{redirect: q("redirect_uri"), nonce: q("nonce"), challenge: q("code_challenge"), user: user}))
+	}
+	if q("response_mode") == "form_post" {
+		show(w, backPage, map[string]any{"At": q("redirect_uri"), "Values": values})
+		return
+	}
+	for name, v := range back.Query() {
+		values[name] = v
 	}
 	back.RawQuery = values.Encode()
 	http.Redirect(w, r, back.String(), http.StatusFound)
+}
+
+// person is who agreed, or "" if somebody refused; false if that is to be found out by a page.
+func person(r *http.Request) (user string, decided bool) {
+	switch {
+	case !strings.Contains(r.Header.Get("Accept"), "text/html"):
+		return r.Header.Get("User"), true
+	case r.Method == http.MethodPost && r.PostFormValue("answer") == "agree":
+		return r.PostFormValue("user"), true
+	}
+	return "", r.Method == http.MethodPost
+}
+
+var (
+	loginPage = template.Must(template.New("").Parse(`<!DOCTYPE html><title>Log in</title>
+<form method="post">
+{{range $name, $values := .}}{{range $values}}<input type="hidden" name="{{$name}}" value="{{.}}">{{end}}{{end}}
+<input name="user"><button id="agree" name="answer" value="agree">Log in</button><button id="refuse" name="answer" value="refuse">Cancel</button>
+</form>`))
+	// OAuth 2.0 Form Post Response Mode
+	backPage = template.Must(template.New("").Parse(`<!DOCTYPE html><title>Back</title>
+<body onload="document.forms[0].submit()"><form method="post" action="{{.At}}">
+{{range $name, $values := .Values}}{{range $values}}<input type="hidden" name="{{$name}}" value="{{.}}">{{end}}{{end}}
+</form>`))
+	codePage = template.Must(template.New("").Parse(`<!DOCTYPE html><title>A device</title>
+<form method="post"><input name="user_code" value="{{.}}"><input name="user">
+<button id="agree" name="answer" value="agree">Log it in</button><button id="refuse" name="answer" value="refuse">Cancel</button></form>`))
+)
+
+func show(w http.ResponseWriter, page *template.Template, about any) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_ = page.Execute(w, about)
+}
+
+// enter is the page where a code from a device is typed.
+func (p *Provider) enter(w http.ResponseWriter, r *http.Request) {
+	user, decided := person(r)
+	if !decided {
+		show(w, codePage, r.FormValue("user_code"))
+		return
+	}
+	if err := p.Enter(r.FormValue("user_code"), user); err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	_, _ = io.WriteString(w, "Go back to your device.")
 }
 
 // keep remembers a grant under a new code.
