@@ -2,11 +2,13 @@ package cli_test
 
 import (
 	"bytes"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,4 +177,35 @@ func TestLoginInARealBrowser(t *testing.T) {
 	decides("cat", "#agree")
 	b.Await("Go back to your device")
 	l.is(server, "cat@example.com")
+}
+
+// A login by a code outlasts a provider that fails for a moment.
+func TestLoginByCodeGoesOn(t *testing.T) {
+	t.Parallel()
+	server, p := people(t)
+	var failures atomic.Int32
+	p.Set(func() {
+		p.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+			fails := r.URL.Path == "/token" && failures.CompareAndSwap(0, 1)
+			if fails {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			return fails
+		}
+	})
+	l := logsIn(t, server, "role=remote")
+	for deadline := time.Now().Add(patience); p.Asked("/token") == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the provider is not asked")
+		}
+	}
+	for _, code := range p.Waiting() {
+		if err := p.Enter(code, "ann"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.is(server, "ann@example.com")
+	if !strings.Contains(l.err.String(), "This goes on asking.") {
+		t.Errorf("the person is not told: %s", l.err.String())
+	}
 }

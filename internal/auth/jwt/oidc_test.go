@@ -311,14 +311,17 @@ func TestProviderAway(t *testing.T) {
 	b := people(t, p, nil)
 	at := begun(t, b, map[string]any{"redirect_uri": back})
 	fields := visit(t, p, at, "ann")
-	p.Set(func() {
-		p.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
-			http.Error(w, "secret words", http.StatusServiceUnavailable)
-			return true
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		p.Set(func() {
+			p.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
+				http.Error(w, "secret words", status)
+				return true
+			}
+		})
+		fields["code"] = "one that is good, but for " + http.StatusText(status)
+		if _, err := ask(t, b, get, "oidc/callback", fields); api.KindOf(err) != api.Upstream || strings.Contains(err.Error(), "secret words") {
+			t.Errorf("a provider that fails: %v", err)
 		}
-	})
-	if _, err := ask(t, b, get, "oidc/callback", fields); api.KindOf(err) != api.Upstream || strings.Contains(err.Error(), "secret words") {
-		t.Errorf("a provider that fails: %v", err)
 	}
 	before, limited := p.Asked("/token"), 0
 	for i := range 100 {

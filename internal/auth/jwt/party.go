@@ -3,6 +3,7 @@ package jwt
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -91,7 +92,7 @@ func (p *relyingParty) ask(ctx context.Context, at string, form url.Values) (*sp
 		return nil, errSlow
 	case status/100 == 2 && !malformed && s.Error == "":
 		return s, nil
-	case status >= 500:
+	case status >= 500, status == http.StatusTooManyRequests:
 		return nil, api.Errorf(api.Upstream, "the provider fails at present; try again")
 	case s.Error == "":
 		return nil, api.Errorf(api.Invalid, "Login failed. The provider answered with status %d", status)

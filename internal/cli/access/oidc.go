@@ -171,29 +171,43 @@ func (l *browserLogin) waits(state string, came chan<- url.Values) http.Handler 
 	return mux
 }
 
-// poll asks until the person has typed the code.
+// poll asks until the person has typed the code. A server or a provider that is away for the moment is asked again, after a growing pause (RFC 8628,
+// 3.5): the code is good meanwhile.
 func (l *browserLogin) poll(ctx context.Context, state, interval string) (*client.Response, error) {
 	seconds, err := strconv.Atoi(interval)
 	if err != nil || seconds < 1 || seconds > 600 {
 		seconds = 5
 	}
-	for {
+	for away := 0; ; {
+		pause := time.Duration(seconds) * time.Second
+		if away > 0 {
+			pause = max(pause, min(pause<<min(away, 5), mostPause))
+		}
 		select {
-		case <-time.After(time.Duration(seconds) * time.Second):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 		answer, err := l.c.Write(ctx, l.path+"poll", map[string]any{"state": state, "client_nonce": l.nonce})
 		refusal, refused := errors.AsType[*client.Error](err)
+		_, unreachable := errors.AsType[*client.Unreachable](err)
 		switch {
 		case refused && slices.Contains(refusal.Errors, "authorization_pending"):
+			away = 0
 		case refused && slices.Contains(refusal.Errors, "slow_down"):
-			seconds += 5 // RFC 8628, 3.5
+			seconds, away = seconds+5, 0
+		case ctx.Err() == nil && (unreachable || refused && (refusal.Status >= 500 || refusal.Status == http.StatusTooManyRequests)):
+			if away++; away == 1 {
+				l.a.Complain("%s. This goes on asking.\n", session.Sentence(err))
+			}
 		default:
 			return answer, err
 		}
 	}
 }
+
+// mostPause is the longest pause between two questions that comes from failures.
+const mostPause = 30 * time.Second
 
 // open shows a page in the person's browser, if there is one. It need not: the address is on the screen.
 func (l *browserLogin) open(ctx context.Context, at string) {
