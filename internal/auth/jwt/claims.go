@@ -169,39 +169,55 @@ type leeways struct {
 	notBefore time.Duration // how long before its end a token began that does not say so
 }
 
-// check says whether the token is in force at now, and when it ends for good, all leeways included.
-func (l leeways) check(c claims, now time.Time) (ends time.Time, err error) {
-	var exp, nbf, iat time.Time
-	for name, t := range map[string]*time.Time{"exp": &exp, "nbf": &nbf, "iat": &iat} {
-		if *t, err = c.instant(name); err != nil {
-			return ends, err
+// widest are the widest leeways of roles that take each token once. So it is known, whatever role a token comes to and whatever becomes of roles, for how
+// long it has to be remembered.
+var widest = leeways{skew: 15 * time.Minute, expiry: 15 * time.Minute, notBefore: 15 * time.Minute}
+
+// times are what a token says of its time; what it does not say is zero.
+type times struct{ exp, nbf, iat time.Time }
+
+func (c claims) times() (t times, err error) {
+	for name, to := range map[string]*time.Time{"exp": &t.exp, "nbf": &t.nbf, "iat": &t.iat} {
+		if *to, err = c.instant(name); err != nil {
+			return t, err
 		}
 	}
-	if exp.IsZero() && nbf.IsZero() && iat.IsZero() {
-		return ends, invalid("no issued at (iat), not before (nbf), or expiration time (exp) claims in token")
+	if t == (times{}) {
+		err = invalid("no issued at (iat), not before (nbf), or expiration time (exp) claims in token")
 	}
+	return t, err
+}
+
+// end is when a token is over.
+func (l leeways) end(t times) time.Time {
+	exp := t.exp
 	if exp.IsZero() {
-		latest := iat
-		if nbf.After(iat) {
-			latest = nbf
+		latest := t.iat
+		if t.nbf.After(t.iat) {
+			latest = t.nbf
 		}
 		exp = latest.Add(l.expiry)
 	}
+	return exp.Add(l.skew)
+}
+
+// check refuses a token that is over, or not good yet.
+func (l leeways) check(t times, now time.Time) error {
+	end, nbf := l.end(t), t.nbf
 	if nbf.IsZero() {
-		if nbf = iat; iat.IsZero() {
-			nbf = exp.Add(-l.notBefore)
+		if nbf = t.iat; t.iat.IsZero() {
+			nbf = t.exp.Add(-l.notBefore)
 		}
 	}
-	ends = exp.Add(l.skew)
 	switch {
-	case !now.Before(ends):
-		return ends, invalid("invalid expiration time (exp) claim: token is expired")
+	case !now.Before(end):
+		return invalid("invalid expiration time (exp) claim: token is expired")
 	case now.Add(l.skew).Before(nbf):
-		return ends, invalid("invalid not before (nbf) claim: token not yet valid")
-	case now.Add(l.skew).Before(iat):
-		return ends, invalid("invalid issued at (iat) claim: token issued in the future")
+		return invalid("invalid not before (nbf) claim: token not yet valid")
+	case now.Add(l.skew).Before(t.iat):
+		return invalid("invalid issued at (iat) claim: token issued in the future")
 	}
-	return ends, nil
+	return nil
 }
 
 // audience refuses a token that is for somebody else. One that is for somebody is good for those only who say that they are meant.

@@ -159,8 +159,7 @@ func (b *Backend) verified(r *engine.Request, e *entry, jwt lessor.Secret, algor
 // admit lets somebody in of whom an issuer said all that the role asks for.
 func (e *entry) admit(r *engine.Request, said claims) (*engine.Reply, error) {
 	ro := e.role
-	ends, err := ro.accepts(said, e.condition, r.Now)
-	if err != nil {
+	if err := ro.accepts(said, e.condition, r.Now); err != nil {
 		return nil, err
 	}
 	l, err := ro.person(said)
@@ -174,31 +173,35 @@ func (e *entry) admit(r *engine.Request, said claims) (*engine.Reply, error) {
 	reply.Txn.Require(e.configRow)
 	reply.Txn.Require(e.roleRow)
 	if ro.OneUse {
-		err = use(r, &reply.Txn, said, ends)
+		err = use(r, &reply.Txn, said)
 	}
 	return reply, err
 }
 
-// accepts refuses a token that does not say what the role asks for at now, its condition included, and tells when it ends for good.
-func (ro *role) accepts(said claims, c *condition, now time.Time) (ends time.Time, err error) {
-	if ends, err = ro.leeways().check(said, now); err != nil {
-		return ends, err
+// accepts refuses a token that does not say what the role asks for at now, its condition included.
+func (ro *role) accepts(said claims, c *condition, now time.Time) error {
+	t, err := said.times()
+	if err == nil {
+		err = ro.leeways().check(t, now)
+	}
+	if err != nil {
+		return err
 	}
 	if ro.Subject != "" && said.text("sub") != ro.Subject {
-		return ends, invalid("invalid subject (sub) claim")
+		return invalid("invalid subject (sub) claim")
 	}
 	if ro.Type == typeJWT || len(ro.Audiences) > 0 { // the audience of a browser login is lessor itself
 		if err := audience(said, ro.Audiences); err != nil {
-			return ends, err
+			return err
 		}
 	}
 	if err := bound(said, ro.Claims, ro.Globs); err != nil {
-		return ends, err
+		return err
 	}
 	if c == nil {
-		return ends, nil
+		return nil
 	}
-	return ends, c.holds(said)
+	return c.holds(said)
 }
 
 // person is whom the claims are about.
@@ -241,7 +244,7 @@ func (*Backend) Renew(r *engine.Request, txn *store.Txn, t *token.Token, terms *
 
 // used is the row of a token that was good for one login.
 type used struct {
-	Ends time.Time `cbor:"1,keyasint"` // when the token is over, and nobody can use it again anyway
+	Ends time.Time `cbor:"1,keyasint"` // when the token is over at whatever role, and nobody can use it again anyway
 }
 
 const (
@@ -255,12 +258,16 @@ func usedKey(m *mount.Entry, rest string) store.Key {
 }
 
 // use adds to a login's commit that nobody logged in with the token before.
-func use(r *engine.Request, txn *store.Txn, said claims, ends time.Time) error {
+func use(r *engine.Request, txn *store.Txn, said claims) error {
 	id := said.text("jti")
 	if id == "" || len(id) > longestID {
 		return invalid("the role takes each token once, and this one has no id (jti)")
 	}
-	return once(r, txn, said.text("iss")+"\x00"+id, ends, invalid("the token was used before"))
+	t, err := said.times()
+	if err != nil {
+		return err
+	}
+	return once(r, txn, said.text("iss")+"\x00"+id, widest.end(t), invalid("the token was used before"))
 }
 
 // once adds to txn that what has this name was never used, and that it is used now. It is forgotten after ends.

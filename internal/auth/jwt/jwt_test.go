@@ -531,6 +531,15 @@ func TestOneUse(t *testing.T) {
 	b.Clock.Advance(time.Second)
 	refused(t, b, "app", token, "error validating token: invalid expiration time (exp) claim: token is expired")
 	tidy()
+	// Nor is it good where more leeway is given.
+	b.Do(put, "role/late", `{"role_type":"jwt","user_claim":"sub","bound_audiences":"lessor","one_use":true,"clock_skew_leeway":"15m","expiration_leeway":"15m"}`)
+	refused(t, b, "late", token, "error validating token: the token was used before")
+	if _, err := b.Try(put, "role/late", `{"clock_skew_leeway":"15m1s"}`); api.KindOf(err) != api.Invalid {
+		t.Errorf("a role that takes tokens for longer than they are remembered: %v", err)
+	}
+	b.Clock.Advance(14 * time.Minute)
+	refused(t, b, "late", token, "error validating token: invalid expiration time (exp) claim: token is expired")
+	tidy()
 	if n := b.Count(store.Engine); n != 0 {
 		t.Errorf("%d rows are left", n)
 	}

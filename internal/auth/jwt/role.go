@@ -288,6 +288,8 @@ func (ro *role) check() error {
 		return api.Errorf(api.Invalid, "'allowed_redirect_uris' must be set if 'role_type' is 'oidc' or unspecified.")
 	case ro.Type == typeJWT && ro.Device:
 		return api.Errorf(api.Invalid, "'callback_mode' is for roles of type oidc")
+	case ro.OneUse && max(ro.ClockSkew, ro.ExpiryLeeway, ro.BeforeLeeway) > widest.skew:
+		return api.Errorf(api.Invalid, "a role with one_use takes leeways of %v at most: a token that was used is not remembered for longer", widest.skew)
 	case ro.Type == typeJWT && ro.MaxAge > 0:
 		return api.Errorf(api.Invalid, "'max_age' is for roles of type oidc")
 	}
@@ -344,6 +346,10 @@ func leeway(sent any) (time.Duration, bool) {
 
 // leeways are by how much times may be off.
 func (ro *role) leeways() leeways {
+	most := time.Duration(math.MaxInt64 / 4)
+	if ro.OneUse { // and was written by a version that took more
+		most = widest.skew
+	}
 	of := func(d, usual time.Duration) time.Duration {
 		switch {
 		case d == 0:
@@ -351,7 +357,7 @@ func (ro *role) leeways() leeways {
 		case d < 0:
 			return 0
 		}
-		return min(d, math.MaxInt64/4)
+		return min(d, most)
 	}
 	return leeways{skew: of(ro.ClockSkew, usualSkew), expiry: of(ro.ExpiryLeeway, usualLeeway), notBefore: of(ro.BeforeLeeway, usualLeeway)}
 }
