@@ -2,6 +2,7 @@ package jwt
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ type outcome struct {
 	done    chan struct{} // closed once there is one
 	value   any
 	err     error
+	from    netip.Prefix // network that had it asked
 	expires time.Time
 }
 
@@ -36,33 +38,55 @@ func (a *answers) of(r *engine.Request, key string, ask func(ctx context.Context
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if known := a.known[key]; known != nil {
-		select {
-		case <-known.done:
+		if known.there() {
 			return known.value, known.err
-		default:
-			return nil, &engine.Unknown{Learn: known.wait}
 		}
+		return nil, &engine.Unknown{Learn: known.wait}
 	}
-	if !a.from.may(r.Op.Client, r.Now) {
+	from := network(r.Op.Client)
+	if !a.from.may(from, r.Now) {
 		return nil, api.Errorf(api.Limited, "too many logins are begun from this address; try again in a few seconds")
 	}
-	for k, old := range a.known {
-		if !r.Now.Before(old.expires) {
-			delete(a.known, k)
-		}
-	}
-	if len(a.known) >= mostAnswers {
+	maps.DeleteFunc(a.known, func(_ string, old *outcome) bool { return !r.Now.Before(old.expires) })
+	if len(a.known) >= mostAnswers && !a.yield(from) {
 		return nil, api.Errorf(api.Limited, "too many logins are under way; try again in a few seconds")
 	}
 	if a.known == nil {
 		a.known = map[string]*outcome{}
 	}
-	mine := &outcome{done: make(chan struct{}), expires: r.Now.Add(answerLife)}
+	mine := &outcome{done: make(chan struct{}), from: from, expires: r.Now.Add(answerLife)}
 	a.known[key] = mine
 	return nil, &engine.Unknown{Learn: func(ctx context.Context) {
 		defer close(mine.done)
 		mine.value, mine.err = ask(context.WithoutCancel(ctx)) // others may wait for it
 	}}
+}
+
+// yield forgets an answer for the sake of a network: the oldest of the one that has the most, if that has more. So who has very much asked takes away from
+// himself. a.mu is held.
+func (a *answers) yield(to netip.Prefix) bool {
+	has := map[netip.Prefix]int{}
+	for _, o := range a.known {
+		has[o.from]++
+	}
+	most, key := has[to], ""
+	for k, o := range a.known {
+		if n := has[o.from]; o.there() && (n > most || key != "" && n == most && o.expires.Before(a.known[key].expires)) {
+			most, key = n, k
+		}
+	}
+	delete(a.known, key)
+	return key != ""
+}
+
+// there reports whether the outcome is.
+func (o *outcome) there() bool {
+	select {
+	case <-o.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (o *outcome) wait(ctx context.Context) {
@@ -87,15 +111,17 @@ const (
 	mostSources = 10000
 )
 
-func (s *allowances) may(client netip.Addr, now time.Time) bool {
+// network is what of an address tells one who asks from another.
+func network(client netip.Addr) netip.Prefix {
 	bits := 64
 	if client = client.Unmap(); client.Is4() {
 		bits = 32
 	}
-	from, err := client.Prefix(bits)
-	if err != nil {
-		from = netip.Prefix{}
-	}
+	from, _ := client.Prefix(bits)
+	return from
+}
+
+func (s *allowances) may(from netip.Prefix, now time.Time) bool {
 	if *s == nil || len(*s) >= mostSources {
 		*s = allowances{}
 	}
