@@ -95,11 +95,14 @@ func (c *Connector) drain() {
 	}
 }
 
-// Connect implements driver.Connector. If the login fails, and the secret was rotated a moment ago, it tries once more with the new value.
+// Connect implements driver.Connector. If the login is refused, and the secret was rotated a moment ago, it tries once more with the new value.
 func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	made, v, err := c.connect(ctx)
 	if err == nil {
 		return made, nil
+	}
+	if !refused(err) {
+		return nil, err
 	}
 	if now, stale := c.secret.Refresh(ctx, v); stale != nil || now.Serial == v.Serial {
 		return nil, err
