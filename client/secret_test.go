@@ -527,3 +527,81 @@ func TestSuccessor(t *testing.T) {
 		t.Errorf("opened again: %s", got)
 	}
 }
+
+// Who gives up while a session is opened leaves no token behind.
+func TestOpenGivenUp(t *testing.T) {
+	t.Parallel()
+	server := lessortest.Start(t)
+	server.Write("sys/auth/userpass", map[string]any{"type": "userpass"})
+	server.Write("auth/userpass/users/ann", map[string]any{"password": "sesame", "token_policies": "default"})
+	tokens := func() int {
+		list, err := server.Client().List(t.Context(), "auth/token/accessors")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Data["keys"].([]any))
+	}
+	before := tokens()
+	at, err := url.Parse(server.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	proxy := httputil.NewSingleHostReverseProxy(at)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/events/") {
+			giveUp()
+			<-r.Context().Done()
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	c, err := client.New(client.Config{Address: front.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	loggedIn := 0
+	m := methodFunc(func(ctx context.Context, c *client.Client) (*client.Auth, error) {
+		answer, err := c.Write(ctx, "auth/userpass/login/ann", map[string]any{"password": "sesame"})
+		if err != nil {
+			return nil, err
+		}
+		loggedIn = tokens()
+		return answer.Auth, nil
+	})
+	if _, err := client.Open(ctx, c, m); !errors.Is(err, context.Canceled) {
+		t.Fatalf("opened, though it was given up: %v", err)
+	}
+	if n := tokens(); loggedIn != before+1 || n != before {
+		t.Errorf("%d tokens, %d while it was opened, %d before", n, loggedIn, before)
+	}
+}
+
+// methodFunc is a function that logs in.
+type methodFunc func(context.Context, *client.Client) (*client.Auth, error)
+
+func (f methodFunc) Login(ctx context.Context, c *client.Client) (*client.Auth, error) {
+	return f(ctx, c)
+}
+
+// However long a holder's name is, a second secret of the same path is held under one of its own.
+func TestLongInstances(t *testing.T) {
+	t.Parallel()
+	server := lessortest.Start(t)
+	put(server, "secret/data/app", "one")
+	for _, name := range []string{strings.Repeat("x", 128), strings.Repeat("x", 127) + "y", strings.Repeat("x", 126), "x" + strings.Repeat("\u00e9", 63)} {
+		session := open(t, server.Client().WithInstance(name), nil)
+		for range 3 {
+			secret(t, session, "secret/data/app")
+		}
+	}
+	holders := server.Read("sys/lessor/holders/secret/app").Data["holders"].([]any)
+	names := map[string]bool{}
+	for _, h := range holders {
+		names[h.(map[string]any)["instance"].(string)] = true
+	}
+	if len(names) != 12 {
+		t.Errorf("%d holders: %v", len(names), names)
+	}
+}

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -65,7 +67,9 @@ func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	}
 	feed := s.subscribe(ctx) // before anything is read: what changes from now on is told
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+		defer done()
+		return nil, errors.Join(err, s.quit(ending))
 	}
 	s.heard = feed != nil
 	living, cancel := context.WithCancel(context.Background())
@@ -77,6 +81,9 @@ func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 
 // callTimeout is how long a call of a session may take, if its client says nothing else.
 const callTimeout = time.Minute
+
+// quitTimeout is how long ending the token of a session may take that was given up while it was opened.
+const quitTimeout = 5 * time.Second
 
 // newInstance tells processes of one holder apart, in words that a person can follow: host, process, and a few random letters.
 func newInstance() string {
@@ -142,9 +149,23 @@ func (s *Session) instance(path string) string {
 	}
 	name := s.client.config.Instance
 	for n := 2; taken[name]; n++ {
-		name = s.client.config.Instance + "/" + strconv.Itoa(n)
+		name = numbered(s.client.config.Instance, n)
 	}
 	return name
+}
+
+// longestInstance is how many bytes servers take of one.
+const longestInstance = 128
+
+// numbered is the name of another holder, the nth, beside one: of a name that is too long for a number, as much as there is room for, and a digest of it.
+func numbered(instance string, n int) string {
+	number := "/" + strconv.Itoa(n)
+	if len(instance)+len(number) <= longestInstance {
+		return instance + number
+	}
+	sum := sha256.Sum256([]byte(instance))
+	number = "~" + hex.EncodeToString(sum[:8]) + number
+	return strings.ToValidUTF8(instance[:longestInstance-len(number)], "") + number
 }
 
 func (s *Session) forget(secret *Secret) {
@@ -154,7 +175,8 @@ func (s *Session) forget(secret *Secret) {
 	s.rewait()
 }
 
-// Close closes the secrets that are open still, and ends the token, if the session logged in for it.
+// Close closes the secrets that are open still, and ends the token, if the session logged in for it. It calls the server, under ctx: one that has ended
+// already leaves all to end by itself.
 func (s *Session) Close(ctx context.Context) error {
 	var all sync.WaitGroup
 	secrets := s.open()
@@ -165,15 +187,21 @@ func (s *Session) Close(ctx context.Context) error {
 	all.Wait()
 	s.cancel()
 	s.done.Wait()
-	if s.own() {
-		_, err := s.Client().Write(ctx, "auth/token/revoke-self", nil)
-		failed <- err
-	}
+	failed <- s.quit(ctx)
 	close(failed)
 	var err error
 	for e := range failed {
 		err = errors.Join(err, e)
 	}
+	return err
+}
+
+// quit ends the token, if the session logged in for it.
+func (s *Session) quit(ctx context.Context) error {
+	if !s.own() {
+		return nil
+	}
+	_, err := s.Client().Write(ctx, "auth/token/revoke-self", nil)
 	return err
 }
 
