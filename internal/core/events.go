@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
 	"github.com/lessor-dev/lessor/internal/system"
+	"github.com/lessor-dev/lessor/internal/token"
 )
 
 // Events is what commits tell; see Listen.
@@ -65,11 +67,45 @@ type listener struct {
 // Listen subscribes on behalf of an operation that was granted. Whoever asked hears of what he may read or subscribe to at the moment when
 // he hears of it.
 func (c *Core) Listen(op *lessor.Op, i event.Interest, after event.Cursor) (system.Listener, error) {
-	s, err := c.feed.Subscribe(op.Client, i, after)
+	tokens, err := c.restsOn(op)
+	if err != nil {
+		return nil, outcome(err)
+	}
+	s, err := c.feed.Subscribe(op.Client, i, after, tokens...)
 	if err != nil {
 		return nil, err
 	}
+	if _, err := c.restsOn(op); err != nil { // it ended before its end would have been noticed
+		s.Close()
+		return nil, outcome(err)
+	}
 	return &listener{Subscription: s, core: c, op: op}, nil
+}
+
+// restsOn names the rows of the token of an operation and of its ancestors: if one of them goes, the token does.
+func (c *Core) restsOn(op *lessor.Op) (names []string, err error) {
+	v, err := c.Store.View()
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	t, row, err := c.lookup(v, op.Token)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil {
+		return nil, errToken
+	}
+	if live, err := t.Live(v, c.Store.Now()); err != nil || !live {
+		return nil, cmp.Or(err, error(errToken))
+	}
+	if row.Exists() {
+		names = append(names, row.Name)
+	}
+	for _, hash := range t.Ancestors {
+		names = append(names, token.Key(hash).Name)
+	}
+	return names, nil
 }
 
 // recheck is how long a listener waits at most until it is looked whether its token still lives: it may have been renewed.

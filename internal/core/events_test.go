@@ -246,14 +246,21 @@ func TestEventsOfInterest(t *testing.T) {
 func TestASubscriptionEndsWithItsToken(t *testing.T) {
 	g := start(t)
 	g.kv2("secret")
+	g.policy("parent", `path "auth/token/create" { capabilities = ["update"] }`)
+	parent := "" // accessor
 	for name, end := range map[string]func(token, accessor string){
 		"revoked": func(_, accessor string) {
 			g.do(g.root, lessor.Update, "auth/token/revoke-accessor", fmt.Sprintf(`{"accessor":%q}`, accessor))
 		},
+		"revoked with its parent": func(string, string) {
+			g.do(g.root, lessor.Update, "auth/token/revoke-accessor", fmt.Sprintf(`{"accessor":%q}`, parent))
+		},
 		"not permitted any more": func(string, string) { g.policy("may", `path "x" { capabilities = ["read"] }`) },
 	} {
 		g.policy("may", `path "sys/events/subscribe/*" { capabilities = ["read"] }`)
-		made := g.do(g.root, lessor.Update, "auth/token/create", `{"policies":["may"],"no_default_policy":true}`)
+		above := g.do(g.root, lessor.Update, "auth/token/create", `{"policies":["parent","may"],"no_default_policy":true}`)
+		parent = above.Auth.Accessor
+		made := g.do(above.Auth.Token, lessor.Update, "auth/token/create", `{"policies":["may"],"no_default_policy":true}`)
 		a := g.do(made.Auth.Token, lessor.Read, "sys/events/subscribe/kv*", "")
 		if err := a.Feed.Open(); err != nil {
 			t.Fatal(err)
@@ -266,6 +273,7 @@ func TestASubscriptionEndsWithItsToken(t *testing.T) {
 		for g.core.Events().Subscribers() == 0 {
 			time.Sleep(time.Millisecond)
 		}
+		time.Sleep(300 * time.Millisecond) // so that what was before has been looked at: it is the end that is heard of
 		end(made.Auth.Token.Reveal(), made.Auth.Accessor)
 		select {
 		case err := <-ended:

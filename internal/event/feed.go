@@ -65,6 +65,7 @@ type Feed struct {
 	roll    sync.RWMutex // guards what follows
 	all     set
 	in      interested
+	tokens  map[string]set // whose subscriptions end with a row of store.Tokens, by its name
 	sources map[netip.Prefix]int
 	idle    time.Time // since when nobody is subscribed
 	moved   *time.Timer
@@ -79,7 +80,7 @@ func NewFeed(o Options) *Feed {
 	}
 	return &Feed{
 		Options: o, wanted: make(chan struct{}, 1), rests: idleAfter, replays: make(chan struct{}, 2), ready: make(chan struct{}), keeps: mostEvents,
-		all: set{}, in: newInterested(), sources: map[netip.Prefix]int{}, leaving: make(chan struct{}),
+		all: set{}, in: newInterested(), tokens: map[string]set{}, sources: map[netip.Prefix]int{}, leaving: make(chan struct{}),
 	}
 }
 
@@ -250,6 +251,11 @@ func (f *Feed) keep(h *audit.Header, events []*Event, known bool) {
 	if !known {
 		f.wakeAll()
 	}
+	for _, t := range h.Touched {
+		if t.Deleted && !t.Range && store.Table(t.Table) == store.Tokens {
+			wake(f.tokens[t.Name])
+		}
+	}
 	if shifts(h) {
 		f.look()
 	}
@@ -273,14 +279,14 @@ func (f *Feed) next(p Place) int {
 	return i
 }
 
-// shifts reports whether a commit may have ended tokens, or changed who may what.
+// shifts reports whether a commit may have ended very many tokens, or changed who may what.
 func shifts(h *audit.Header) bool {
 	return slices.ContainsFunc(h.Touched, func(t audit.Touch) bool {
 		switch store.Table(t.Table) {
 		case store.Tombs, store.Policies, store.Identity:
 			return true
 		case store.Tokens:
-			return t.Deleted
+			return t.Range
 		}
 		return false
 	})
@@ -301,8 +307,11 @@ func (f *Feed) look() {
 }
 
 // wakeAll has all subscribers look; f.roll is held.
-func (f *Feed) wakeAll() {
-	for s := range f.all {
+func (f *Feed) wakeAll() { wake(f.all) }
+
+// wake has subscribers look whether they still may.
+func wake(all set) {
+	for s := range all {
 		s.again.Store(true)
 		s.poke()
 	}
@@ -364,15 +373,17 @@ func (f *Feed) Resume(text string) (Cursor, error) {
 type Subscription struct {
 	feed     *Feed
 	interest Interest
+	tokens   []string // with one of which it ends
 	source   netip.Prefix
 	cursor   Cursor
 	woken    chan struct{}
 	again    atomic.Bool // to look whether it still may
 }
 
-// Subscribe tells somebody at an address what is behind a cursor. The error is of kind Limited: there are too many.
-func (f *Feed) Subscribe(client netip.Addr, i Interest, after Cursor) (*Subscription, error) {
-	s := &Subscription{feed: f, interest: i, source: source(client), cursor: after, woken: make(chan struct{}, 1)}
+// Subscribe tells somebody at an address what is behind a cursor. He is woken to look whether he still may when one of the tokens is gone: names of rows of
+// store.Tokens, which must be there in a View that is opened after this. The error is of kind Limited: there are too many.
+func (f *Feed) Subscribe(client netip.Addr, i Interest, after Cursor, tokens ...string) (*Subscription, error) {
+	s := &Subscription{feed: f, interest: i, tokens: tokens, source: source(client), cursor: after, woken: make(chan struct{}, 1)}
 	f.roll.Lock()
 	defer f.roll.Unlock()
 	if f.Most > 0 && len(f.all) >= f.Most || f.PerSource > 0 && f.sources[s.source] >= f.PerSource {
@@ -381,6 +392,9 @@ func (f *Feed) Subscribe(client netip.Addr, i Interest, after Cursor) (*Subscrip
 	f.all[s] = struct{}{}
 	f.sources[s.source]++
 	f.in.add(s)
+	for _, name := range tokens {
+		enrol(f.tokens, name, s)
+	}
 	select {
 	case f.wanted <- struct{}{}:
 	default:
@@ -411,6 +425,9 @@ func (s *Subscription) Close() {
 		delete(f.sources, s.source)
 	}
 	f.in.remove(s)
+	for _, name := range s.tokens {
+		strike(f.tokens, name, s)
+	}
 	f.idle = time.Now()
 }
 
@@ -431,7 +448,7 @@ func (s *Subscription) Next(ctx context.Context) ([]*Event, error) {
 		if err := s.feed.await(ctx); err != nil {
 			return nil, err
 		}
-		found, next, kept := s.feed.after(s.cursor, &s.interest)
+		found, next, kept, more := s.feed.after(s.cursor, &s.interest)
 		if !kept {
 			var err error
 			if found, next, err = s.feed.replay(ctx, s.cursor, &s.interest); err != nil {
@@ -442,7 +459,10 @@ func (s *Subscription) Next(ctx context.Context) ([]*Event, error) {
 		switch {
 		case len(found) > 0, s.again.Swap(false):
 			return found, nil
-		case !kept:
+		case !kept, more:
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		select {
@@ -475,26 +495,37 @@ func (f *Feed) await(ctx context.Context) error {
 	}
 }
 
-// after finds what is of interest behind a cursor, and the cursor behind it. kept is false if what is kept begins later.
-func (f *Feed) after(c Cursor, i *Interest) (found []*Event, next Cursor, kept bool) {
+// after finds what is of interest behind a cursor, and the cursor behind it. kept is false if what is kept begins later; more is true if it has not looked
+// at all that there is, so that nobody looks for long without a look at what else has happened.
+func (f *Feed) after(c Cursor, i *Interest) (found []*Event, next Cursor, kept, more bool) {
+	events, last, kept := f.behind(c)
+	if !kept {
+		return nil, c, false, false
+	}
+	for n, e := range events {
+		if i.Wants(e) {
+			found = append(found, e)
+		}
+		if (len(found) == most || n+1 == page) && n+1 < len(events) {
+			return found, Cursor{e.place, e.of}, true, true
+		}
+	}
+	if c.Compare(last.Place) < 0 {
+		c = last
+	}
+	return found, c, true, false
+}
+
+// behind are the events behind a cursor, and the cursor behind them, if what is kept begins there. Nobody changes them: they are looked at without f.mu, since
+// a filter takes its time.
+func (f *Feed) behind(c Cursor) (events []*Event, last Cursor, kept bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if !f.on || c.Compare(end(f.low)) < 0 {
 		return nil, c, false
 	}
-	for _, e := range f.events[f.next(c.Place):] {
-		if !i.Wants(e) {
-			continue
-		}
-		if found = append(found, e); len(found) == most {
-			return found, Cursor{e.place, e.of}, true
-		}
-	}
 	n := len(f.places) - 1
-	if last := (Cursor{end(f.low + uint64(n)), f.places[n]}); c.Compare(last.Place) < 0 {
-		c = last
-	}
-	return found, c, true
+	return f.events[f.next(c.Place):], Cursor{end(f.low + uint64(n)), f.places[n]}, true
 }
 
 // replay is after for what is not kept: it reads a piece of the chain.

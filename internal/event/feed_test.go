@@ -345,6 +345,157 @@ func TestSubscribersAreBounded(t *testing.T) {
 	}
 }
 
+// The end of a token wakes those who rest on it, and nobody else.
+func TestTheEndOfATokenWakesItsOwn(t *testing.T) {
+	w := newWorld(t, Options{})
+	names := map[string]*Subscription{}
+	for _, tokens := range [][]string{{"parent"}, {"child", "parent"}, {"other"}, {"gone", "other"}} {
+		s, err := w.feed.Subscribe(here, Interest{Types: []string{"none"}}, w.now(), tokens...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[tokens[0]] = s
+	}
+	names["gone"].Close()
+	if err := w.feed.await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	told := w.subscribe(w.now(), everything)
+	txn := store.Txn{Audit: []audit.Record{{Operation: "revoke", Phase: audit.Done}}}
+	for _, name := range []string{"parent", "stranger"} {
+		txn.Put(store.Tokens, name, []byte("x"))
+	}
+	if _, err := w.db.Commit(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	txn = store.Txn{Audit: []audit.Record{{Operation: "revoke", Phase: audit.Done}}}
+	txn.Delete(store.Tokens, "parent")
+	txn.Delete(store.Tokens, "stranger")
+	txn.Put(store.Engine, store.MountKey(1, w.uuid, "then"), []byte("x"))
+	if _, err := w.db.Commit(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"parent", "child"} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if events, err := names[name].Next(ctx); err != nil || len(events) > 0 {
+			t.Errorf("%s: %v, %v", name, events, err)
+		}
+		cancel()
+	}
+	w.write("after") // once it is told, all is done about what was before
+	for last := ""; last != "m/after"; {
+		events, err := told.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events {
+			last = e.Path
+		}
+	}
+	w.feed.roll.Lock()
+	defer w.feed.roll.Unlock()
+	if names["other"].again.Load() || w.feed.moved != nil {
+		t.Error("who rests on another token is to look, too")
+	}
+	if len(w.feed.tokens) != 3 {
+		t.Errorf("tokens are watched: %v", w.feed.tokens)
+	}
+}
+
+// Somebody's filter is nobody else's matter, however long it takes.
+func TestASlowFilterHoldsUpNobody(t *testing.T) {
+	w := newWorld(t, Options{})
+	at, goOn := make(chan struct{}), make(chan struct{})
+	slow := w.subscribe(w.now(), Interest{Types: []string{"*"}, Filter: func(*Event) bool {
+		at <- struct{}{}
+		<-goOn
+		return true
+	}})
+	quick := w.subscribe(w.now(), everything)
+	told := make(chan error, 1)
+	go func() {
+		_, err := slow.Next(t.Context())
+		told <- err
+	}()
+	w.write("one")
+	<-at
+	for n := range 3 {
+		w.write(fmt.Sprint(n))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for heard := 0; heard < 4; {
+		events, err := quick.Next(ctx)
+		if err != nil {
+			t.Fatalf("heard of %d: %v", heard, err)
+		}
+		heard += len(events)
+	}
+	close(goOn)
+	if err := <-told; err != nil {
+		t.Error(err)
+	}
+}
+
+// What each event is held against, for all, is bounded; so is what is looked at in one go.
+func TestWhatOneMayNameIsBounded(t *testing.T) {
+	many := func(n int, end string) (all []string) {
+		for i := range n {
+			all = append(all, fmt.Sprintf("m/%d%s", i, end))
+		}
+		return all
+	}
+	for name, c := range map[string]struct {
+		i  Interest
+		ok bool
+	}{
+		"many paths":     {Interest{Types: []string{"*"}, Paths: many(1024, "")}, true},
+		"more":           {Interest{Types: []string{"*"}, Paths: many(1025, "")}, false},
+		"some prefixes":  {Interest{Types: []string{"*"}, Paths: append(many(900, ""), many(64, "*")...)}, true},
+		"many prefixes":  {Interest{Types: []string{"*"}, Paths: many(65, "*")}, false},
+		"some types":     {Interest{Types: many(64, "")}, true},
+		"many types":     {Interest{Types: many(65, "")}, false},
+		"no type at all": {Interest{}, false},
+	} {
+		if err := c.i.Check(); (err == nil) != c.ok || err != nil && api.KindOf(err) != api.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	w := newWorld(t, Options{})
+	looked := 0
+	s := w.subscribe(w.now(), Interest{Types: []string{"*"}, Paths: []string{"m/f*", "m/last"}, Filter: func(e *Event) bool {
+		looked++
+		return e.Path == "m/last"
+	}})
+	told := w.subscribe(w.now(), everything)
+	if err := w.feed.await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		names := []string{}
+		for i := range 1000 {
+			names = append(names, fmt.Sprintf("f%d-%d", n, i))
+		}
+		w.write(names...)
+	}
+	w.write("last")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for last := ""; last != "m/last"; { // then all is kept
+		events, err := told.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = events[len(events)-1].Path
+	}
+	if events, err := s.Next(ctx); err != nil || len(events) != 1 {
+		t.Errorf("%d events, %v", len(events), err)
+	}
+	if looked != 3001 {
+		t.Errorf("looked at %d events", looked)
+	}
+}
+
 func TestMatch(t *testing.T) {
 	for _, c := range []struct {
 		pattern, s string

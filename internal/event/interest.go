@@ -18,8 +18,9 @@ type Interest struct {
 
 // Bounds of what one subscriber may name.
 const (
-	longestType = 128
-	mostNames   = 1024
+	longestType  = 128
+	mostNames    = 1024
+	mostPatterns = 64 // of types, and of paths that end in *: each event is held against them, for all subscribers in turn
 )
 
 // Check refuses an interest in what cannot be.
@@ -29,7 +30,9 @@ func (i *Interest) Check() error {
 		return api.Errorf(api.Invalid, "did not specify eventType to subscribe to: name one, such as kv-v2/data-write, or several with a *")
 	case slices.ContainsFunc(i.Types, func(t string) bool { return len(t) > longestType }):
 		return api.Errorf(api.Invalid, "no type of events has a name of more than %d bytes", longestType)
-	case len(i.Types) > mostNames || len(i.Paths) > mostNames:
+	case len(i.Types) > mostPatterns || i.prefixes() > mostPatterns:
+		return api.Errorf(api.Invalid, "a subscription names %d types, and %d paths that end in *, at most: subscribe more than once", mostPatterns, mostPatterns)
+	case len(i.Paths) > mostNames:
 		return api.Errorf(api.Invalid, "a subscription names %d paths at most: use a * at the end of a path, or subscribe more than once", mostNames)
 	}
 	return nil
@@ -75,8 +78,8 @@ func Match(pattern, s string) bool {
 
 // interested finds whom an event may concern: by its path where they named paths, else by what they have in common.
 type interested struct {
-	exact map[string]set     // by path
-	wide  map[string]subject // those who named no path, or one that ends in *: by types and paths
+	exact map[string]set     // by path, those who named it
+	wide  map[string]subject // those who named no path, or some that end in *: by types and these
 }
 
 type set map[*Subscription]struct{}
@@ -91,43 +94,74 @@ func newInterested() interested {
 	return interested{map[string]set{}, map[string]subject{}}
 }
 
-// exactly reports whether an interest names paths, and no other.
-func (i *Interest) exactly() bool {
-	return len(i.Paths) > 0 && !slices.ContainsFunc(i.Paths, func(p string) bool { return strings.HasSuffix(p, "*") })
+// prefixes is how many paths end in *.
+func (i *Interest) prefixes() int {
+	if _, wide := i.split(); wide != nil {
+		return len(wide.Paths)
+	}
+	return 0
+}
+
+// split are the paths that are named exactly, and the rest of the interest, which has to be held against each event; nil: there is none.
+func (i *Interest) split() (exact []string, wide *Interest) {
+	var prefixes []string
+	for _, p := range i.Paths {
+		if strings.HasSuffix(p, "*") {
+			prefixes = append(prefixes, p)
+		} else {
+			exact = append(exact, p)
+		}
+	}
+	if len(i.Paths) == 0 || len(prefixes) > 0 {
+		wide = &Interest{Types: i.Types, Paths: prefixes}
+	}
+	return exact, wide
 }
 
 // subject tells what two are interested in apart, whatever characters they name it by.
 func (i *Interest) subject() string { return fmt.Sprintf("%q %q", i.Types, i.Paths) }
 
 func (in interested) add(s *Subscription) {
-	if !s.interest.exactly() {
-		key := s.interest.subject()
-		if in.wide[key].set == nil {
-			in.wide[key] = subject{&Interest{Types: s.interest.Types, Paths: s.interest.Paths}, set{}}
-		}
-		in.wide[key].set[s] = struct{}{}
+	exact, wide := s.interest.split()
+	for _, p := range exact {
+		enrol(in.exact, p, s)
+	}
+	if wide == nil {
 		return
 	}
-	for _, p := range s.interest.Paths {
-		if in.exact[p] == nil {
-			in.exact[p] = set{}
-		}
-		in.exact[p][s] = struct{}{}
+	key := wide.subject()
+	if in.wide[key].set == nil {
+		in.wide[key] = subject{wide, set{}}
 	}
+	in.wide[key].set[s] = struct{}{}
 }
 
 func (in interested) remove(s *Subscription) {
-	if !s.interest.exactly() {
-		key := s.interest.subject()
-		if delete(in.wide[key].set, s); len(in.wide[key].set) == 0 {
-			delete(in.wide, key)
-		}
+	exact, wide := s.interest.split()
+	for _, p := range exact {
+		strike(in.exact, p, s)
+	}
+	if wide == nil {
 		return
 	}
-	for _, p := range s.interest.Paths {
-		if delete(in.exact[p], s); len(in.exact[p]) == 0 {
-			delete(in.exact, p)
-		}
+	key := wide.subject()
+	if delete(in.wide[key].set, s); len(in.wide[key].set) == 0 {
+		delete(in.wide, key)
+	}
+}
+
+// enrol adds a subscription to those of a name.
+func enrol(all map[string]set, name string, s *Subscription) {
+	if all[name] == nil {
+		all[name] = set{}
+	}
+	all[name][s] = struct{}{}
+}
+
+// strike takes it away.
+func strike(all map[string]set, name string, s *Subscription) {
+	if delete(all[name], s); len(all[name]) == 0 {
+		delete(all, name)
 	}
 }
 
