@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"time"
@@ -11,26 +12,31 @@ import (
 // feedRetry is after how long a server that had no feed for us is asked again.
 const feedRetry = 10 * time.Minute
 
-// listen tells the secrets what changed until ctx ends. feed is nil if none could be had.
+// listen tells the secrets what changed until ctx ends. feed is nil if none could be had, for the reason that because is.
 //
-// A server without a feed (Vault, say), or one that does not let us hear it, is not asked again for a while: secrets then change when their leases are
-// renewed. Whenever the place in the feed was lost, all are read again.
-func (s *Session) listen(ctx context.Context, feed *Subscription) {
-	for {
+// A server that cannot tell just now is asked again soon. One without a feed (Vault, say), or one that does not let us hear it, is not for a while: secrets
+// then change when their leases are renewed. Whenever the place in the feed was lost, all are read again.
+func (s *Session) listen(ctx context.Context, feed *Subscription, because error) {
+	for failures := 0; ; {
 		if feed == nil {
 			s.listening(false)
+			wait := feedRetry
+			if failures++; passing(because) {
+				wait = backoff(failures, rand.Float64())
+			}
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(feedRetry):
+			case <-time.After(wait):
 			}
-			if feed = s.subscribe(ctx); feed == nil {
+			if feed, because = s.subscribe(ctx); feed == nil {
 				continue
 			}
 			s.listening(true)
 			s.tell(nil)
 		}
-		if !s.hear(ctx, feed) {
+		failures = 0
+		if because = s.hear(ctx, feed); because != nil {
 			feed = nil
 		}
 		if ctx.Err() != nil {
@@ -39,19 +45,19 @@ func (s *Session) listen(ctx context.Context, feed *Subscription) {
 	}
 }
 
-// subscribe begins to hear of changes, from now on; nil if that is not possible.
-func (s *Session) subscribe(ctx context.Context) *Subscription {
+// subscribe begins to hear of changes, from now on.
+func (s *Session) subscribe(ctx context.Context) (*Subscription, error) {
 	feed, err := s.Client().Subscribe(ctx, Rotated)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	feed.Asked = func(err error) { s.listening(err == nil || lostPlace(err)) }
-	return feed
+	return feed, nil
 }
 
-// hear waits for the next changes, of the secrets that there are now: a change of that ends the wait, and loses nothing. It returns false when there is no
+// hear waits for the next changes, of the secrets that there are now: a change of that ends the wait, and loses nothing. An error says that there is no
 // feed any more.
-func (s *Session) hear(ctx context.Context, feed *Subscription) bool {
+func (s *Session) hear(ctx context.Context, feed *Subscription) error {
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.mu.Lock()
@@ -65,7 +71,7 @@ func (s *Session) hear(ctx context.Context, feed *Subscription) bool {
 	s.mu.Unlock()
 	if len(paths) == 0 {
 		<-waiting.Done()
-		return true
+		return nil
 	}
 	slices.Sort(paths)
 	feed.Paths = paths
@@ -78,9 +84,12 @@ func (s *Session) hear(ctx context.Context, feed *Subscription) bool {
 	case waiting.Err() != nil:
 	case IsStatus(err, http.StatusForbidden) && s.epoch() == epoch:
 		s.doubt(epoch)
-		return s.another(ctx, epoch)
+		if !s.another(ctx, epoch) {
+			return err
+		}
+		return nil
 	case err != nil:
-		return false
+		return err
 	}
 	changed := map[string]bool{}
 	for _, e := range events {
@@ -89,20 +98,22 @@ func (s *Session) hear(ctx context.Context, feed *Subscription) bool {
 	if len(changed) > 0 {
 		s.tell(changed)
 	}
-	return true
+	return nil
 }
 
 // another waits for another token than an epoch's, for a moment: the feed that was refused may be had with it.
 func (s *Session) another(ctx context.Context, epoch uint64) bool {
-	deadline := time.After(callTimeout)
-	for s.epoch() == epoch {
-		select {
-		case <-ctx.Done():
-			return true
-		case <-deadline:
-			return false
-		case <-time.After(shortest):
-		}
+	s.mu.Lock()
+	over, now := s.over, s.ticket.epoch
+	s.mu.Unlock()
+	if now != epoch {
+		return true
+	}
+	select {
+	case <-over:
+	case <-ctx.Done():
+	case <-time.After(callTimeout):
+		return false
 	}
 	return true
 }

@@ -605,3 +605,41 @@ func TestLongInstances(t *testing.T) {
 		t.Errorf("%d holders: %v", len(names), names)
 	}
 }
+
+// A server that cannot tell of changes in the moment in which a session opens is heard of them a little later.
+func TestTheFeedIsTriedAgainSoon(t *testing.T) {
+	t.Parallel()
+	server := lessortest.Start(t)
+	put(server, "secret/data/app", "one")
+	at, err := url.Parse(server.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	proxy := httputil.NewSingleHostReverseProxy(at)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/events/") && asked.Add(1) <= 2 {
+			http.Error(w, `{"errors":["just now nothing can be told"]}`, http.StatusServiceUnavailable)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	c, err := client.New(client.Config{Address: front.URL, Token: server.Root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := client.Open(t.Context(), c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(session.Leave)
+	s := secret(t, session, "secret/data/app")
+	if s.Status().Followed {
+		t.Fatal("the server told of changes: the test shows nothing")
+	}
+	eventually(t, "changes are told", func() bool { return s.Status().Followed })
+	v := s.Value()
+	put(server, "secret/data/app", "two")
+	await(t, s, v)
+}

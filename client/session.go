@@ -32,6 +32,7 @@ type Session struct {
 
 	mu      sync.Mutex
 	ticket  ticket
+	over    chan struct{} // closed when the ticket is succeeded
 	failure error
 	secrets map[*Secret]struct{}
 	known   map[string]bool // paths and instances that were open once
@@ -54,7 +55,7 @@ type ticket struct {
 func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	s := &Session{
 		client: c, method: m, doubts: make(chan uint64, 1), secrets: map[*Secret]struct{}{}, known: map[string]bool{},
-		rewait: func() {},
+		rewait: func() {}, over: make(chan struct{}),
 	}
 	if c.config.Timeout == 0 {
 		s.client = s.client.WithTimeout(callTimeout)
@@ -65,7 +66,7 @@ func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	if err := s.login(ctx); err != nil {
 		return nil, err
 	}
-	feed := s.subscribe(ctx) // before anything is read: what changes from now on is told
+	feed, because := s.subscribe(ctx) // before anything is read: what changes from now on is told
 	if err := ctx.Err(); err != nil {
 		ending, done := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 		defer done()
@@ -75,7 +76,7 @@ func Open(ctx context.Context, c *Client, m Method) (*Session, error) {
 	living, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.done.Go(func() { s.keep(living) })
-	s.done.Go(func() { s.listen(living, feed) })
+	s.done.Go(func() { s.listen(living, feed, because) })
 	return s, nil
 }
 
@@ -270,6 +271,8 @@ func (s *Session) login(ctx context.Context) error {
 		token: NewToken(auth.ClientToken), epoch: s.ticket.epoch + 1, renewable: auth.Renewable, begun: time.Now(), ttl: ttl, full: ttl,
 	}
 	s.failure = nil
+	close(s.over)
+	s.over = make(chan struct{})
 	s.mu.Unlock()
 	for _, secret := range s.open() {
 		secret.wake()
