@@ -39,8 +39,9 @@ type Config struct {
 	MaxLeaseTTL     time.Duration // at least DefaultLeaseTTL
 	ReportedVersion string        // what clients that look for a version of Vault are told
 
-	RotatorDirectory string // where programs are that rotate secrets: absolute; empty: none are run
-	RotatorSameUser  bool   // such programs may run as the user that lessor runs as
+	RotatorDirectory string   // where programs are that rotate secrets: absolute; empty: none are run
+	RotatorSameUser  bool     // such programs may run as the user that lessor runs as
+	RotatorHosts     []string // hosts of webhooks that rotate secrets, in lower case, without ports; "*" is any; none: no webhook is called
 
 	NodeName    string        // of this node, in audit records and to operators: NodeName's pattern; the host's unless said otherwise
 	DrainDelay  time.Duration // how long a node that is told to stop still takes connections, so that load balancers notice; at most ten minutes
@@ -258,6 +259,9 @@ func (c Config) Validate() error {
 	}
 	if c.RotatorDirectory != "" && !filepath.IsAbs(c.RotatorDirectory) {
 		complain("rotator_directory must be an absolute path")
+	}
+	if slices.ContainsFunc(c.RotatorHosts, func(h string) bool { return h == "" || strings.ContainsAny(h, "/@ []") || h != strings.ToLower(h) }) {
+		complain(`rotator_hosts must be names or addresses in lower case, without ports, such as ["rotators.example.org"]`)
 	}
 	for what, path := range map[string]string{
 		"key file": c.Seal.KeyFile, "recovery file": c.Seal.Recovery.Path, "recovery passphrase": c.Seal.Recovery.PassphraseFile,

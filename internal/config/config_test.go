@@ -128,6 +128,7 @@ max_lease_ttl     = 172800
 pid_file          = "/run/lessor.pid"
 require_owner     = true
 rotator_directory = "/opt/rotators"
+rotator_hosts     = ["rotators.example.org", "::1"]
 rotator_same_user = true
 reported_version  = "1.19.3-rc1"
 `
@@ -147,7 +148,7 @@ const fullJSON = `{
   "api_addr": "https://lessor.example.com:8200", "cluster_addr": "https://10.0.0.1:8201", "cluster_name": "one", "node_name": "node-1.example", "drain_delay": 20,
   "ui": true, "disable_mlock": true, "log_level": "trace", "log_format": "json",
   "default_lease_ttl": "36h", "max_lease_ttl": "172800", "pid_file": "/run/lessor.pid",
-  "require_owner": "1", "rotator_directory": "/opt/rotators", "rotator_same_user": true, "reported_version": "1.19.3-rc1"
+  "require_owner": "1", "rotator_directory": "/opt/rotators", "rotator_hosts": "rotators.example.org, ::1", "rotator_same_user": true, "reported_version": "1.19.3-rc1"
 }`
 
 func TestEverySetting(t *testing.T) {
@@ -170,6 +171,7 @@ func TestEverySetting(t *testing.T) {
 		Audit:            Audit{Retention: 720 * time.Hour, Patience: 48 * time.Hour, AllowPrefix: true},
 		RequireOwner:     true,
 		RotatorDirectory: "/opt/rotators",
+		RotatorHosts:     []string{"rotators.example.org", "::1"},
 		RotatorSameUser:  true,
 		DefaultLeaseTTL:  36 * time.Hour,
 		MaxLeaseTTL:      48 * time.Hour,

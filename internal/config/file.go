@@ -124,6 +124,7 @@ func (d *decoder) file(name string, src []byte) {
 		"reported_version":          text(&c.ReportedVersion),
 		"require_owner":             boolean(&c.RequireOwner),
 		"rotator_directory":         text(&c.RotatorDirectory),
+		"rotator_hosts":             words(&c.RotatorHosts),
 		"rotator_same_user":         boolean(&c.RotatorSameUser),
 		"ui":                        boolean(&c.UI),
 	}, append([]hcl.BlockHeaderSchema{
@@ -426,10 +427,10 @@ func boolean(to *bool) setting {
 
 func duration(to *time.Duration) setting { return parsed(to, parseDuration) }
 
-// prefixes accepts a list, or a comma-separated string, of addresses and CIDR prefixes.
-func prefixes(to *[]netip.Prefix) setting {
+// words accepts a list of strings, or one with commas in between.
+func words(to *[]string) setting {
 	return func(v cty.Value) error {
-		wrong := errors.New(`must be a list of addresses or prefixes, such as ["10.0.0.0/8"]`)
+		wrong := errors.New("must be a list of strings")
 		var items []string
 		if t := v.Type(); t.IsTupleType() || t.IsListType() || t.IsSetType() {
 			for _, e := range v.AsValueSlice() {
@@ -446,9 +447,24 @@ func prefixes(to *[]netip.Prefix) setting {
 			}
 			items = strings.Split(list, ",")
 		}
+		for i := range items {
+			items[i] = strings.TrimSpace(items[i])
+		}
+		*to = items
+		return nil
+	}
+}
+
+// prefixes accepts addresses and CIDR prefixes as words does.
+func prefixes(to *[]netip.Prefix) setting {
+	return func(v cty.Value) error {
+		wrong := errors.New(`must be a list of addresses or prefixes, such as ["10.0.0.0/8"]`)
+		var items []string
+		if words(&items)(v) != nil {
+			return wrong
+		}
 		var all []netip.Prefix
 		for _, item := range items {
-			item = strings.TrimSpace(item)
 			p, err := netip.ParsePrefix(item)
 			if addr, notAddr := netip.ParseAddr(item); notAddr == nil && addr.Zone() == "" {
 				p, err = addr.Prefix(addr.BitLen())

@@ -157,6 +157,9 @@ func (a *arguments) applyDev(c *Config, f *flag.FlagSet, env environment) error 
 		TLSNames:     a.devTLSNames,
 		KV1:          a.devKV1,
 	}
+	if c.RotatorHosts == nil {
+		c.RotatorHosts = []string{"localhost", "127.0.0.1", "::1"}
+	}
 	first := Listener{Address: cmp.Or(a.devListen, listen, defaultAddress), TLS: a.devTLS, MinVersion: tls.VersionTLS12}
 	c.Listeners = slices.Insert(c.Listeners, 0, first)
 	return nil

@@ -50,6 +50,7 @@ func (c Config) HCL() []byte {
 	top.flag("require_owner", c.RequireOwner)
 	top.text("rotator_directory", c.RotatorDirectory)
 	top.flag("rotator_same_user", c.RotatorSameUser)
+	top.words("rotator_hosts", c.RotatorHosts)
 	top.flag("ui", c.UI)
 	return hclwrite.Format(f.Bytes())
 }
@@ -72,6 +73,16 @@ func (w writer) text(name, value string) {
 func (w writer) flag(name string, on bool) {
 	if on {
 		w.SetAttributeValue(name, cty.True)
+	}
+}
+
+func (w writer) words(name string, all []string) {
+	var values []cty.Value
+	for _, s := range all {
+		values = append(values, cty.StringVal(s))
+	}
+	if len(values) > 0 {
+		w.SetAttributeValue(name, cty.TupleVal(values))
 	}
 }
 

@@ -29,7 +29,7 @@ func FuzzHCL(f *testing.F) {
 		c.Seal = Seal{KeyFile: path, Anchor: path + AnchorSuffix}
 		c.NodeName, c.APIAddr, c.ClusterName = "two", "https://two.example.org:8200", "prod"
 		c.RequireOwner, c.UI, c.Audit.AllowPrefix = on, on, on
-		c.RotatorDirectory, c.RotatorSameUser = "/opt/rotators", on
+		c.RotatorDirectory, c.RotatorSameUser, c.RotatorHosts = "/opt/rotators", on, []string{"rotators.example.org", "*"}
 		c.Audit.Retention, c.Audit.Patience, c.DefaultLeaseTTL, c.MaxLeaseTTL = 0, time.Hour, 90*time.Second, 40*day
 		c.DrainDelay = drainDelay
 		c.Listeners = []Listener{

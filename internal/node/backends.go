@@ -52,9 +52,13 @@ func (l *life) mountable() backends {
 	return b
 }
 
-// rotators calls the programs of this machine that rotate secrets.
+// rotators calls those who rotate secrets of the key-value engine.
 func (l *life) rotators() *rotator.Caller {
-	return &rotator.Caller{Directory: l.n.config.RotatorDirectory, SameUser: l.n.config.RotatorSameUser}
+	c := l.n.config
+	return &rotator.Caller{
+		Directory: c.RotatorDirectory, SameUser: c.RotatorSameUser, Hosts: c.RotatorHosts,
+		Mount: core.SystemMount, Keys: l.keys, Random: l.n.o.Random,
+	}
 }
 
 // connect gives the backends what they need of the core, once there is one.

@@ -284,6 +284,9 @@ func precedence(s, t *stanza) (order int, why string) {
 	return strings.Compare(s.text, t.text), "this one comes first in byte order"
 }
 
+// Match reports whether a path is one of those that a pattern names, as the paths of rules do.
+func Match(pattern, path string) bool { return newStanza(pattern).matches(path) }
+
 // matches is the meaning of a pattern, said plainly. The index answers the same, faster; explanations use this.
 func (s *stanza) matches(path string) bool {
 	switch {

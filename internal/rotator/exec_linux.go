@@ -30,11 +30,12 @@ const (
 // limits are what a program may use; they are set before it is told anything.
 var limits = map[int]uint64{
 	unix.RLIMIT_NOFILE: 256, unix.RLIMIT_FSIZE: 16 << 20, unix.RLIMIT_CPU: uint64(LongestTimeout / time.Second),
+	unix.RLIMIT_NPROC: 512, // of all that its user runs, so only where that is its own
 }
 
 // limit sets them for a process that was started, as far as lessor may: to limit another user's process takes CAP_SYS_RESOURCE. That it leaves no image
 // of its memory behind is certain, though: lessor's own limit, which the server sets, is the program's from its start.
-func limit(pid int) error {
+func limit(pid int, ownUser bool) error {
 	set := func(what int, most uint64) error {
 		var own unix.Rlimit
 		if err := unix.Getrlimit(what, &own); err != nil || own.Max <= most {
@@ -43,6 +44,9 @@ func limit(pid int) error {
 		return unix.Prlimit(pid, what, &unix.Rlimit{Cur: most, Max: most}, nil)
 	}
 	for what, most := range limits {
+		if what == unix.RLIMIT_NPROC && !ownUser {
+			continue
+		}
 		if err := set(what, most); err != nil && !errors.Is(err, unix.EPERM) {
 			return err
 		}
@@ -68,8 +72,8 @@ func (k *Caller) identity(r *Rotator) (*syscall.Credential, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case uid == 0:
-		return nil, api.Errorf(api.Invalid, "the rotator's user must not be root")
+	case uid == 0 || gid == 0:
+		return nil, api.Errorf(api.Invalid, "the rotator's user must not be root, nor of root's group")
 	case int(uid) == own:
 		return nil, k.asSelf(own)
 	case own != 0:
@@ -101,6 +105,7 @@ func (k *Caller) run(ctx context.Context, r *Rotator, c *Call, in []byte) ([]byt
 	}
 	defer image.Close()
 	out, noise := &bounded{most: largestAnswer}, &bounded{}
+	out.Grow(largestAnswer) // so that no copies are left of what it grew from
 	stdin, give, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -111,7 +116,7 @@ func (k *Caller) run(ctx context.Context, r *Rotator, c *Call, in []byte) ([]byt
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stdin, out, noise, []*os.File{image}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: credential}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: credential} // a group that its leader cannot leave, and no terminal
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = lastBreath
 	err = cmd.Start()
@@ -119,27 +124,44 @@ func (k *Caller) run(ctx context.Context, r *Rotator, c *Call, in []byte) ([]byt
 	if err != nil {
 		return nil, &api.Error{Kind: api.Upstream, Cause: ErrUnreachable, Text: "the rotator cannot be started: " + reason(err)}
 	}
-	if err = limit(cmd.Process.Pid); err == nil {
+	written := make(chan struct{})
+	if err = limit(cmd.Process.Pid, credential != nil); err == nil {
 		go func() {
+			defer close(written)
 			_, _ = give.Write(in) // who reads no further is told by its exit code
 			give.Close()
 		}()
 	} else {
+		close(written)
 		_ = cmd.Cancel()
 	}
+	ended(cmd.Process.Pid)
+	_ = cmd.Cancel() // what it left behind, while its number is nobody else's
 	done := cmd.Wait()
-	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
+	give.Close()
+	<-written // in is its caller's again
 	switch {
 	case err != nil && !errors.Is(err, unix.ESRCH):
 		return nil, &api.Error{Kind: api.Upstream, Cause: ErrUnreachable, Text: "the rotator's limits cannot be set: " + reason(err)}
 	case ctx.Err() != nil:
 		return nil, &api.Error{Kind: api.Upstream, Cause: ErrUnreachable, Text: fmt.Sprintf("the rotator did not end the step %q in time, and was killed", c.Step)}
+	case errors.Is(done, exec.ErrWaitDelay):
+		return nil, c.failed("something that it has started goes on, and keeps its output open")
 	case done != nil:
 		return nil, c.failed(fmt.Sprintf("it ended with exit code %d; it wrote %d bytes to standard error, which are not kept", cmd.ProcessState.ExitCode(), noise.n))
 	case out.n > largestAnswer:
 		return nil, c.failed(fmt.Sprintf("it answered with more than %d bytes", largestAnswer))
 	}
 	return out.Bytes(), nil
+}
+
+// ended waits until a child has ended, and leaves it to be waited for.
+func ended(pid int) {
+	for {
+		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 // load copies the program into memory that nobody can change any more, provided that it is the one that was registered.

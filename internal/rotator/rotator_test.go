@@ -41,11 +41,7 @@ func (k *Caller) ask(ctx context.Context, r *Rotator, c Call) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	out, err := k.run(ctx, r, &c, in)
-	if err != nil {
-		return Answer{}, err
-	}
-	return c.decode(out)
+	return c.answered(k.run(ctx, r, &c, in))
 }
 
 // A program is told everything by standard input, and has nothing of lessor's: neither environment nor files, neither user nor rights.
@@ -107,18 +103,26 @@ func TestKilled(t *testing.T) {
 	if _, err := k.run(ctx, r, &call, nil); err == nil || !strings.Contains(err.Error(), "was killed") {
 		t.Errorf("%v", err)
 	}
+	if left := running(t, "sleep\x00600\x00"); left != "" {
+		t.Errorf("left behind: %s", left)
+	}
+}
+
+// running is a process with this command line, if there is one that has not ended.
+func running(t *testing.T, line string) string {
+	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range procs {
-		if b, _ := os.ReadFile(p); string(b) == "sleep\x00600\x00" {
-			parent, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "status"))
-			if !strings.Contains(string(parent), "State:\tZ") {
-				t.Errorf("left behind: %s", p)
+		if b, _ := os.ReadFile(p); string(b) == line {
+			if status, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "status")); !strings.Contains(string(status), "State:\tZ") {
+				return p
 			}
 		}
 	}
+	return ""
 }
 
 // Only the bytes that were registered are run, in the folder that was meant, as whom it was meant.
@@ -162,17 +166,45 @@ func TestRefused(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	good := Rotator{Type: Exec, Path: "/opt/rotators/x", Sum: make([]byte, 32)}
+	good := Rotator{Type: Exec, Path: "/opt/rotators/x", Sum: make([]byte, 32), Paths: []string{"secret/*"}}
 	if err := good.Check(); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Rotator){
 		"type": func(r *Rotator) { r.Type = "script" }, "relative": func(r *Rotator) { r.Path = "x" }, "dots": func(r *Rotator) { r.Path = "/opt/rotators/../x" },
 		"sum": func(r *Rotator) { r.Sum = nil }, "timeout": func(r *Rotator) { r.Timeout = time.Hour }, "root": func(r *Rotator) { r.User = "root" },
+		"no paths": func(r *Rotator) { r.Paths = nil }, "a slash first": func(r *Rotator) { r.Paths = []string{"/secret/x"} }, "a star within": func(r *Rotator) { r.Paths = []string{"secret/*/x"} },
+		"a url": func(r *Rotator) { r.URL = "https://example.org" },
 	} {
 		bad := good
 		if change(&bad); bad.Check() == nil {
 			t.Errorf("%s: %s was taken", name, fmt.Sprint(bad))
 		}
+	}
+}
+
+// A rotator is asked only about secrets that it was registered for.
+func TestMay(t *testing.T) {
+	r := &Rotator{Paths: []string{"secret/billing/*", "kv/+/key"}}
+	for secret, want := range map[string]bool{
+		"secret/billing/a": true, "secret/billing/a/b": true, "kv/a/key": true, "secret/billing": false, "secret/app": false, "kv/a/b/key": false, "kv/key": false,
+	} {
+		if err := r.May(secret); (err == nil) != want || err != nil && api.KindOf(err) != api.Invalid {
+			t.Errorf("%s: %v", secret, err)
+		}
+	}
+	if (&Rotator{}).May("secret/app") == nil {
+		t.Error("a rotator without paths is asked about a secret")
+	}
+}
+
+// What a program leaves behind in its session ends with it, and does not hold up its answer.
+func TestLeftBehind(t *testing.T) {
+	k, r := program(t, `cat >/dev/null; sleep 601 & echo '{"verdict":"accepted"}'`)
+	if a, err := k.ask(t.Context(), r, Call{Step: Test}); err != nil || !a.Accepted {
+		t.Errorf("%v, %v", a, err)
+	}
+	if left := running(t, "sleep\x00601\x00"); left != "" {
+		t.Errorf("left behind: %s", left)
 	}
 }

@@ -236,7 +236,7 @@ func (w *world) register(as string) {
 	b, err := os.ReadFile(w.dir + "/rotators/apikeys")
 	w.must(err)
 	sum := sha256.Sum256(b)
-	w.do("POST", "sys/lessor/rotators/apikeys", map[string]any{"path": w.dir + "/rotators/apikeys", "sha256": hex.EncodeToString(sum[:]), "user": as})
+	w.do("POST", "sys/lessor/rotators/apikeys", map[string]any{"path": w.dir + "/rotators/apikeys", "sha256": hex.EncodeToString(sum[:]), "user": as, "paths": "secret/app"})
 }
 
 // start starts the server, and returns when it serves.

@@ -161,6 +161,9 @@ func (e V2) writeRotation(_ context.Context, r *engine.Request) (*engine.Reply, 
 	case e.Rotators == nil:
 		return nil, api.Errorf(api.Invalid, "this server calls no rotators")
 	}
+	if err := registered.May(r.Mount.Path + w.path); err != nil {
+		return nil, err
+	}
 	if err := e.Rotators.Ready(registered); err != nil {
 		return nil, err
 	}
