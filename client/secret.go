@@ -29,9 +29,11 @@ type Secret struct {
 	jitter  float64 // in [0, 1]: spreads what many secrets do at once
 	path    string
 	query   url.Values
-	later   bool // not even the first value is adopted unsaid
-	owned   bool // the session is for this secret alone
-	fresh   bool // no server knows the instance as a holder of the path
+	body    map[string]any // that is written to get the secret; nil: it is read
+	sealer  Sealer         // nil: values lie in memory as they are
+	later   bool           // not even the first value is adopted unsaid
+	owned   bool           // the session is for this secret alone
+	fresh   bool           // no server knows the instance as a holder of the path
 
 	nudge  chan struct{} // holds one
 	ctx    context.Context
@@ -72,6 +74,13 @@ func PinVersion(n uint64) SecretOption {
 // AdoptLater has the first value count as one in use only once it is adopted, as later ones do: what an earlier process of the same instance has
 // read may be in use until then.
 func AdoptLater() SecretOption { return func(s *Secret) { s.later = true } }
+
+// Sealed has values lie in memory as by seals them: only Field, Data, Decode and the like open them, each time.
+func Sealed(by Sealer) SecretOption { return func(s *Secret) { s.sealer = by } }
+
+// Write has the secret asked for by writing data to its path, as what is checked out of a library is. Where the answer has neither a lease nor a ttl it is written once: what it gave
+// stays until the Secret is closed.
+func Write(data map[string]any) SecretOption { return func(s *Secret) { s.body = data } }
 
 // Secret reads a path ("secret/data/app", "database/creds/app", "database/static-creds/app") and keeps what was read fresh, with the client's
 // own token, which is renewed. What is wrong now is an error; what goes wrong later is in Status. See Session for more than one secret.
@@ -228,7 +237,7 @@ func (s *Secret) begin(ctx context.Context) error {
 func (s *Secret) tell() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tenure.kind != dynamic && s.query == nil {
+	if s.tenure.kind != dynamic && !s.fixed() {
 		s.tenure.told = true
 	}
 	s.wake()
@@ -242,7 +251,7 @@ func (s *Secret) follow(yes bool) {
 	if s.tenure.followed && !yes {
 		s.confirmed = now
 	}
-	s.tenure.follow(yes || s.query != nil, now) // what was asked for by its version never changes
+	s.tenure.follow(yes || s.fixed(), now)
 	s.wake()
 }
 
@@ -305,10 +314,13 @@ func (s *Secret) read(ctx context.Context) error {
 	s.last = time.Now()
 	s.mu.Unlock()
 	c, epoch := s.current()
-	answer, err := c.Read(ctx, s.path, s.query)
+	answer, err := s.ask(ctx, c)
 	var v Value
 	if err == nil {
 		v, err = valueOf(s.path, answer, time.Now())
+	}
+	if err == nil && s.sealer != nil {
+		err = v.seal(s.sealer)
 	}
 	if err != nil {
 		s.fail(err, epoch, true)
@@ -338,6 +350,16 @@ func (s *Secret) read(ctx context.Context) error {
 	s.changed = make(chan struct{})
 	return nil
 }
+
+func (s *Secret) ask(ctx context.Context, c *Client) (*Response, error) {
+	if s.body != nil {
+		return c.Write(ctx, s.path, s.body)
+	}
+	return c.Read(ctx, s.path, s.query)
+}
+
+// fixed reports whether what was asked for never changes: it was named by its version, or made by what was written.
+func (s *Secret) fixed() bool { return s.query != nil || s.body != nil }
 
 // renew renews the lease.
 func (s *Secret) renew(ctx context.Context) {

@@ -22,13 +22,33 @@ type Value struct {
 	Read    time.Time // when
 	Serial  uint64    // counts the values of one Secret, from 1
 
-	data   map[string]any
-	answer map[string]any // data as the server gave it
+	answer map[string]any // data as the server gave it; nil: it is sealed
+	sealed []byte         // JSON of it
+	by     Sealer
+}
+
+// Sealer keeps the values of Secrets out of plain memory, encrypted, say, under a key that is never swapped out. Its methods are safe for concurrent use.
+type Sealer interface {
+	// Seal returns plain in a form that tells nothing, in memory of its own. Plain is the caller's, who overwrites it.
+	Seal(plain []byte) []byte
+	// Open returns what Seal was given, in memory of the caller's. Of what Seal did not make it panics.
+	Open(sealed []byte) []byte
+}
+
+// seal has the value lie sealed from now on. What was read of it before is the collector's.
+func (v *Value) seal(by Sealer) error {
+	text, err := json.Marshal(v.answer)
+	if err != nil {
+		return fmt.Errorf("what %s answered cannot be kept sealed", v.Path)
+	}
+	v.sealed, v.by, v.answer = by.Seal(text), by, nil
+	clear(text)
+	return nil
 }
 
 // Field is one of the value's fields, as text: what is no text is JSON.
 func (v Value) Field(name string) (text string, ok bool) {
-	field, ok := v.data[name]
+	field, ok := v.fields()[name]
 	if !ok {
 		return "", false
 	}
@@ -40,18 +60,48 @@ func (v Value) Field(name string) (text string, ok bool) {
 }
 
 // Fields are the names of the value's fields, sorted.
-func (v Value) Fields() []string { return slices.Sorted(maps.Keys(v.data)) }
+func (v Value) Fields() []string { return slices.Sorted(maps.Keys(v.fields())) }
 
 // Data is a copy of the value's fields. Numbers are json.Number.
-func (v Value) Data() map[string]any { return maps.Clone(v.data) }
+func (v Value) Data() map[string]any { return maps.Clone(v.fields()) }
 
 // Answer is the data that the server answered with: that of version 2 of the key-value engine has the fields in "data", and "metadata" beside them. It is to be
 // left as it is.
-func (v Value) Answer() map[string]any { return v.answer }
+func (v Value) Answer() map[string]any {
+	if v.by == nil {
+		return v.answer
+	}
+	text := v.by.Open(v.sealed)
+	defer clear(text)
+	var answer map[string]any
+	if err := unmarshal(text, &answer); err != nil {
+		panic(fmt.Sprintf("client: a sealed value is not what it was: %v", errNotJSON))
+	}
+	return answer
+}
+
+// fields are the value's fields: the answer's data, or, of version 2 of the key-value engine, what lies one level deeper, beside its version.
+func (v Value) fields() map[string]any {
+	answer := v.Answer()
+	if fields, _, ok := versioned(answer); ok {
+		return fields
+	}
+	return answer
+}
+
+// versioned is what an answer of version 2 of the key-value engine has; ok: it is one.
+func versioned(answer map[string]any) (fields map[string]any, version any, ok bool) {
+	metadata, ok := answer["metadata"].(map[string]any)
+	if !ok || len(answer) != 2 || metadata["version"] == nil {
+		return nil, nil, false
+	}
+	fields, ok = answer["data"].(map[string]any)
+	return fields, metadata["version"], ok
+}
 
 // Decode decodes the value's fields into what into points to, as encoding/json does.
 func (v Value) Decode(into any) error {
-	b, err := json.Marshal(v.data)
+	b, err := json.Marshal(v.fields())
 	if err == nil {
 		err = json.Unmarshal(b, into)
 	}
@@ -77,27 +127,23 @@ func (v Value) same(w Value) bool {
 
 // lasting are the fields that stay as they are while the secret does: ttl counts down.
 func (v Value) lasting() map[string]any {
-	fields := maps.Clone(v.data)
+	fields := v.Data()
 	for _, name := range []string{"ttl", "rotation_period", "rotation_schedule", "rotation_window"} {
 		delete(fields, name)
 	}
 	return fields
 }
 
-// valueOf reads an answer. That of version 2 of the key-value engine has the fields one level deeper, beside their version.
+// valueOf reads an answer, whose version is that of the server's word, or of the key-value engine's.
 func valueOf(path string, answer *Response, now time.Time) (Value, error) {
-	v := Value{Path: path, Version: answer.Version, Lease: answer.LeaseID, Read: now, data: answer.Data, answer: answer.Data}
-	if metadata, ok := answer.Data["metadata"].(map[string]any); ok && len(answer.Data) == 2 {
-		if fields, ok := answer.Data["data"].(map[string]any); ok && metadata["version"] != nil {
-			v.data = fields
-			if n, ok := metadata["version"].(json.Number); ok && v.Version == 0 {
-				version, _ := n.Int64()
-				v.Version = uint64(max(version, 0))
-			}
-		}
-	}
-	if v.data == nil {
+	v := Value{Path: path, Version: answer.Version, Lease: answer.LeaseID, Read: now, answer: answer.Data}
+	if v.answer == nil {
 		return v, errors.New(strings.TrimSuffix("read "+path, "/") + ": there is no secret in the answer")
+	}
+	_, version, _ := versioned(v.answer)
+	if n, ok := version.(json.Number); ok && v.Version == 0 {
+		number, _ := n.Int64()
+		v.Version = uint64(max(number, 0))
 	}
 	return v, nil
 }

@@ -38,21 +38,27 @@ const (
 // Run runs an agent until ctx ends, or, if it is to exit after its login, until each template was rendered. It ends its leases then, unless they are to be left to a
 // successor. An error is one that trying again does not change.
 func Run(ctx context.Context, c Config, o Options) error {
-	a := &agent{config: c, log: o.Log, started: time.Now()}
+	return (&agent{config: c, log: o.Log, started: time.Now()}).run(ctx, o)
+}
+
+func (a *agent) run(ctx context.Context, o Options) error {
 	unlock, err := a.settle()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	removePID, err := writePID(c.PIDFile)
+	removePID, err := writePID(a.config.PIDFile)
 	if err != nil {
 		return err
 	}
 	defer removePID()
+	if a.box, err = newBox(); err != nil {
+		a.log.Warn("the key of what is kept in memory may be swapped out", "err", err)
+	}
 	if a.server, err = client.New(a.config.Server); err != nil {
 		return err
 	}
-	if a.method, err = newMethod(a.config.Auth, a.sink); err != nil {
+	if a.method, err = newMethod(a.config.Auth, a.box, a.sink); err != nil {
 		return err
 	}
 	stop, err := a.serve(ctx)
@@ -84,6 +90,7 @@ type agent struct {
 	started time.Time
 	server  *client.Client
 	method  client.Method
+	box     *box
 	cache   *cache // nil: nothing that passes through is kept
 
 	mu        sync.Mutex
@@ -120,7 +127,7 @@ func (a *agent) open(ctx context.Context) (*client.Session, error) {
 // attend looks after the templates, as they are configured by now, until ctx ends, or all is done.
 func (a *agent) attend(ctx context.Context, session *client.Session, o Options) {
 	living, cancel := context.WithCancel(ctx)
-	b := &bench{ctx: living, session: session, sources: map[string]*source{}}
+	b := &bench{ctx: living, session: session, box: a.box, sources: map[string]*source{}}
 	a.mu.Lock()
 	a.bench = b
 	a.mu.Unlock()
@@ -248,7 +255,7 @@ func (a *agent) serve(ctx context.Context) (stop func(), err error) {
 	var all sync.WaitGroup
 	renewing, cancel := context.WithCancel(ctx)
 	if a.config.Cache {
-		a.cache = newCache(renewing, a.server, a.log)
+		a.cache = newCache(renewing, a.server, a.box, a.log)
 	}
 	stop = func() {
 		cancel()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,12 +17,12 @@ import (
 )
 
 // newMethod is how the agent logs in; token is told each token that it gets.
-func newMethod(c Auth, token func(client.Token)) (client.Method, error) {
+func newMethod(c Auth, b *box, token func(client.Token)) (client.Method, error) {
 	switch c.Type {
 	case "approle":
-		return told{&appRole{Auth: c}, token}, nil
+		return told{&appRole{Auth: c, secretID: proof{box: b, file: c.File, remove: c.Remove}}, token}, nil
 	case "jwt", "kubernetes":
-		return told{&jwt{Auth: c}, token}, nil
+		return told{&jwt{Auth: c, proof: proof{box: b, file: c.File, remove: c.Remove}}, token}, nil
 	case "token_file":
 		return toldKept{told{client.KeptToken{File: c.File}, token}}, nil
 	}
@@ -49,11 +50,12 @@ func (toldKept) Keeps() {}
 
 // proof is what is read from a file to log in with. Where the file is to go once it was read, what was in it is kept in memory until there is another.
 type proof struct {
+	box    *box
 	file   string
 	remove bool
 
 	mu   sync.Mutex
-	last client.Token
+	last []byte // sealed; nil: none
 }
 
 // read returns the proof, and what removes its file once it has served.
@@ -62,8 +64,8 @@ func (p *proof) read() (text client.Token, used func() error, err error) {
 	defer p.mu.Unlock()
 	keep := func() error { return nil }
 	b, err := os.ReadFile(p.file)
-	if errors.Is(err, os.ErrNotExist) && !p.last.Empty() {
-		return p.last, keep, nil
+	if errors.Is(err, os.ErrNotExist) && p.last != nil {
+		return client.NewToken(string(p.box.Open(p.last))), keep, nil
 	}
 	if err != nil {
 		return client.Token{}, nil, err
@@ -77,7 +79,7 @@ func (p *proof) read() (text client.Token, used func() error, err error) {
 	return text, func() error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.last = text
+		p.last = p.box.Seal([]byte(text.Reveal()))
 		if err := os.Remove(p.file); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -88,8 +90,9 @@ func (p *proof) read() (text client.Token, used func() error, err error) {
 // appRole logs in by a role id and a secret id, both from files.
 type appRole struct {
 	Auth
-	secretID  proof
-	unwrapped *client.AppRole // has what was in the wrapping
+	secretID proof
+	opened   [sha256.Size]byte // hash of the wrapping token that was used
+	inside   []byte            // the secret id that it gave, sealed
 }
 
 func (m *appRole) Login(ctx context.Context, c *client.Client) (*client.Auth, error) {
@@ -105,27 +108,42 @@ func (m *appRole) Login(ctx context.Context, c *client.Client) (*client.Auth, er
 	if m.File == "" {
 		return how.Login(ctx, c)
 	}
-	m.secretID.file, m.secretID.remove = m.File, m.Remove
 	text, used, err := m.secretID.read()
 	if err != nil {
 		return nil, fmt.Errorf("secret id: %w", err)
 	}
-	how.SecretID, how.Wrapped = text, m.WrappedAt != ""
-	if how.Wrapped {
-		if m.unwrapped != nil && m.unwrapped.SecretID.Reveal() == text.Reveal() {
-			how = m.unwrapped // a wrapping is opened once
-		} else if err := m.genuine(ctx, c, text); err != nil {
+	if m.WrappedAt != "" {
+		if text, err = m.unwrap(ctx, c, text); err != nil {
 			return nil, err
 		}
 	}
+	how.SecretID = text
 	auth, err := how.Login(ctx, c)
-	if how.Wrapped {
-		m.unwrapped = how
-	}
 	if err != nil {
 		return nil, err
 	}
 	return auth, used()
+}
+
+// unwrap is the secret id in a wrapping, which can be opened once: what was in the last one is kept.
+func (m *appRole) unwrap(ctx context.Context, c *client.Client, token client.Token) (client.Token, error) {
+	hash := sha256.Sum256([]byte(token.Reveal()))
+	if m.inside != nil && hash == m.opened {
+		return client.NewToken(string(m.secretID.box.Open(m.inside))), nil
+	}
+	if err := m.genuine(ctx, c, token); err != nil {
+		return client.Token{}, err
+	}
+	answer, err := c.WithToken(token).Write(ctx, "sys/wrapping/unwrap", nil)
+	if err != nil {
+		return client.Token{}, fmt.Errorf("the secret id could not be unwrapped; if nobody here has done so before, somebody else has: %w", err)
+	}
+	text, _ := answer.Data["secret_id"].(string)
+	if text == "" {
+		return client.Token{}, errors.New("what was unwrapped holds no secret_id")
+	}
+	m.opened, m.inside = hash, m.secretID.box.Seal([]byte(text))
+	return client.NewToken(text), nil
 }
 
 // genuine refuses a wrapping that was not made where the secret id's is.
@@ -147,7 +165,6 @@ type jwt struct {
 }
 
 func (m *jwt) Login(ctx context.Context, c *client.Client) (*client.Auth, error) {
-	m.proof.file, m.proof.remove = m.File, m.Remove
 	text, used, err := m.proof.read()
 	if err != nil {
 		return nil, fmt.Errorf("JWT: %w", err)

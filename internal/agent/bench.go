@@ -16,6 +16,7 @@ import (
 type bench struct {
 	ctx     context.Context
 	session *client.Session
+	box     *box
 	opening sync.WaitGroup
 
 	mu      sync.Mutex
@@ -49,7 +50,7 @@ const relist = 5 * time.Minute
 // use is a template's use of a source, until it is released.
 type use struct {
 	source  *source
-	secret  *Secret  // of a value
+	secret  *Secret  // of a value; nil once the template is rendered: then it lies sealed only
 	names   []string // of a listing
 	of      client.Value
 	changed <-chan struct{} // closed when what is used is not current any more
@@ -125,7 +126,7 @@ func (b *bench) open(s *source) {
 		var names []string
 		var err error
 		if s.kind == value {
-			secret, err = b.session.Secret(b.ctx, s.path, client.AdoptLater())
+			secret, err = b.session.Secret(b.ctx, s.path, client.AdoptLater(), client.Sealed(b.box))
 		} else {
 			names, err = b.list(s.path)
 		}

@@ -3,9 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"log/slog"
@@ -20,12 +17,12 @@ import (
 
 // cache has what was read through the agent under a lease. A credential that was made for a reader is the answer to the same question, by the same
 // token, for as long as its lease can be renewed, which the cache does: so that who asks again has no second one. All else is asked anew, and answered from here only while the
-// server is away, until its lease ends. What it has is encrypted, under a key that is nowhere else.
+// server is away, until its lease ends. What it has is encrypted.
 type cache struct {
 	ctx    context.Context // of the renewals
 	server *client.Client
 	log    *slog.Logger
-	seal   cipher.AEAD
+	box    *box
 	busy   sync.WaitGroup
 
 	mu      sync.Mutex
@@ -50,18 +47,8 @@ const (
 	most    = 10_000
 )
 
-func newCache(ctx context.Context, server *client.Client, log *slog.Logger) *cache {
-	var key [32]byte
-	_, _ = rand.Read(key[:])
-	block, err := aes.NewCipher(key[:])
-	if err != nil {
-		panic(err) // not with a key of that length
-	}
-	seal, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		panic(err)
-	}
-	return &cache{ctx: ctx, server: server, log: log, seal: seal, entries: map[[sha256.Size]byte]*entry{}}
+func newCache(ctx context.Context, server *client.Client, b *box, log *slog.Logger) *cache {
+	return &cache{ctx: ctx, server: server, log: log, box: b, entries: map[[sha256.Size]byte]*entry{}}
 }
 
 // question tells questions apart; ok says whether its answer may be kept: it reads, and nothing of the server itself.
@@ -159,10 +146,8 @@ func (c *cache) answer(w http.ResponseWriter, e *entry, away bool) bool {
 	if e.sealed == nil || !time.Now().Before(e.expires) || !e.serves && !away {
 		return false
 	}
-	body, err := c.seal.Open(nil, nil, e.sealed, nil)
-	if err != nil {
-		return false
-	}
+	body := c.box.Open(e.sealed)
+	defer clear(body)
 	w.Header().Set("Content-Type", e.kind)
 	w.Header().Set("X-Cache", "HIT")
 	w.Header().Set("Age", strconv.FormatInt(int64(time.Since(e.given)/time.Second), 10))
@@ -184,7 +169,7 @@ func (c *cache) keep(e *entry, got *recorded, r *http.Request) {
 	dynamic := answer.Renewable && got.header.Get("X-Lessor-Version") == ""
 	now := time.Now()
 	e.mu.Lock()
-	e.sealed, e.kind, e.given, e.expires, e.serves = c.seal.Seal(nil, nil, got.body.Bytes(), nil), got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
+	e.sealed, e.kind, e.given, e.expires, e.serves = c.box.Seal(got.body.Bytes()), got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
 	e.mu.Unlock()
 	if dynamic {
 		as := c.server.WithToken(client.NewToken(r.Header.Get("X-Vault-Token")))

@@ -25,20 +25,34 @@ func build(t *testing.T) string {
 	return file
 }
 
-// launch starts the binary as an agent, and returns what kills it.
-func (p *place) launch(binary string) (kill func()) {
+// process is the binary, running as an agent.
+type process struct {
+	*exec.Cmd
+	ended chan struct{}
+}
+
+// launch starts the binary as an agent, after what is to be changed about that.
+func (p *place) launch(binary string, change ...func(*exec.Cmd)) *process {
 	p.Helper()
-	cmd := exec.Command(binary, "agent", "-config="+p.in("agent.hcl"))
-	cmd.Stderr, cmd.Env = &p.log, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.dir}
-	if err := cmd.Start(); err != nil {
+	r := &process{exec.Command(binary, "agent", "-config="+p.in("agent.hcl")), make(chan struct{})}
+	r.Stderr, r.Env = &p.log, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.dir}
+	for _, c := range change {
+		c(r.Cmd)
+	}
+	if err := r.Start(); err != nil {
 		p.Fatal(err)
 	}
-	kill = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	p.Cleanup(kill)
-	return kill
+	go func() {
+		_ = r.Wait()
+		close(r.ended)
+	}()
+	p.Cleanup(r.kill)
+	return r
+}
+
+func (r *process) kill() {
+	_ = r.Process.Kill()
+	<-r.ended
 }
 
 // postgres has the server make accounts of a database, and returns what tells whether there is one.
@@ -83,10 +97,10 @@ EOT
 		text, _ := os.ReadFile(p.in("user"))
 		return strings.TrimSpace(string(text))
 	}
-	kill := p.launch(binary)
+	killed := p.launch(binary)
 	p.eventually("there is a credential", func() bool { return user() != "" && has(user()) })
 	first := user()
-	kill()
+	killed.kill()
 	if !has(first) {
 		t.Error("the credential ended with the agent that was killed")
 	}

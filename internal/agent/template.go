@@ -52,7 +52,9 @@ func (t *template) run(ctx context.Context, b *bench) {
 		p := t.pass(b)
 		err := p.err
 		if err == nil && p.waits == 0 {
-			if err = t.deliver(ctx, p.text); ctx.Err() != nil {
+			err = t.deliver(ctx, p.text)
+			clear(p.text)
+			if ctx.Err() != nil {
 				p.release()
 				return
 			}
@@ -212,6 +214,9 @@ func (t *template) pass(b *bench) *pass {
 	var text bytes.Buffer
 	p.err = discreet(made.Execute(&text, nil))
 	p.text = text.Bytes()
+	for _, u := range p.uses {
+		u.secret = nil
+	}
 	return p
 }
 
@@ -279,6 +284,7 @@ func (t *template) deliver(ctx context.Context, text []byte) error {
 	}
 	mark := markOf(t.Destination)
 	before, err := os.ReadFile(t.Destination)
+	defer clear(before)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
