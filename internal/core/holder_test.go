@@ -210,7 +210,7 @@ func TestSupersede(t *testing.T) {
 	if _, err := g.as("pod-1", before, lessor.Read, "auth/token/lookup-self", ""); err != nil {
 		t.Errorf("the token of before: %v", err)
 	}
-	if rec := g.last(path)[0]; rec.Note != "by heir" || rec.Tombstone == "" || rec.Instance != "pod-1" {
+	if rec := g.last(path)[0]; rec.Note != "by heir" || rec.Tombstone != "" || rec.Instance != "pod-1" {
 		t.Errorf("on record: %+v", rec.Record)
 	}
 	if _, err := g.as("pod-1", now, lessor.Update, path, ""); err != nil || lives(kept) {

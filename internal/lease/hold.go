@@ -384,7 +384,10 @@ func Prolong(v store.View, txn *store.Txn, l *Lease, until time.Time) error {
 // Rehold makes h the holder of a lease, required to be still what row was: who unwraps a wrapped answer holds what is in it.
 func Rehold(v store.View, txn *store.Txn, row store.Row, l *Lease, h Holder) error {
 	if l.Kind == Dynamic || l.State != Live {
-		l.Holder = h
+		if name := l.heirName(); name != "" {
+			txn.Delete(store.LeaseIdx, name)
+		}
+		l.Holder, l.Indexed = h, false
 		Save(txn, row, l)
 		return nil
 	}

@@ -109,6 +109,7 @@ type Lease struct {
 	Longest   time.Duration `cbor:"33,keyasint,omitempty"` // Static: longest interval between the holder's reads before this lease
 	Born      uint64        `cbor:"34,keyasint,omitempty"` // Static: which of the secrets that were at this path, see Value.Born
 	Rotatable bool          `cbor:"35,keyasint,omitempty"` // Static: lessor rotates the secret, so that its end leaves who may still use it
+	Indexed   bool          `cbor:"36,keyasint,omitempty"` // Dynamic: its holder's heir finds it
 }
 
 // PendingMargin is what a pending lease is given beyond the deadline of its apply, before the reaper reverts it.
@@ -220,6 +221,7 @@ func (l *Lease) Live(tombs Tombs, now time.Time) bool {
 //	Due       TimeKey  "l"             leases that need nothing undone, by Due, among the tokens
 //	Due       "d" TimeKey              the others: what leaves a credential at a target goes first
 //	LeaseIdx  "t/" token               Pending and Live ones by the token they die with
+//	LeaseIdx  "i/" holder              Pending and Live Dynamic ones by who holds them: who takes over from him finds them
 //	LeaseIdx  "r/" mount target Next   Revoking ones by target: the queues of its workers
 //	LeaseIdx  "w/" tombstone           Revoking ones by the tombstone that ended them: who waits for it sees them go
 const (
@@ -255,6 +257,7 @@ func (l *Lease) queueName() string {
 // before one is not made after it. That the lease's token still lives is the caller's condition.
 func Add(txn *store.Txn, l *Lease) {
 	l.Due = l.Expires
+	l.index(txn)
 	value := l.Encode()
 	name := l.name()
 	txn.Unchanged = append(txn.Unchanged, store.Since{Table: store.Tombs, Position: l.Position})
@@ -281,6 +284,9 @@ func Save(txn *store.Txn, row store.Row, l *Lease) {
 	txn.Require(row)
 	if l.Expires.Before(l.Due) {
 		l.moveDue(txn, l.Expires)
+	}
+	if !l.Indexed {
+		l.index(txn)
 	}
 	txn.Put(row.Table, row.Name, l.Encode())
 }
@@ -310,6 +316,9 @@ func End(v store.View, txn *store.Txn, row store.Row, l *Lease, cause string, no
 	txn.Delete(store.Due, l.dueName())
 	if l.Token != "" {
 		txn.Delete(store.LeaseIdx, tokenPrefix(l.Token)+row.Name)
+	}
+	if name := l.heirName(); name != "" {
+		txn.Delete(store.LeaseIdx, name)
 	}
 	if l.Kind == Static {
 		txn.Delete(store.Holds, row.Name)

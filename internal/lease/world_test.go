@@ -460,6 +460,9 @@ func (w *world) sound() {
 			if l.Token != "" {
 				want[store.Key{Table: store.LeaseIdx, Name: tokenPrefix(l.Token) + row.Name}] = true
 			}
+			if name := l.heirName(); name != "" {
+				want[store.Key{Table: store.LeaseIdx, Name: name}] = true
+			}
 			if l.Kind == Static && l.State == Live {
 				want[l.pointerKey()] = true
 			}

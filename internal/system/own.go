@@ -519,11 +519,26 @@ func (b *Backend) supersede(_ context.Context, r *engine.Request) (*engine.Reply
 		return nil, api.Errorf(api.Invalid, "at most %d leases can be kept", mostKept)
 	}
 	keep = slices.Compact(slices.Sorted(slices.Values(keep)))
-	reply, err := b.wide(r, lease.Selector{Kind: lease.ByHeir, Value: me.Entity, Alias: me.Alias, Instance: me.Instance, Kept: keep}, false, asked(r))
-	if err == nil {
-		reply.Note = "by heir"
+	reply := &engine.Reply{Note: "by heir"}
+	ended, all, err := lease.Inherit(r.View, &reply.Txn, me, keep, "revoked by request "+r.Op.ID, r.Now)
+	switch {
+	case err != nil:
+		return nil, err
+	case !all:
+		return b.wide(r, lease.Selector{Kind: lease.ByHeir, Value: me.Entity, Alias: me.Alias, Instance: me.Instance, Kept: keep}, false, asked(r))
+	case !asked(r):
+		reply.Status = 202
+	case len(ended) > 0:
+		reply.Do = func(ctx context.Context) error {
+			for _, l := range ended {
+				if err := b.Reaper.SettleLease(ctx, l); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
 	}
-	return reply, err
+	return reply, nil
 }
 
 // ownLease is the lease that a request names, if it is in force, and the caller's own. The error does not tell whether it is somebody else's.
