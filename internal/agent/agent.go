@@ -104,6 +104,9 @@ type agent struct {
 func (a *agent) open(ctx context.Context) (*client.Session, error) {
 	for failures := 1; ; failures++ {
 		session, err := client.Open(ctx, a.server, a.method)
+		if err == nil {
+			a.disown(ctx, session)
+		}
 		a.mu.Lock()
 		a.session, a.failure = session, err
 		a.mu.Unlock()
@@ -223,9 +226,33 @@ func (a *agent) supersede(ctx context.Context, session *client.Session, b *bench
 	soon, cancel := context.WithTimeout(ctx, handover)
 	a.rendered(soon)
 	cancel()
+	a.end(ctx, session, a.config.Instance, b.leases)
+}
+
+// disown has the server end what was read through the process before this one with its token: its end would have ended that, had it not been killed. It is done before anything is read through
+// this one.
+func (a *agent) disown(ctx context.Context, session *client.Session) {
+	if a.config.Instance == "" || !a.config.OwnToken || a.config.ExitRetain {
+		return
+	}
+	soon, cancel := context.WithTimeout(ctx, handover)
+	defer cancel()
+	a.end(soon, session, a.through(), func() []string { return nil })
+	if soon.Err() != nil && ctx.Err() == nil {
+		a.log.Warn("what was read through an earlier process of this agent could not be ended in time, and ends by itself")
+	}
+}
+
+// through is the instance of who reads with the agent's token and is none of his own.
+func (a *agent) through() string { return a.config.Instance + through }
+
+const through = "/through"
+
+// end has the server end the dynamic credentials of an instance, but for some leases, and tries until it has, or will not.
+func (a *agent) end(ctx context.Context, session *client.Session, instance string, keep func() []string) {
 	for failures := 1; ctx.Err() == nil; failures++ {
-		body := map[string]any{"keep": b.leases(), "sync": false}
-		_, err := session.Client().WithInstance(a.config.Instance).Write(ctx, "sys/lessor/leases/supersede", body)
+		body := map[string]any{"keep": append([]string{}, keep()...), "sync": false}
+		_, err := session.Client().WithInstance(instance).Write(ctx, "sys/lessor/leases/supersede", body)
 		if err == nil || ctx.Err() != nil {
 			return
 		}

@@ -36,6 +36,9 @@ type Config struct {
 	Notes []string // what of the configuration has no effect here, and why
 }
 
+// longestInstance leaves room for what tells further holders apart, in what a server takes.
+const longestInstance = 100
+
 // sameBut reports whether two configurations differ in their templates only.
 func (c Config) sameBut(o Config) bool {
 	c.Templates, o.Templates, c.Notes, o.Notes = nil, nil, nil, nil
@@ -150,6 +153,9 @@ func Parse(env client.Lookup, files ...string) (Config, error) {
 	top.boolean("exit_retain", &c.ExitRetain)
 	c.Instance = c.Server.Instance
 	top.text("instance", &c.Instance)
+	if len(c.Instance) > longestInstance {
+		top.complain("instance has %d bytes at most", longestInstance)
+	}
 	top.text("state_dir", &c.StateDir)
 	top.text("status_socket", &c.StatusSocket)
 	for _, s := range top.stanzas("vault") {

@@ -166,7 +166,7 @@ func (a *agent) proxy(l Listener) *http.Server {
 	}
 }
 
-// introduce puts the agent's token into a request's headers, if it is to go there.
+// introduce puts the agent's token into a request's headers, if it is to go there, and that who asks is the agent's.
 func (a *agent) introduce(h http.Header) {
 	if text, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer "); ok && h.Get("X-Vault-Token") == "" {
 		h.Set("X-Vault-Token", text)
@@ -181,6 +181,9 @@ func (a *agent) introduce(h http.Header) {
 	h.Del("X-Vault-Token")
 	if session != nil {
 		h.Set("X-Vault-Token", session.Client().Token().Reveal())
+		if a.config.Instance != "" && h.Get("X-Lessor-Instance") == "" {
+			h.Set("X-Lessor-Instance", a.through())
+		}
 	}
 }
 
