@@ -2,9 +2,13 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,13 +24,12 @@ type bench struct {
 	opening sync.WaitGroup
 
 	mu      sync.Mutex
-	sources map[string]*source // by kind and path
+	sources map[string]*source // by the query's key
 }
 
 // source is what a template reads: a secret that stays fresh, or a list of names. It is opened in the background, again and again until it is there.
 type source struct {
-	kind sourceKind
-	path string
+	query
 
 	mu      sync.Mutex
 	secret  *client.Secret     // nil: it is none, or is not there yet
@@ -35,6 +38,46 @@ type source struct {
 	readers map[*template]bool // templates that read it
 	unmoved map[*template]bool // templates that use it, and whose programs have not moved to any value of it since the agent began: they may use what came before
 	changed chan struct{}      // closed when any of that is another
+}
+
+// query is what a template asks for.
+type query struct {
+	kind    sourceKind
+	path    string
+	version uint64         // of the key-value engine's; 0: the current one
+	body    map[string]any // that is written to get it; nil: it is read
+}
+
+// key is the same for the same query.
+func (q query) key() string {
+	body, _ := json.Marshal(q.body) // names are sorted
+	hash := sha256.Sum256(body)
+	return fmt.Sprintf("%s %s %d %x", q.kind, q.path, q.version, hash)
+}
+
+// asked is what the functions secret and secrets ask for: a path, with "?version=2" perhaps, and data to write, each "name=value".
+func asked(kind sourceKind, path string, data []string) (query, error) {
+	path, after, _ := strings.Cut(path, "?")
+	q := query{kind: kind, path: strings.Trim(path, "/")}
+	if after != "" {
+		text, ok := strings.CutPrefix(after, "version=")
+		n, err := strconv.ParseUint(text, 10, 64)
+		if !ok || err != nil || n == 0 {
+			return q, fmt.Errorf("%s: of what may follow a path's question mark only version=NUMBER is here", q.path)
+		}
+		q.version = n
+	}
+	for _, item := range data {
+		name, text, ok := strings.Cut(item, "=")
+		if !ok || name == "" {
+			return q, fmt.Errorf("%s: what is to be written is of the form name=value", q.path)
+		}
+		if q.body == nil {
+			q.body = map[string]any{}
+		}
+		q.body[name] = text
+	}
+	return q, nil
 }
 
 type sourceKind string
@@ -53,6 +96,7 @@ type use struct {
 	secret  *Secret  // of a value; nil once the template is rendered: then it lies sealed only
 	names   []string // of a listing
 	of      client.Value
+	expires time.Time       // when of is of no use any more, if its lease is not renewed; zero: never
 	changed <-chan struct{} // closed when what is used is not current any more
 	release func()
 }
@@ -67,13 +111,12 @@ type Secret struct {
 }
 
 // use begins a template's use of what is at a path; u is nil if it is not there yet: then changed is closed when there is more to say, and err is why it is not there.
-func (b *bench) use(t *template, kind sourceKind, path string) (u *use, changed <-chan struct{}, err error) {
-	path = strings.Trim(path, "/")
+func (b *bench) use(t *template, q query) (u *use, changed <-chan struct{}, err error) {
 	b.mu.Lock()
-	s := b.sources[string(kind)+" "+path]
+	s := b.sources[q.key()]
 	if s == nil {
-		s = &source{kind: kind, path: path, changed: make(chan struct{}), readers: map[*template]bool{}, unmoved: map[*template]bool{}}
-		b.sources[string(kind)+" "+path] = s
+		s = &source{query: q, changed: make(chan struct{}), readers: map[*template]bool{}, unmoved: map[*template]bool{}}
+		b.sources[q.key()] = s
 		b.opening.Go(func() { b.open(s) })
 	}
 	s.mu.Lock()
@@ -88,11 +131,15 @@ func (b *bench) use(t *template, kind sourceKind, path string) (u *use, changed 
 		held := s.secret.Acquire()
 		v := held.Value
 		expires := s.secret.Status().Expires
+		if !expires.IsZero() && !time.Now().Before(expires) {
+			held.Release()
+			return nil, s.secret.Changed(held.Value), fmt.Errorf("%s: the lease has ended, and there is no other credential yet", s.path)
+		}
 		shown := &Secret{LeaseID: v.Lease, Data: v.Answer(), Renewable: !expires.IsZero()}
 		if !expires.IsZero() {
 			shown.LeaseDuration = int(time.Until(expires) / time.Second)
 		}
-		return &use{source: s, secret: shown, of: v, changed: s.secret.Changed(v), release: held.Release}, nil, nil
+		return &use{source: s, secret: shown, of: v, expires: expires, changed: s.secret.Changed(v), release: held.Release}, nil, nil
 	case s.names != nil:
 		return &use{source: s, names: slices.Clone(s.names), changed: s.changed, release: func() {}}, nil, nil
 	}
@@ -124,11 +171,13 @@ func (b *bench) open(s *source) {
 	for failures := 0; b.ctx.Err() == nil; {
 		var secret *client.Secret
 		var names []string
-		var err error
-		if s.kind == value {
-			secret, err = b.session.Secret(b.ctx, s.path, client.AdoptLater(), client.Sealed(b.box))
-		} else {
-			names, err = b.list(s.path)
+		path, err := b.place(s.query)
+		switch {
+		case err != nil:
+		case s.kind == value:
+			secret, err = b.session.Secret(b.ctx, path, b.options(s.query)...)
+		default:
+			names, err = b.list(path)
 		}
 		if b.ctx.Err() != nil {
 			return
@@ -163,6 +212,51 @@ func (b *bench) open(s *source) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (b *bench) options(q query) []client.SecretOption {
+	all := []client.SecretOption{client.AdoptLater(), client.Sealed(b.box)}
+	if q.version != 0 {
+		all = append(all, client.PinVersion(q.version))
+	}
+	if q.body != nil {
+		all = append(all, client.Write(q.body))
+	}
+	return all
+}
+
+// place is where the API has what is asked for: secrets of the key-value engine's version 2 may be named without the data/ in between, as its commands name them.
+func (b *bench) place(q query) (string, error) {
+	if q.body != nil {
+		return q.path, nil
+	}
+	answer, err := b.session.Client().Read(b.ctx, "sys/internal/ui/mounts/"+q.path, nil)
+	if client.IsStatus(err, http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed) {
+		return q.path, nil // whoever may not know is told by the reading
+	}
+	if err != nil {
+		return "", err
+	}
+	var found struct {
+		Path    string            `json:"path"`
+		Options map[string]string `json:"options"`
+	}
+	if err := answer.Decode(&found); err != nil {
+		return "", err
+	}
+	rest, inside := strings.CutPrefix(q.path+"/", strings.Trim(found.Path, "/")+"/")
+	if !inside || found.Options["version"] != "2" {
+		return q.path, nil
+	}
+	part := "data"
+	if q.kind == listing {
+		part = "metadata"
+	}
+	switch first, _, _ := strings.Cut(rest, "/"); first {
+	case "data", "metadata", "subkeys", "config":
+		return q.path, nil
+	}
+	return strings.Trim(strings.Trim(found.Path, "/")+"/"+part+"/"+rest, "/"), nil
 }
 
 // list is what is below a path; nothing is no error.

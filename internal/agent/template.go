@@ -73,6 +73,7 @@ func (t *template) run(ctx context.Context, b *bench) {
 			failures = 0
 			t.move(p.uses)
 			t.stand(current, nil)
+			again = p.end()
 			t.once.Do(func() { close(t.first) })
 		}
 		if changed(ctx, p.changes, again) {
@@ -173,6 +174,20 @@ type pass struct {
 	seen    map[string]*use
 }
 
+// end is when the first of the credentials would end that the text is made of: it is looked then whether their leases go on. nil: none does.
+func (p *pass) end() <-chan time.Time {
+	var first time.Time
+	for _, u := range p.uses {
+		if !u.expires.IsZero() && (first.IsZero() || u.expires.Before(first)) {
+			first = u.expires
+		}
+	}
+	if first.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(first))
+}
+
 func (p *pass) release() {
 	for _, u := range p.uses {
 		u.release()
@@ -196,7 +211,7 @@ func (t *template) pass(b *bench) *pass {
 	if t.ErrorOnMissingKey {
 		made.Option("missingkey=error")
 	}
-	made.Funcs(functions()).Funcs(texttemplate.FuncMap{
+	made.Funcs(functions()).Funcs(sprig()).Funcs(texttemplate.FuncMap{
 		"secret": p.secret, "secrets": p.secrets,
 		"executeTemplate": func(name string, data ...any) (string, error) {
 			var text strings.Builder
@@ -208,7 +223,8 @@ func (t *template) pass(b *bench) *pass {
 			return text.String(), discreet(err)
 		},
 	})
-	if _, p.err = made.Parse(source); p.err != nil {
+	if _, err := made.Parse(source); err != nil {
+		p.err = foreign(err)
 		return p
 	}
 	var text bytes.Buffer
@@ -220,12 +236,13 @@ func (t *template) pass(b *bench) *pass {
 	return p
 }
 
-// secret reads a secret. Until it is there it is nil.
-func (p *pass) secret(path string, arguments ...string) (*Secret, error) {
-	if len(arguments) > 0 {
-		return nil, errors.New("secret with further arguments writes: that is not here. Of lessor's engines none makes a secret of what is written")
+// secret reads a secret, or has one made by writing what is given, each "name=value". Until it is there it is nil.
+func (p *pass) secret(path string, data ...string) (*Secret, error) {
+	q, err := asked(value, path, data)
+	if err != nil {
+		return nil, err
 	}
-	u := p.use(value, path)
+	u := p.use(q)
 	if u == nil {
 		return nil, nil
 	}
@@ -234,20 +251,24 @@ func (p *pass) secret(path string, arguments ...string) (*Secret, error) {
 
 // secrets lists the names below a path.
 func (p *pass) secrets(path string) ([]string, error) {
-	u := p.use(listing, path)
+	q, err := asked(listing, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	u := p.use(q)
 	if u == nil {
 		return nil, nil
 	}
 	return u.names, nil
 }
 
-// use is the same for the same path in one pass.
-func (p *pass) use(kind sourceKind, path string) *use {
-	key := string(kind) + " " + path
+// use is the same for the same query in one pass.
+func (p *pass) use(q query) *use {
+	key := q.key()
 	if u := p.seen[key]; u != nil {
 		return u
 	}
-	u, changed, err := p.bench.use(p.of, kind, path)
+	u, changed, err := p.bench.use(p.of, q)
 	if u == nil {
 		p.waits++
 		if err != nil {
