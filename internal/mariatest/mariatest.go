@@ -1,7 +1,7 @@
 // Package mariatest gives tests a real MariaDB server of their own: on a free loopback port, in a temporary folder, gone when the test process is,
-// however that ends.
+// however that ends. Where no MariaDB is installed, but MySQL, it is that.
 //
-// Where no MariaDB is installed, a test fails; under -short it skips instead, unless CI=true.
+// Where neither is installed, a test fails; under -short it skips instead, unless CI=true.
 package mariatest
 
 import (
@@ -43,12 +43,12 @@ type options struct {
 // TLS gives the server a certificate for "localhost" and 127.0.0.1; Server.CA is who issued it. Plain connections stay possible.
 func TLS() Option { return func(o *options) { o.tls = true } }
 
-// Setting sets an option of mariadbd, by its name in an option file.
+// Setting sets an option of the server, by its name in an option file.
 func Setting(name, value string) Option {
 	return func(o *options) { o.settings += name + " = " + value + "\n" }
 }
 
-// Server is a running MariaDB.
+// Server is a running MariaDB, or MySQL.
 type Server struct {
 	Host   string // 127.0.0.1
 	Port   int
@@ -65,7 +65,10 @@ type Server struct {
 	ended chan struct{} // closed when the process has ended
 }
 
-type binaries struct{ server, install string }
+type binaries struct {
+	server  string
+	install string // empty: the server itself makes its data folder, as MySQL's does
+}
 
 var (
 	sharedMu sync.Mutex
@@ -116,6 +119,9 @@ func installed(t testing.TB) binaries {
 	server, install := find("mariadbd"), find("mariadb-install-db")
 	if server != "" && install != "" {
 		return binaries{server, install}
+	}
+	if server := find("mysqld"); server != "" {
+		return binaries{server: server}
 	}
 	if testing.Short() && os.Getenv("CI") != "true" {
 		t.Skip("mariatest: no MariaDB server is installed (Debian: apt-get install mariadb-server)")
@@ -188,15 +194,18 @@ func (s *Server) create(o options) error {
 			return err
 		}
 	}
-	cmd := s.command(s.bin.install, "--no-defaults", "--datadir="+s.data(), "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve",
+	cmd := s.command(s.bin.install, "--no-defaults", "--datadir="+s.data(), "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force",
 		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mariadb-install-db: %w\n%s", err, out)
+	if s.MySQL() {
+		cmd = s.command(s.bin.server, "--no-defaults", "--initialize-insecure", "--datadir="+s.data())
 	}
-	conf := fmt.Sprintf("[mariadbd]\ndatadir = %s\nsocket = %s\npid_file = %s\nlog_error = %s\ngeneral_log_file = %[5]s.general\nslow_query_log_file = %[5]s.slow\n",
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("making its data folder: %w\n%s", err, out)
+	}
+	conf := fmt.Sprintf("[mysqld]\ndatadir = %s\nsocket = %s\npid_file = %s\nlog_error = %s\ngeneral_log_file = %[5]s.general\nslow_query_log_file = %[5]s.slow\n",
 		s.data(), s.Socket, filepath.Join(s.dir, "mariadbd.pid"), s.errors(), s.logs())
-	conf += "bind_address = 127.0.0.1\nmax_connections = 300\ninnodb_buffer_pool_size = 32M\ninnodb_log_file_size = 16M\nkey_buffer_size = 1M\n" +
-		"innodb_flush_log_at_trx_commit = 0\ninnodb_fast_shutdown = 2\nlog_warnings = 2\nskip_log_bin\n"
+	conf += "bind_address = 127.0.0.1\nmax_connections = 300\ninnodb_buffer_pool_size = 32M\nloose_innodb_log_file_size = 16M\nkey_buffer_size = 1M\n" +
+		"innodb_flush_log_at_trx_commit = 0\ninnodb_fast_shutdown = 2\nloose_log_warnings = 2\nloose_log_error_verbosity = 3\nskip_log_bin\nloose_mysqlx = OFF\n"
 	if o.own { // what is killed loses what it had not written, not what the system had not flushed
 		conf += "innodb_flush_log_at_trx_commit = 2\n"
 	}
@@ -210,11 +219,18 @@ func (s *Server) create(o options) error {
 		if err := errors.Join(s.write("ca.crt", ca), s.write("server.crt", certificate), s.write("server.key", key)); err != nil {
 			return err
 		}
+	} else if s.MySQL() { // newer servers make themselves a certificate otherwise
+		conf += "tls_version =\n"
+	} else {
+		conf += "skip_ssl\n"
 	}
 	quoted := strings.ReplaceAll(password, "'", "''")
+	others := "DELETE FROM mysql.global_priv WHERE User IN ('', 'root') AND Host <> '%';\nFLUSH PRIVILEGES;\n"
+	if s.MySQL() {
+		others = "DROP USER root@localhost;\n"
+	}
 	return errors.Join(s.write("my.cnf", []byte(conf+o.settings)), s.write("first.sql", []byte(
-		"CREATE USER "+Superuser+"@'%' IDENTIFIED BY '"+quoted+"';\nGRANT ALL PRIVILEGES ON *.* TO "+Superuser+"@'%' WITH GRANT OPTION;\n"+
-			"DELETE FROM mysql.global_priv WHERE User IN ('', 'root') AND Host <> '%';\nFLUSH PRIVILEGES;\n")))
+		"CREATE USER "+Superuser+"@'%' IDENTIFIED BY '"+quoted+"';\nGRANT ALL PRIVILEGES ON *.* TO "+Superuser+"@'%' WITH GRANT OPTION;\n"+others)))
 }
 
 // watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way (or by stop), and then takes
@@ -318,6 +334,9 @@ func (s *Server) Pause() error { return syscall.Kill(s.pid, syscall.SIGSTOP) }
 
 // Resume undoes Pause.
 func (s *Server) Resume() error { return syscall.Kill(s.pid, syscall.SIGCONT) }
+
+// MySQL reports whether the server is MySQL, and no MariaDB.
+func (s *Server) MySQL() bool { return s.bin.install == "" }
 
 // Address is the server's host and port.
 func (s *Server) Address() string { return fmt.Sprintf("%s:%d", s.Host, s.Port) }

@@ -346,7 +346,11 @@ func (s *session) remove(as []database.Account, errs []error) error {
 		case !local(err):
 			return err
 		case len(queue[0]) == 1:
-			errs[queue[0][0]] = s.fail(err)
+			one := queue[0][0]
+			errs[one] = s.fail(err)
+			if err := s.shut(as[one].Username, found[as[one].Username].hosts); err != nil && !local(err) {
+				return err
+			}
 		default: // whichever of them it is about
 			queue = slices.AppendSeq(queue, slices.Chunk(usual, 1))
 		}
@@ -387,16 +391,25 @@ func (s *session) removeUsual(as []database.Account, found map[string]state, whi
 	return s.make("DROP USER IF EXISTS " + strings.Join(markers, ","))
 }
 
+// shut locks accounts and ends their sessions. Those that cannot be dropped are of no use any more by then: MySQL drops none that a view of its own making
+// runs as.
+func (s *session) shut(username string, hosts []string) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	if err := s.make("ALTER USER " + strings.Join(accounts(username, hosts), ",") + " ACCOUNT LOCK"); err != nil {
+		return err
+	}
+	return s.evict([]string{username}, true)
+}
+
 // removeAs removes an account as its role's revocation_statements say.
 func (s *session) removeAs(a database.Account, f state) error {
 	v, err := newValues(a.Username, "", a.Until)
 	if err != nil {
 		return err
 	}
-	err = s.make("ALTER USER " + strings.Join(accounts(a.Username, f.hosts), ",") + " ACCOUNT LOCK")
-	if err == nil {
-		err = s.evict([]string{a.Username}, true)
-	}
+	err = s.shut(a.Username, f.hosts)
 	if err != nil && code(err) != notPrivileged && !errors.Is(err, database.ErrUnseen) { // revocation_statements may do what lessor's account may not
 		return err
 	}

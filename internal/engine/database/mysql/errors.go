@@ -21,6 +21,7 @@ const (
 	wrongPassword      = 1045
 	noSuchDatabase     = 1049
 	serverShutdown     = 1053
+	noSuchColumn       = 1054
 	noSuchThread       = 1094
 	killDenied         = 1095
 	hostBlocked        = 1129
@@ -45,6 +46,8 @@ const (
 	insecureTransport  = 3159
 	blockedMySQL       = 3955 // after too many wrong passwords, whatever comes next
 	blockedMariaDB     = 4150
+	notCurrent         = 3891 // MySQL: what REPLACE says
+	reused             = 3638 // MySQL: it is among those that the account had, or has
 )
 
 const mostOfResult = 1000
@@ -90,7 +93,7 @@ func (d *server) fail(err error, secrets ...string) error {
 				text += "; where a plugin there has to see passwords, say password_authentication=password"
 			}
 		case definer:
-			text += "; views, routines, triggers or events run as the account: give them another definer"
+			text += "; views, routines, triggers or events run as the account, which is locked: give them another definer, or give lessor's account the right to drop it all the same (ALLOW_NONEXISTENT_DEFINER; before MySQL 8.2 SET_USER_ID)"
 		}
 		return api.Errorf(api.Upstream, "the database refused: %s", text)
 	}

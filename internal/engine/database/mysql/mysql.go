@@ -99,6 +99,9 @@ func (Driver) CheckRotation(username string, statements []string) error {
 		if err := check(sql, "name username password"); err != nil {
 			return err
 		}
+		if clause(sql, "RETAIN", "CURRENT", "PASSWORD") {
+			return errors.New("RETAIN CURRENT PASSWORD is not allowed: the password before would not be dead")
+		}
 	}
 	return nil
 }

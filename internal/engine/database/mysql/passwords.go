@@ -176,35 +176,82 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 		return api.Errorf(api.Invalid, "%v", err)
 	}
 	hidden := append(hashes(c.Password), c.Password.Reveal())
-	change := func(s *session) error {
+	for _, password := range c.Self {
+		hidden = append(hidden, password.Reveal())
+	}
+	change := func(s *session, own lessor.Secret) error {
 		if err := s.endMakers([]string{c.Name}); err != nil {
 			return err
 		}
 		if err := s.begin(c.Name); err != nil {
 			return err
 		}
-		if len(c.Statements) > 0 {
+		statements := c.Statements
+		if len(statements) > 0 {
 			v.identified = s.identified(c.Password)
-			return s.make(v.statements(c.Statements)...)
+			statements = v.statements(statements)
+		} else if statement, err := s.changing(&c, own); err != nil {
+			return err
+		} else {
+			statements = []string{statement}
 		}
-		statement, err := s.changing(&c)
-		if err != nil {
+		err := s.make(statements...)
+		if code(err) == notCurrent && len(c.Statements) == 0 { // it logged in by the second that it was made to retain
+			statement, _ := s.changing(&c, lessor.Secret{})
+			err = s.make(statement)
+		}
+		if code(err) == reused { // where it keeps a history, what is set again is in it
+			if verdict, _ := d.Login(s.ctx, c.Username, c.Password); verdict == database.Accepted {
+				err = nil
+			}
+		}
+		if err != nil || s.maria {
 			return err
 		}
-		return s.make(statement)
+		return s.discard(&c)
 	}
 	if len(c.Self) == 0 {
-		return d.session(ctx, func(s *session) error { return d.fail(change(s), hidden...) })
+		return d.session(ctx, func(s *session) error { return d.fail(change(s, lessor.Secret{}), hidden...) })
 	}
-	return d.alone(ctx, c, func(s *session) error { return d.fail(change(s), hidden...) })
+	return d.alone(ctx, c, func(s *session, own lessor.Secret) error { return d.fail(change(s, own), hidden...) })
+}
+
+// discard takes from an account of MySQL the second password that somebody may have had it retain, and that survives the change of the first. An account
+// that does it itself does not learn whether it has one, and needs a right of its own to lose it.
+func (s *session) discard(c *database.Change) error {
+	if len(c.Self) > 0 {
+		err := s.make("ALTER USER USER() DISCARD OLD PASSWORD")
+		if code(err) == notPrivileged {
+			return nil
+		}
+		return err
+	}
+	rows, err := s.run("SELECT Host FROM mysql.user WHERE User=" + text(c.Username) + " AND JSON_CONTAINS_PATH(User_attributes,'one','$.additional_password') ORDER BY Host")
+	switch {
+	case code(err) == noTableRight, code(err) == noColumnRight, code(err) == noSuchColumn: // of a server that knows none
+		return nil
+	case err != nil:
+		return err
+	}
+	for _, r := range rows {
+		if err := s.make("ALTER USER " + text(c.Username) + "@" + text(r[0]) + " DISCARD OLD PASSWORD"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // changing is the statement that changes a password where nobody wrote one: at all hosts that the account has, as far as it logs in by a password there.
-func (s *session) changing(c *database.Change) (string, error) {
+// own is the one that the account which does it itself has logged in by.
+func (s *session) changing(c *database.Change, own lessor.Secret) (string, error) {
 	password := c.Password.Reveal()
 	if len(c.Self) > 0 {
 		if !s.maria {
-			return "ALTER USER USER() IDENTIFIED BY '" + password + "'", nil
+			statement := "ALTER USER USER() IDENTIFIED BY '" + password + "'"
+			if !own.Empty() && !unsafe.MatchString(own.Reveal()) { // servers may demand it
+				statement += " REPLACE '" + own.Reveal() + "'"
+			}
+			return statement, nil
 		}
 		rows, err := s.run("SHOW CREATE USER CURRENT_USER()")
 		switch {
@@ -264,8 +311,8 @@ func (s *session) anew(plugin string, password lessor.Secret) string {
 	return "IDENTIFIED WITH " + plugin + " BY '" + password.Reveal() + "'"
 }
 
-// alone runs f in a session that the account itself opens.
-func (d *server) alone(ctx context.Context, c database.Change, f func(*session) error) error {
+// alone runs f in a session that the account itself opens, by the password that f is given.
+func (d *server) alone(ctx context.Context, c database.Change, f func(*session, lessor.Secret) error) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	var failure error
@@ -282,7 +329,7 @@ func (d *server) alone(ctx context.Context, c database.Change, f func(*session) 
 			return untouched(failure)
 		}
 		defer conn.Close()
-		return f(&session{server: d, wire: conn.(*wire), ctx: ctx})
+		return f(&session{server: d, wire: conn.(*wire), ctx: ctx}, password)
 	}
 	return failure
 }

@@ -24,7 +24,7 @@ func (s *session) kill(ids []string) error {
 		switch code(err) {
 		case noSuchThread:
 		case killDenied:
-			return &refusal{"lessor's account at the database may not end the sessions of others: GRANT CONNECTION ADMIN ON *.* to it (at MySQL: CONNECTION_ADMIN)"}
+			return &refusal{"lessor's account at the database may not end the sessions of others: GRANT CONNECTION ADMIN ON *.* to it (at MySQL: CONNECTION_ADMIN, and SYSTEM_USER to end those of accounts that have that)"}
 		default:
 			if err != nil {
 				return err
