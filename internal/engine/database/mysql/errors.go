@@ -33,10 +33,12 @@ const (
 	limitReached       = 1226
 	notPrivileged      = 1227
 	prevented          = 1290
+	accountFailed      = 1396
 	badTimeZone        = 1298
 	queryInterrupted   = 1317
 	passwordExpired    = 1862
 	withoutPassword    = 1698
+	unfitPassword      = 1819
 	timedOut           = 1969 // MariaDB: max_statement_time
 	killed             = 1927 // MariaDB
 	timedOutSelect     = 3024 // MySQL: max_execution_time
@@ -63,6 +65,11 @@ func code(err error) uint16 {
 		return e.Number
 	}
 	return 0
+}
+
+// wasBefore reports whether a server refuses a password since the account had it before, or has it.
+func wasBefore(err error) bool {
+	return code(err) == reused || code(err) == unfitPassword && strings.Contains(err.Error(), "password_reuse_check")
 }
 
 // fail says what went wrong, without secrets: those of the connection and those given never appear, nor does what the server quotes of them. What

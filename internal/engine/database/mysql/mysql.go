@@ -23,6 +23,7 @@ const (
 	plain   = "password"
 	native  = "mysql_native_password"
 	ed25519 = "ed25519"
+	parsec  = "parsec" // of accounts that have it; lessor itself cannot log in by it
 )
 
 // Driver is MariaDB's and MySQL's.

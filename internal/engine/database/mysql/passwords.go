@@ -2,15 +2,20 @@ package mysql
 
 import (
 	"context"
+	ed25519key "crypto/ed25519"
+	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"filippo.io/edwards25519"
+	"github.com/go-sql-driver/mysql"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine/database"
@@ -37,9 +42,25 @@ func ed25519Hash(password string) string {
 	return base64.RawStdEncoding.EncodeToString(public.Bytes())
 }
 
+// parsecHash is what MariaDB keeps of a password for its plugin parsec: the public key of which the password, made slow, is the seed. Its salt is the
+// password's, and so the same whenever it is set again.
+func parsecHash(password string) string {
+	salt := sha256.Sum256([]byte("lessor salt\x00" + password))
+	return parsecKey(password, salt[:18])
+}
+
+func parsecKey(password string, salt []byte) string {
+	seed, err := pbkdf2.Key(sha512.New, password, salt, 1024, ed25519key.SeedSize)
+	if err != nil {
+		panic("mysql: PBKDF2 refuses its parameters") // which are constants
+	}
+	public := ed25519key.NewKeyFromSeed(seed).Public().(ed25519key.PublicKey)
+	return "P0:" + base64.StdEncoding.EncodeToString(salt) + ":" + base64.RawStdEncoding.EncodeToString(public)
+}
+
 // hashes are all that a server may be given in the place of a password.
 func hashes(password lessor.Secret) []string {
-	return []string{nativeHash(password.Reveal()), ed25519Hash(password.Reveal())}
+	return []string{nativeHash(password.Reveal()), ed25519Hash(password.Reveal()), parsecHash(password.Reveal())}
 }
 
 // nobody is a password that nobody knows; it has of everything that servers may demand of one.
@@ -67,6 +88,8 @@ func (s *session) identified(password lessor.Secret) func(plugin string) string 
 			return "IDENTIFIED WITH " + native + " AS '" + nativeHash(password.Reveal()) + "'"
 		case ed25519:
 			return "IDENTIFIED WITH " + ed25519 + " AS '" + ed25519Hash(password.Reveal()) + "'"
+		case parsec:
+			return "IDENTIFIED WITH " + parsec + " AS '" + parsecHash(password.Reveal()) + "'"
 		}
 		return ""
 	}
@@ -99,6 +122,9 @@ func (d *server) Login(ctx context.Context, username string, password lessor.Sec
 	case withoutPassword, hostNotPrivileged, insecureTransport, blockedMySQL, blockedMariaDB:
 		return database.Unknown, nil
 	}
+	if errors.Is(err, mysql.ErrUnknownPlugin) { // MariaDB's parsec, among others: nobody can try it from here
+		return database.Unknown, nil
+	}
 	return 0, d.fail(err, password.Reveal())
 }
 
@@ -126,7 +152,7 @@ func (d *server) elsewhere(ctx context.Context, username string) (elsewhere bool
 // byPassword reports whether accounts of a plugin log in by a password that the server keeps.
 func byPassword(plugin string) bool {
 	switch strings.ToLower(plugin) {
-	case "", native, ed25519, "caching_sha2_password", "sha256_password":
+	case "", native, ed25519, parsec, "caching_sha2_password", "sha256_password":
 		return true
 	}
 	return false
@@ -200,7 +226,7 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 			statement, _ := s.changing(&c, lessor.Secret{})
 			err = s.make(statement)
 		}
-		if code(err) == reused { // where it keeps a history, what is set again is in it
+		if wasBefore(err) { // where it keeps a history, what is set again is in it
 			if verdict, _ := d.Login(s.ctx, c.Username, c.Password); verdict == database.Accepted {
 				err = nil
 			}

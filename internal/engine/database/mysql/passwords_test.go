@@ -2,10 +2,13 @@ package mysql
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -290,4 +293,69 @@ func TestSessions(t *testing.T) {
 		t.Errorf("%v, %v", found, err)
 	}
 	b.remove(a, other)
+}
+
+// MariaDB's parsec, which lessor cannot log in by: what the server has of a password is right by its own word.
+func TestParsec(t *testing.T) {
+	// What MariaDB 11.8 made of a password.
+	const stored = "P0:WmNtKDugZrpK1HWzs773Uzei:vqKsK+BzYd9hC87tzG7LBCHtUCEfpTxej057OXKvXK0"
+	salt, err := base64.StdEncoding.DecodeString(strings.Split(stored, ":")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := parsecKey("secret", salt); got != stored {
+		t.Errorf("got %s", got)
+	}
+	s := mariatest.Own(t)
+	b := newBench(t, s)
+	if _, err := b.root.ExecContext(t.Context(), "INSTALL SONAME 'auth_parsec'"); err != nil {
+		t.Skipf("the server does not have it: %v", err)
+	}
+	name := b.human("CREATE USER HUMAN IDENTIFIED VIA parsec USING PASSWORD('first')")
+	next := database.Change{Name: "static/" + name, Username: name, Password: lessor.NewSecret("second")}
+	if err := b.SetPassword(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask[string](b, "SELECT authentication_string FROM mysql.user WHERE User="+text(name)); got != parsecHash("second") {
+		t.Errorf("the server has %s", got)
+	}
+	if verdict, err := b.Database.Login(t.Context(), name, next.Password); err != nil || verdict != database.Unknown {
+		t.Errorf("%v, %v", verdict, err)
+	}
+	a := account()
+	a.Creation = []string{"CREATE USER '{{name}}'@'%' IDENTIFIED VIA parsec USING PASSWORD('{{password}}')"}
+	b.create(a)
+	client := exec.Command("mariadb", "--no-defaults", "--skip-ssl", "-h127.0.0.1", fmt.Sprint("-P", s.Port), "-u"+a.Username, "-Ne", "SELECT 'in'")
+	client.Env = append(os.Environ(), "MYSQL_PWD="+a.Password.Reveal())
+	if out, err := client.CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
+		t.Log("there is no client that could log in")
+	} else if err != nil || strings.TrimSpace(string(out)) != "in" {
+		t.Errorf("the server's own client: %v, %s", err, out)
+	}
+	b.remove(a)
+}
+
+// What a server's own plugins say of a password is told, and one that is set again is taken where it counts as used.
+func TestPasswordThatWasUsed(t *testing.T) {
+	s := mariatest.Own(t)
+	b := newBench(t, s)
+	if _, err := b.root.ExecContext(t.Context(), "INSTALL SONAME 'password_reuse_check'"); err != nil {
+		t.Skipf("the server does not have it: %v", err)
+	}
+	name := b.human("CREATE USER HUMAN IDENTIFIED BY 'first'")
+	set := func(d database.Database, password string) error {
+		return d.SetPassword(t.Context(), database.Change{Name: "static/" + name, Username: name, Password: lessor.NewSecret(password)})
+	}
+	if err := set(b.Database, "second"); err == nil || !strings.Contains(err.Error(), "say password_authentication=password") {
+		t.Errorf("a hash: %v", err)
+	}
+	told := connection(t, s, func(c *database.Connection, _ *database.Secrets) { c.Authentication = plain })
+	for _, password := range []string{"second", "second", "third"} {
+		if err := set(told, password); err != nil {
+			t.Errorf("%s: %v", password, err)
+		}
+	}
+	if err := set(told, "second"); err == nil || errors.Is(err, database.ErrUnreachable) || !strings.Contains(err.Error(), "password_reuse_check") {
+		t.Errorf("one of before: %v", err)
+	}
 }

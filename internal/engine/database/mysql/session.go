@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/go-sql-driver/mysql"
 )
 
 const (
@@ -196,5 +198,22 @@ func (s *session) make(statements ...string) error {
 		s.spent = true // it may also be that the server's clock was set: another session asks it
 		return unreachable("it did not answer in time")
 	}
+	if code(err) == accountFailed && s.maria {
+		return s.why(err)
+	}
 	return err
+}
+
+// why is the error that another one of MariaDB's, which says only that something failed with an account, does not tell.
+func (s *session) why(failed error) error {
+	rows, err := s.wire.run(s.ctx, "SHOW ERRORS") // only what comes next is told
+	if err != nil {
+		return failed
+	}
+	for _, r := range rows {
+		if number, err := strconv.ParseUint(r[1], 10, 16); err == nil && number != accountFailed {
+			return &mysql.MySQLError{Number: uint16(number), Message: r[2]}
+		}
+	}
+	return failed
 }
