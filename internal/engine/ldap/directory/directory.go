@@ -152,7 +152,8 @@ func active(err error) ldap.Verdict {
 	return ldap.Refused
 }
 
-// SetPassword has the server hash the password, where it can (RFC 3062); Active Directory gets it as unicodePwd.
+// SetPassword has the server hash the password, where it can (RFC 3062); Active Directory gets it as unicodePwd, and gets it twice: besides the password of
+// an account it takes the one before, for an hour, which is the same then.
 func (d *Server) SetPassword(ctx context.Context, dn string, password lessor.Secret) error {
 	return d.with(ctx, func(_ context.Context, c *connection) error { return d.set(c, dn, password) })
 }
@@ -161,7 +162,11 @@ func (d *Server) set(c *connection, dn string, password lessor.Secret) error {
 	if d.config.Schema == ldap.AD {
 		r := goldap.NewModifyRequest(dn, nil)
 		r.Replace("unicodePwd", []string{quoted(password.Reveal())})
-		return d.fail(c.Modify(r), password.Reveal())
+		err := c.Modify(r)
+		if err == nil {
+			err = c.Modify(r)
+		}
+		return d.fail(err, password.Reveal())
 	}
 	_, err := c.PasswordModify(goldap.NewPasswordModifyRequest(dn, "", password.Reveal()))
 	if is(err, goldap.LDAPResultProtocolError) { // it does not know that operation
