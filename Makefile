@@ -38,7 +38,7 @@ sim: servers ## a long seeded simulation; SEED=n replays one
 torture: servers ## three nodes over PostgreSQL with a standby, under faults, for LESSOR_TORTURE (1h); SEED=n replays a run's faults
 	LESSOR_TORTURE=$${LESSOR_TORTURE:-1h} LESSOR_TORTURE_SEED=$(SEED) $(GO) test ./internal/torture -run 'TestTorture$$' -count 1 -v -timeout 0
 
-drill: servers ## LESSOR_DRILL (100) rotations at each kind of database, under services that never stop, with lessor killed in each step
+drill: servers ## LESSOR_DRILL (100) rotations at each kind of database, under services that never stop: by the Go client, lessor run, the agent; lessor is killed in each step
 	@scripts/servers tests
 	LESSOR_DRILL=$${LESSOR_DRILL:-100} $(GO) test ./internal/drill -run 'TestDrill$$' -count 1 -v -timeout 0
 

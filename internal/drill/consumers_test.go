@@ -56,6 +56,7 @@ func named(list any) (holders map[string]map[string]any, sessions int64) {
 // A consumer that never moves: the rotation waits for it, and for nobody else, and says so; its password works for as long as no policy says otherwise.
 // Once the role has a grace that is over the rotation goes on without it, and names it. Whoever moved notices nothing of all that.
 func TestSlowConsumer(t *testing.T) {
+	t.Parallel()
 	d := newDrill(t, postgresql(t))
 	slow := d.ever[0] // d.slow has read it, and adopts no other
 	slowly, briskly := serve(d.fixed(slow)), serve(d.pool(t, d.open()))
@@ -85,8 +86,8 @@ func TestSlowConsumer(t *testing.T) {
 	}
 	d.until("it is locked out", func() bool { return slowly.failed.Load() > 0 })
 	slowly.end()
-	if done, failed, failure := briskly.end(); failed > 0 || done == 0 {
-		t.Errorf("of who moved, %d of %d queries failed: %v", failed, done, failure)
+	if r := briskly.end(); r.Failed > 0 || r.Done == 0 {
+		t.Errorf("of who moved, %d of %d queries failed: %s", r.Failed, r.Done, r.Failure)
 	}
 }
 
@@ -94,6 +95,7 @@ func TestSlowConsumer(t *testing.T) {
 // over sessions that it opens anew all the time. The plan names it before, with the moment, and so does the record after.
 func TestBootReader(t *testing.T) {
 	const grace = 4 * time.Second
+	t.Parallel()
 	d := newDrill(t, postgresql(t))
 	d.write("database/static-roles/turn", map[string]any{"rotation_grace": grace.String()})
 	read := d.readOnce()

@@ -1,19 +1,22 @@
-// Package drill rotates passwords again and again, under services that never stop using them and with a lessor that is killed in each step of a rotation:
-// no query fails. It is a test, TestDrill, longer with LESSOR_DRILL.
+// Package drill rotates passwords again and again, under services that never stop using them, by the Go client, under lessor run and behind the agent, and with a
+// lessor that is killed in each step of a rotation: no query fails. It is a test, TestDrill, longer with LESSOR_DRILL.
 package drill
 
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"strconv"
-	"sync"
-	"sync/atomic"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/rotation"
 )
 
 const secret = "database/static-creds/turn"
@@ -21,35 +24,48 @@ const secret = "database/static-creds/turn"
 // A moment is one in a rotation at which lessor is killed.
 type moment struct {
 	name string
+	step rotation.Phase
 	at   func(t *target, incoming, outgoing string) (text string, done bool) // what lessor has to say for it; nil: it shows otherwise
 }
 
 // moments are in the order of a rotation's steps.
 var moments = []moment{
-	{"at no time", nil},
-	{"before the new password is set", func(t *target, in, _ string) (string, bool) { return t.sets(in), false }},
-	{"after it was set, before lessor heard", func(t *target, in, _ string) (string, bool) { return t.sets(in), true }},
-	{"before it is tried", func(t *target, in, _ string) (string, bool) { return t.enters(in), false }},
-	{"while it is tried", func(t *target, in, _ string) (string, bool) { return t.enters(in), true }},
-	{waiting, nil},
-	{"before the old account is retired", func(t *target, _, out string) (string, bool) { return t.sets(out), false }},
-	{"after it was retired, before lessor heard", func(t *target, _, out string) (string, bool) { return t.sets(out), true }},
-	{"before the old passwords are tried", func(t *target, _, out string) (string, bool) { return t.enters(out), false }},
-	{"while they are tried", func(t *target, _, out string) (string, bool) { return t.enters(out), true }},
+	{beginning, rotation.Idle, nil},
+	{"before the new password is set", rotation.Setting, func(t *target, in, _ string) (string, bool) { return t.sets(in), false }},
+	{"after it was set, before lessor heard", rotation.Setting, func(t *target, in, _ string) (string, bool) { return t.sets(in), true }},
+	{"before it is tried", rotation.Setting, func(t *target, in, _ string) (string, bool) { return t.enters(in), false }},
+	{"while it is tried", rotation.Setting, func(t *target, in, _ string) (string, bool) { return t.enters(in), true }},
+	{waiting, rotation.Waiting, nil},
+	{"before the old account is retired", rotation.Retiring, func(t *target, _, out string) (string, bool) { return t.sets(out), false }},
+	{"after it was retired, before lessor heard", rotation.Retiring, func(t *target, _, out string) (string, bool) { return t.sets(out), true }},
+	{"before the old passwords are tried", rotation.Proving, func(t *target, _, out string) (string, bool) { return t.enters(out), false }},
+	{"while they are tried", rotation.Proving, func(t *target, _, out string) (string, bool) { return t.enters(out), true }},
 }
 
-const waiting = "while holders are waited for"
+const (
+	beginning = "before the rotation begins"
+	waiting   = "while holders are waited for"
+)
 
-// rotations is how many there are at each target.
-func rotations(t *testing.T) int {
+// plan are the moments of the rotations at a target, one each. In the short form there is every other moment, which ones differs from target to target, and those
+// that need no waiting.
+func plan(t *testing.T, target string) (all []moment) {
 	n, err := strconv.Atoi(os.Getenv("LESSOR_DRILL"))
-	if err != nil {
-		return len(moments)
+	if full() {
+		if err != nil || n < len(moments) {
+			t.Fatalf("LESSOR_DRILL is a number of rotations, %d or more, so that each moment has one", len(moments))
+		}
+		for i := range n {
+			all = append(all, moments[i%len(moments)])
+		}
+		return all
 	}
-	if n < len(moments) {
-		t.Fatalf("LESSOR_DRILL is a number of rotations, %d or more, so that each moment has one", len(moments))
+	for i, m := range moments {
+		if m.at == nil || i%2 == len(target)%2 {
+			all = append(all, m)
+		}
 	}
-	return n
+	return all
 }
 
 // drill is a lessor, a target, and who uses the password that lessor rotates there.
@@ -57,13 +73,16 @@ type drill struct {
 	*server
 	*target
 	wire    *wire
+	road    *pgtest.Relay  // that those who use the password have to lessor
 	slow    *client.Secret // of a holder that moves when it is told to
 	ever    []login        // that were in force
 	version uint64
+	deaths  map[string]int // of lessor, by the step that it was in
 }
 
 func newDrill(t *testing.T, at *target) *drill {
-	d := &drill{server: newServer(t), target: at, wire: newWire(t, at.address)}
+	d := &drill{server: newServer(t), target: at, wire: newWire(t, at.address), deaths: map[string]int{}}
+	d.road = pgtest.RelayTo(t, d.server.address)
 	d.write("sys/mounts/database", map[string]any{"type": "database"})
 	connection := at.connection(d.wire.listener.Addr().String())
 	connection["allowed_roles"] = "*"
@@ -74,17 +93,34 @@ func newDrill(t *testing.T, at *target) *drill {
 	return d
 }
 
+// way is lessor's address for those who use the password.
+func (d *drill) way() string { return d.road.URL("http://" + d.server.address) }
+
 // open is the secret as one more program has it.
 func (d *drill) open() *client.Secret { d.Helper(); return d.openAs("consumer") }
 
 func (d *drill) openAs(name string) *client.Secret {
 	d.Helper()
-	s, err := d.consumer(context.Background(), name, secret).Secret(context.Background(), secret)
+	session, err := client.Open(context.Background(), d.through(d.way(), d.tokenOf(name, secret)), nil)
 	if err != nil {
 		d.Fatal(err)
 	}
-	d.Cleanup(func() { _ = s.Close(context.Background()) })
+	s, err := session.Secret(context.Background(), secret)
+	if err != nil {
+		d.Fatal(err)
+	}
+	d.Cleanup(func() { _ = session.Close(context.Background()) })
 	return s
+}
+
+// fixed is a pool that logs in so for ever.
+func (d *drill) fixed(l login) pool {
+	d.Helper()
+	p, err := open(d.url(l.username, l.password))
+	if err != nil {
+		d.Fatal(err)
+	}
+	return p
 }
 
 // took keeps what is in force now.
@@ -112,8 +148,24 @@ func (d *drill) status() (step string, version uint64) {
 	}
 }
 
-// rotate is one rotation, in which lessor is killed at a moment.
-func (d *drill) rotate(m moment) {
+// step is which step lessor says that the rotation is in. It may be called while lessor waits for the target.
+func (d *drill) step() string {
+	answer, err := d.client.Read(context.Background(), "sys/lessor/rotation/status/"+secret, nil)
+	if err != nil {
+		return err.Error()
+	}
+	return answer.Data["step"].(string)
+}
+
+// die kills lessor, and keeps in which step.
+func (d *drill) die() {
+	step := d.step()
+	d.kill()
+	d.deaths[step]++
+}
+
+// rotate is one rotation, in which lessor is killed at a moment. meanwhile is called when the other account is in force, and the former waited for.
+func (d *drill) rotate(m moment, meanwhile func(incoming string)) {
 	d.Helper()
 	outgoing := d.ever[len(d.ever)-1].username
 	incoming := accounts[0]
@@ -123,10 +175,14 @@ func (d *drill) rotate(m moment) {
 	killed := make(chan struct{})
 	if m.at != nil {
 		text, done := m.at(d.target, incoming, outgoing)
-		d.wire.when(text, done, func() {
-			d.kill()
+		d.wire.when(text, func() bool { return d.step() == m.step.String() }, done, func() {
+			d.die()
 			close(killed)
 		})
+	} else if m.name == beginning {
+		d.die()
+		close(killed)
+		d.up()
 	}
 	before := d.slow.Value()
 	d.until("a rotation begins", func() bool {
@@ -139,12 +195,13 @@ func (d *drill) rotate(m moment) {
 		return version == d.version+1 && step == "wait"
 	})
 	if m.name == waiting {
-		d.kill()
+		d.die()
 		close(killed)
 		if step, _ := d.status(); step != "wait" {
 			d.Errorf("killed while it waited, it goes on with %q", step)
 		}
 	}
+	meanwhile(incoming)
 	<-d.slow.Changed(before)
 	v := d.slow.Value()
 	if l := loginOf(v); l.username != incoming || d.login(d.Context(), l) != nil {
@@ -159,9 +216,6 @@ func (d *drill) rotate(m moment) {
 		step, version := d.status()
 		return version == d.version && step == "idle"
 	})
-	if m.at == nil && m.name != waiting {
-		return
-	}
 	select {
 	case <-killed:
 	default:
@@ -169,19 +223,32 @@ func (d *drill) rotate(m moment) {
 	}
 }
 
-// finish looks at what is left: one password that is right, all others dead, nothing else.
-func (d *drill) finish(accounts int) {
+// finish looks at what is left: one password that is right, all others dead, nothing else at the target, nothing to do, and all of it on record.
+func (d *drill) finish(rotations int, accounts string, used map[string]bool) {
 	d.Helper()
+	d.status() // starts lessor
+	current := d.ever[len(d.ever)-1]
 	for i, l := range d.ever {
-		err := d.login(d.Context(), l)
-		if last := i == len(d.ever)-1; last && err != nil {
-			d.Errorf("the password in force is refused: %v", err)
-		} else if !last && err == nil {
+		if delete(used, d.url(l.username, l.password)); l == current {
+			if err := d.login(d.Context(), l); err != nil {
+				d.Errorf("the password in force is refused: %v", err)
+			}
+		} else if d.login(d.Context(), l) == nil {
 			d.Errorf("password %d of %d logs in still", i+1, len(d.ever))
 		}
 	}
-	if n := d.others(); n != accounts {
-		d.Errorf("%d accounts at the target, %d before", n, accounts)
+	if len(used) > 0 {
+		d.Errorf("consumers have used %d credentials that nobody else was shown", len(used))
+	}
+	if now := d.accounts(); now != accounts {
+		d.Errorf("accounts at the target: %s. Before: %s", now, accounts)
+	}
+	d.idle()
+	d.recorded(rotations)
+	for _, p := range rotation.Phases() {
+		if d.deaths[p.String()] == 0 {
+			d.Errorf("lessor was never killed in step %s", p)
+		}
 	}
 	d.kill()
 	out, err := exec.Command(d.bin, "operator", "verify", "-config", d.dir+"/lessor.hcl").CombinedOutput()
@@ -190,106 +257,183 @@ func (d *drill) finish(accounts int) {
 	}
 }
 
-// service queries over a pool, from as many goroutines as it has connections.
-type service struct {
-	done, failed atomic.Int64
-	broke        atomic.Int64 // when a query failed first, in nanoseconds since 1970; 0: none has
-	failure      atomic.Pointer[error]
-	cancel       context.CancelFunc
-	all          sync.WaitGroup
-	pool         pool
-}
-
-// pause is what each goroutine does between two queries, in the short form: tests run beside others.
-func pause() time.Duration {
-	if os.Getenv("LESSOR_DRILL") != "" {
-		return 0
+// idle looks whether anything is left to be done with any account that is rotated.
+func (d *drill) idle() {
+	d.Helper()
+	answer, err := d.client.Read(d.Context(), "sys/lessor/rotation/status", url.Values{"all": {"true"}})
+	if err != nil {
+		d.Fatal(err)
 	}
-	return 20 * time.Millisecond
+	all := answer.Data["rotations"].([]any)
+	if len(all) == 0 {
+		d.Error("no account is rotated")
+	}
+	for _, one := range all {
+		one := one.(map[string]any)
+		if one["step"] != "idle" || one["overdue"] != false || one["last_error"] != "" {
+			d.Errorf("%v is not done: %v", one["path"], one)
+		}
+	}
 }
 
-func serve(p pool) *service {
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &service{pool: p, cancel: cancel}
-	for range connections {
-		s.all.Go(func() {
-			for ctx.Err() == nil {
-				if err := p.query(context.Background()); err != nil {
-					s.broke.CompareAndSwap(0, time.Now().UnixNano())
-					s.failed.Add(1)
-					s.failure.Store(&err)
-				}
-				s.done.Add(1)
-				time.Sleep(pause())
+// recorded looks whether the audit trail tells that each step of each rotation was done, once.
+func (d *drill) recorded(rotations int) {
+	d.Helper()
+	told := map[string]int{}
+	for _, path := range []string{"database/rotate-role/turn", "database/static-roles/turn"} {
+		for _, r := range d.records(path) {
+			note, _ := r["note"].(string)
+			note, _, _ = strings.Cut(note, ":") // why
+			shown, _ := r["secrets"].([]any)
+			switch {
+			case r["outcome"] != "granted" || r["phase"] == "begun":
+			case len(shown) > 0:
+				told[fmt.Sprintf("version %v is in force", shown[0].(map[string]any)["version"])]++
+			case note == "rotation resumed": // after a crash; what nobody is told is that of a retired account
+				told["the outgoing account is retired"]++
+			case note != "":
+				told[note]++
 			}
-		})
+		}
 	}
-	return s
+	for i := range rotations {
+		if step := fmt.Sprintf("version %d is in force", i+2); told[step] != 1 {
+			d.Errorf("it is on record %d times that %s", told[step], step)
+		}
+	}
+	for _, step := range []string{
+		"nobody is waited for any more", "the outgoing account is retired", "the passwords of the outgoing account are proven dead", "older versions are proven dead",
+	} {
+		if told[step] != rotations {
+			d.Errorf("of %d rotations it is on record %d times that %s", rotations, told[step], step)
+		}
+	}
 }
 
-// end stops it, and tells how it went.
-func (s *service) end() (done, failed int64, failure error) {
-	s.cancel()
-	s.all.Wait()
-	s.pool.close()
-	if err := s.failure.Load(); err != nil {
-		failure = *err
+// records are what is on record about a path.
+func (d *drill) records(path string) (all []map[string]any) {
+	d.Helper()
+	for query := (url.Values{"path": {path}, "limit": {"1000"}}); ; {
+		answer, err := d.client.Read(d.Context(), "sys/lessor/audit/records", query)
+		if err != nil {
+			d.Fatal(err)
+		}
+		for _, one := range answer.Data["records"].([]any) {
+			all = append(all, one.(map[string]any))
+		}
+		next, _ := answer.Data["next"].(string)
+		if next == "" {
+			return all
+		}
+		query.Set("after", next)
 	}
-	return s.done.Load(), s.failed.Load(), failure
 }
 
-// TestDrill: a service with 50 connections at each target, and at PostgreSQL a command under lessor run besides, never see a rotation.
+// TestDrill: at each target, services with 50 connections each, by the Go client, under lessor run and behind the agent, all at a time, never see a rotation.
+// The agent is killed, too.
 func TestDrill(t *testing.T) {
-	for name, start := range map[string]func(*testing.T) *target{"postgresql": postgresql, "mariadb": mariadb, "redis": redisServer} {
+	t.Parallel()
+	for name, start := range targets {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := newDrill(t, start(t))
-			there := d.others()
-			service := serve(d.pool(t, d.open()))
-			var command *command
-			if name == "postgresql" {
-				command = d.command()
-			}
-			n := rotations(t)
-			for i := range n {
-				m := moments[i%len(moments)]
+			there := d.accounts()
+			service, command, agent := serve(d.pool(t, d.open())), d.command(), d.agent()
+			calm := d.calm(service)
+			plan := plan(t, name)
+			for i, m := range plan {
 				begun := time.Now()
-				d.rotate(m)
+				switch i {
+				case len(plan) / 2:
+					agent.agent.kill()
+					d.rotate(m, func(incoming string) { d.without(agent, incoming) })
+				case len(plan) - 1:
+					d.rotate(m, func(incoming string) {
+						d.until("the agent has the new password", func() bool { return agent.written(incoming) })
+						agent.agent.kill() // while its program moves
+						agent.start(d)
+					})
+				default:
+					d.rotate(m, func(string) {})
+				}
 				t.Logf("rotation %d, lessor killed %s: %v", i+1, m.name, time.Since(begun).Round(time.Millisecond))
 			}
-			if command != nil {
-				done, failed := command.end()
-				t.Logf("lessor run: %d queries of %d starts", done, command.starts())
-				if failed > 0 || done == 0 || command.starts() != n+1 {
-					t.Errorf("%d of %d queries failed, of %d starts", failed, done, command.starts())
+			used := map[string]bool{}
+			for name, r := range map[string]result{"Go client": service.end(), "lessor run": command.end(), "agent": agent.end()} {
+				t.Logf("%s: %d queries of %d starts, median %v, longest %v", name, r.Done, r.Starts, r.Took.quantile(0.5), r.Took.Worst)
+				if r.Failed > 0 || r.Done < int64(len(plan)*connections) {
+					t.Errorf("%s: %d of %d queries failed: %s", name, r.Failed, r.Done, r.Failure)
+				}
+				if name == "lessor run" && r.Starts != len(plan)+1 {
+					t.Errorf("the command was started %d times", r.Starts)
+				}
+				for _, url := range r.Used {
+					used[url] = true
 				}
 			}
-			done, failed, failure := service.end()
-			t.Logf("%d queries", done)
-			if failed > 0 || done < int64(n*connections) {
-				t.Errorf("%d of %d queries failed: %v", failed, done, failure)
-			}
-			d.finish(there)
+			t.Logf("before the first rotation the median was %v; lessor was killed in these steps: %v", calm, d.deaths)
+			d.finish(len(plan), there, used)
 		})
 	}
 }
 
-// TestControl is a rotation in which nobody is waited for, under a service that does not move: the same queries fail.
+// calm is the median of a service's queries while nothing happens.
+func (d *drill) calm(s *service) time.Duration {
+	d.Helper()
+	d.until("all services work", func() bool { return s.done.Load() > 4*connections })
+	if full() {
+		time.Sleep(10 * time.Second)
+	}
+	took := s.took.shown()
+	return took.quantile(0.5)
+}
+
+// without looks whether a rotation waits for an agent that is dead, when nobody else is waited for any longer, and starts it again.
+func (d *drill) without(a *agent, incoming string) {
+	d.Helper()
+	looks := map[any]bool{}
+	d.until("the agent is waited for", func() bool {
+		s := d.tells("status")
+		holders, _ := named(s["holders"])
+		if delete(holders, "token-slow"); s["step"] == "wait" && len(holders) == 1 && holders["token-agent"] != nil {
+			looks[s["last_look"]] = true
+		}
+		return len(looks) > 2
+	})
+	if a.written(incoming) {
+		d.Error("the file of an agent that is dead has changed")
+	}
+	a.start(d)
+}
+
+// TestControl: the same services, out of lessor's reach. While they are waited for, none of their queries fails, as in the drill; once they are not waited for
+// any longer, those of each of them fail.
 func TestControl(t *testing.T) {
-	d := newDrill(t, postgresql(t))
-	service := serve(d.fixed(d.ever[0]))
-	d.write("database/rotate-role/turn", map[string]any{})
-	d.until("the other account is in force", func() bool {
-		step, version := d.status()
-		return version == d.version+1 && step == "wait"
-	})
-	d.write("sys/lessor/rotation/retire/"+secret, map[string]any{})
-	d.until("the rotation is over", func() bool {
-		step, _ := d.status()
-		return step == "idle"
-	})
-	d.until("a query fails", func() bool { return service.failed.Load() > 0 })
-	if done, failed, _ := service.end(); failed == done {
-		t.Errorf("all of %d queries failed: the service never worked", done)
+	t.Parallel()
+	for name, start := range targets {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDrill(t, start(t))
+			service, command, agent := serve(d.pool(t, d.open())), d.command(), d.agent()
+			d.road.Cut()
+			d.waits()
+			looks, before := map[any]bool{}, service.done.Load()
+			d.until("they are waited for", func() bool {
+				looks[d.tells("status")["last_look"]] = true
+				return len(looks) > 2 && service.done.Load() > before+4*connections
+			})
+			if service.failed.Load() > 0 || command.failing() || agent.failing() {
+				t.Errorf("while they are waited for, queries fail: %v, %v, %v", service.failed.Load(), command.failing(), agent.failing())
+			}
+			d.write("sys/lessor/rotation/retire/"+secret, map[string]any{})
+			d.over()
+			d.until("queries of each fail", func() bool { return service.failed.Load() > 0 && command.failing() && agent.failing() })
+			d.road.Mend()
+			for name, r := range map[string]result{"Go client": service.end(), "lessor run": command.end(), "agent": agent.end()} {
+				if r.Failed == 0 || r.Failed == r.Done {
+					t.Errorf("%s: %d of %d queries failed", name, r.Failed, r.Done)
+				}
+			}
+		})
 	}
 }

@@ -1,7 +1,6 @@
 package drill
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"os"
@@ -78,9 +77,12 @@ func newServer(t *testing.T) *server {
 }
 
 // as is a client with a token.
-func (s *server) as(token string) *client.Client {
+func (s *server) as(token string) *client.Client { return s.through("http://"+s.address, token) }
+
+// through is a client that has another way to the server.
+func (s *server) through(address, token string) *client.Client {
 	s.Helper()
-	c, err := client.New(client.Config{Address: "http://" + s.address, Token: client.NewToken(token), Timeout: 30 * time.Second})
+	c, err := client.New(client.Config{Address: address, Token: client.NewToken(token), Timeout: 30 * time.Second})
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -157,24 +159,7 @@ func (s *server) write(path string, data map[string]any) {
 	}
 }
 
-// consumer is a session of a program that has a name, and may read one secret.
-func (s *server) consumer(ctx context.Context, name, secret string) *client.Session {
-	s.Helper()
-	session, err := client.Open(ctx, s.as(s.tokenOf(name, secret)), nil)
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.Cleanup(func() { _ = session.Close(context.Background()) })
-	return session
-}
-
-// tokenFor is a token of whoever may read one secret.
-func (s *server) tokenFor(secret string) string {
-	s.Helper()
-	return s.tokenOf("consumer", secret)
-}
-
-// tokenOf is the same, of one who has a name.
+// tokenOf is a token of who has a name, and may read one secret.
 func (s *server) tokenOf(name, secret string) string {
 	s.Helper()
 	s.write("sys/policies/acl/consumer", map[string]any{"policy": fmt.Sprintf("path %q { capabilities = [\"read\"] }", secret)})

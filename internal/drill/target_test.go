@@ -4,18 +4,22 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/lessor-dev/lessor/client"
 	"github.com/lessor-dev/lessor/client/lessorpgx"
+	"github.com/lessor-dev/lessor/client/lessorredis"
 	"github.com/lessor-dev/lessor/client/lessorsql"
 	"github.com/lessor-dev/lessor/internal/mariatest"
 	"github.com/lessor-dev/lessor/internal/pgtest"
@@ -32,11 +36,13 @@ type target struct {
 	sets       func(account string) string               // what lessor says when it changes an account's password
 	enters     func(account string) string               // and when it logs in as one
 	login      func(ctx context.Context, l login) error  // nil: the target accepts it
-	pool       func(t *testing.T, s *client.Secret) pool // of connections that log in with a secret
-	others     func() int                                // accounts that there are
-	fixed      func(l login) pool                        // of connections that log in so for ever
-	url        func(username, password string) string
+	pool       func(t *testing.T, s *client.Secret) pool // of connections that log in with a secret, by the Go client
+	accounts   func() string                             // that there are, and how many passwords each takes
+	url        func(username, password string) string    // which both go into as they are; for open
 }
+
+// targets are the servers, each with two accounts that take turns.
+var targets = map[string]func(*testing.T) *target{"postgresql": postgresql, "mariadb": mariadb, "redis": redisServer}
 
 // pool is what a service queries over.
 type pool interface {
@@ -46,27 +52,60 @@ type pool interface {
 
 type login struct{ username, password string }
 
-// connections is how many a service has open.
-const connections = 50
+func loginOf(v client.Value) login {
+	username, _ := v.Field("username")
+	password, _ := v.Field("password")
+	return login{username, password}
+}
 
-// lifetime is how old they become: so that the password counts all the time.
-const lifetime = time.Second
+// open is a pool of connections that log in as a URL says for ever: what a program has that knows nothing of lessor.
+func open(address string) (pool, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, errors.New("the URL cannot be parsed")
+	}
+	password, _ := u.User.Password()
+	switch u.Scheme {
+	case "postgres":
+		config, err := pgxpool.ParseConfig(address)
+		if err != nil {
+			return nil, err
+		}
+		config.MaxConns, config.MaxConnLifetime, config.MaxConnLifetimeJitter = connections, lifetime(), lifetime()/2
+		p, err := pgxpool.NewWithConfig(context.Background(), config)
+		if err != nil {
+			return nil, err
+		}
+		return pgPool{p}, nil
+	case "mysql":
+		c, err := mysql.NewConnector(mysqlConfig(u.Host, login{u.User.Username(), password}))
+		if err != nil {
+			return nil, err
+		}
+		return newSQLPool(c), nil
+	case "redis":
+		o := redisOptions(u.Host)
+		o.Username, o.Password = u.User.Username(), password
+		return redisPool{Client: redis.NewClient(o)}, nil
+	}
+	return nil, fmt.Errorf("nobody knows what %q is", u.Scheme)
+}
 
 func postgresql(t *testing.T) *target {
-	pg := pgtest.Start(t, pgtest.Setting("max_connections", "300"))
+	pg := pgtest.Own(t, pgtest.Setting("max_connections", "300"))
 	database := pg.Database(t)
 	root := pg.Connect(t, database)
 	for _, name := range accounts {
-		run(t, root, fmt.Sprintf("DROP ROLE IF EXISTS %s", name))
-		run(t, root, fmt.Sprintf("CREATE ROLE %s LOGIN", name))
-		t.Cleanup(func() { _, _ = root.Exec(context.Background(), "DROP ROLE "+name) })
+		if _, err := root.Exec(t.Context(), "CREATE ROLE "+name+" LOGIN"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return &target{
 		address: fmt.Sprintf("%s:%d", pg.Host, pg.Port),
 		connection: func(address string) map[string]any {
-			url := strings.Replace(pg.URL("{{username}}", "{{password}}", database), fmt.Sprintf("%s:%d", pg.Host, pg.Port), address, 1)
-			url = strings.NewReplacer("%7B", "{", "%7D", "}").Replace(url)
-			return map[string]any{"plugin_name": "postgresql-database-plugin", "connection_url": url, "username": pgtest.Superuser, "password": pg.Password()}
+			template := strings.Replace(pg.URL("{{username}}", "{{password}}", database), fmt.Sprintf("%s:%d", pg.Host, pg.Port), address, 1)
+			template = strings.NewReplacer("%7B", "{", "%7D", "}").Replace(template)
+			return map[string]any{"plugin_name": "postgresql-database-plugin", "connection_url": template, "username": pgtest.Superuser, "password": pg.Password()}
 		},
 		sets:   func(account string) string { return `ALTER ROLE "` + account + `" WITH PASSWORD` },
 		enters: func(account string) string { return "user\x00" + account + "\x00" },
@@ -82,46 +121,26 @@ func postgresql(t *testing.T) *target {
 			if err != nil {
 				t.Fatal(err)
 			}
-			config.MaxConns, config.MaxConnLifetime = connections, lifetime
-			config.MaxConnLifetimeJitter = lifetime / 2
+			config.MaxConns, config.MaxConnLifetime, config.MaxConnLifetimeJitter = connections, lifetime(), lifetime()/2
 			p, err := lessorpgx.NewPool(context.Background(), config, s)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return pgPool{p}
-		},
-		fixed: func(l login) pool {
-			config, err := pgxpool.ParseConfig(pg.URL(l.username, l.password, database))
-			if err != nil {
-				t.Fatal(err)
-			}
-			config.MaxConns, config.MaxConnLifetime = connections, lifetime
-			p, err := pgxpool.NewWithConfig(context.Background(), config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return fixedPool{p}
+			return lessorPool{p}
 		},
 		url: func(username, password string) string {
 			return fmt.Sprintf("postgres://%s:%s@%s:%d/%s", username, password, pg.Host, pg.Port, database)
 		},
-		others: func() (n int) {
-			if err := root.QueryRow(context.Background(), "SELECT count(*) FROM pg_roles WHERE rolcanlogin").Scan(&n); err != nil {
+		accounts: func() (all string) {
+			if err := root.QueryRow(context.Background(), "SELECT string_agg(rolname || ' ' || rolcanlogin, ', ' ORDER BY rolname) FROM pg_roles").Scan(&all); err != nil {
 				t.Fatal(err)
 			}
-			return n
+			return all
 		},
 	}
 }
 
-func run(t *testing.T, c *pgx.Conn, sql string) {
-	t.Helper()
-	if _, err := c.Exec(context.Background(), sql); err != nil {
-		t.Fatal(err)
-	}
-}
-
-type pgPool struct{ *lessorpgx.Pool }
+type pgPool struct{ *pgxpool.Pool }
 
 func (p pgPool) query(ctx context.Context) error {
 	_, err := p.Exec(ctx, "SELECT 1")
@@ -130,23 +149,22 @@ func (p pgPool) query(ctx context.Context) error {
 
 func (p pgPool) close() { p.Close() }
 
-type fixedPool struct{ *pgxpool.Pool }
+type lessorPool struct{ *lessorpgx.Pool }
 
-func (p fixedPool) query(ctx context.Context) error {
+func (p lessorPool) query(ctx context.Context) error {
 	_, err := p.Exec(ctx, "SELECT 1")
 	return err
 }
 
-func (p fixedPool) close() { p.Close() }
+func (p lessorPool) close() { p.Close() }
 
 func mariadb(t *testing.T) *target {
-	maria := mariatest.Start(t, mariatest.Setting("max_connections", "300"))
+	maria := mariatest.Own(t, mariatest.Setting("max_connections", "300"))
 	root := maria.Connect(t, "")
 	for _, name := range accounts {
-		if _, err := root.ExecContext(context.Background(), "CREATE OR REPLACE USER "+name+"@'%'"); err != nil {
+		if _, err := root.ExecContext(context.Background(), "CREATE USER "+name+"@'%'"); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _, _ = root.ExecContext(context.Background(), "DROP USER "+name+"@'%'") })
 	}
 	return &target{
 		address: maria.Address(),
@@ -164,30 +182,41 @@ func mariadb(t *testing.T) *target {
 		},
 		pool: func(t *testing.T, s *client.Secret) pool {
 			c, err := lessorsql.New(s, func(v client.Value) (driver.Connector, error) {
-				l := loginOf(v)
-				config := mysql.NewConfig()
-				config.Net, config.Addr, config.User, config.Passwd, config.Logger = "tcp", maria.Address(), l.username, l.password, &mysql.NopLogger{}
-				return mysql.NewConnector(config)
+				return mysql.NewConnector(mysqlConfig(maria.Address(), loginOf(v)))
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			db := sql.OpenDB(c)
-			db.SetMaxOpenConns(connections)
-			db.SetMaxIdleConns(connections)
-			db.SetConnMaxLifetime(lifetime)
-			return sqlPool{db}
+			return newSQLPool(c)
 		},
-		others: func() (n int) {
-			if err := root.QueryRowContext(context.Background(), "SELECT count(*) FROM mysql.user").Scan(&n); err != nil {
+		url: func(username, password string) string {
+			return "mysql://" + username + ":" + password + "@" + maria.Address()
+		},
+		accounts: func() (all string) {
+			const query = "SELECT GROUP_CONCAT(CONCAT(user, '@', host) ORDER BY user, host) FROM mysql.user"
+			if err := root.QueryRowContext(context.Background(), query).Scan(&all); err != nil {
 				t.Fatal(err)
 			}
-			return n
+			return all
 		},
 	}
 }
 
+func mysqlConfig(address string, l login) *mysql.Config {
+	c := mysql.NewConfig()
+	c.Net, c.Addr, c.User, c.Passwd, c.Logger = "tcp", address, l.username, l.password, &mysql.NopLogger{}
+	return c
+}
+
 type sqlPool struct{ *sql.DB }
+
+func newSQLPool(c driver.Connector) sqlPool {
+	db := sql.OpenDB(c)
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
+	db.SetConnMaxLifetime(lifetime())
+	return sqlPool{db}
+}
 
 func (p sqlPool) query(ctx context.Context) error {
 	_, err := p.ExecContext(ctx, "SELECT 1")
@@ -196,20 +225,14 @@ func (p sqlPool) query(ctx context.Context) error {
 
 func (p sqlPool) close() { _ = p.Close() }
 
-func loginOf(v client.Value) login {
-	username, _ := v.Field("username")
-	password, _ := v.Field("password")
-	return login{username, password}
-}
-
 func redisServer(t *testing.T) *target {
-	server := redistest.Start(t)
+	logging.Disable() // of each connection that it moves
+	server := redistest.Own(t)
 	admin := server.Connect(t)
 	for _, name := range accounts {
 		if err := admin.Do(t.Context(), "ACL", "SETUSER", name, "reset", "on", ">"+name, "~*", "+@all").Err(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = admin.Do(context.Background(), "ACL", "DELUSER", name).Err() })
 	}
 	return &target{
 		address: server.Addr(),
@@ -224,75 +247,51 @@ func redisServer(t *testing.T) *target {
 			defer c.Close()
 			return c.Ping(ctx).Err()
 		},
-		pool: func(t *testing.T, s *client.Secret) pool {
-			return newRedisPool(server.Addr(), s)
+		pool: func(_ *testing.T, s *client.Secret) pool {
+			o := redisOptions(server.Addr())
+			// lessor sees at the server who uses the old password still: a command that takes longer is waited for all the same.
+			p := lessorredis.New(s, lessorredis.WithGrace(200*time.Millisecond))
+			o.StreamingCredentialsProvider = p
+			return redisPool{redis.NewClient(o), p}
 		},
-		others: func() int {
-			n, err := admin.Do(context.Background(), "ACL", "LIST").Slice()
+		url: func(username, password string) string {
+			return "redis://" + username + ":" + password + "@" + server.Addr()
+		},
+		accounts: func() string {
+			names, err := admin.Do(context.Background(), "ACL", "USERS").StringSlice()
 			if err != nil {
 				t.Fatal(err)
 			}
-			return len(n)
+			var all []string
+			for _, name := range names {
+				user, err := admin.Do(context.Background(), "ACL", "GETUSER", name).Slice()
+				if err != nil {
+					t.Fatal(err)
+				}
+				passwords := user[slices.Index(user, any("passwords"))+1].([]any)
+				all = append(all, fmt.Sprintf("%s with %d", name, len(passwords)))
+			}
+			slices.Sort(all)
+			return strings.Join(all, ", ")
 		},
 	}
 }
 
-// redisPool is a program that uses a client for each password: go-redis knows no way to have some of its connections closed.
+func redisOptions(address string) *redis.Options {
+	return &redis.Options{Addr: address, Protocol: 2, DisableIdentity: true, PoolSize: connections, ConnMaxLifetime: lifetime(), MaxRetries: -1}
+}
+
+// redisPool is a client, and what gives it its credentials, if anything does.
 type redisPool struct {
-	secret *client.Secret
-	taken  chan *generation // the newest, held by whoever takes or changes it
-	stop   chan struct{}
-	ended  chan struct{}
-}
-
-// generation is a client that logs in with one value.
-type generation struct {
 	*redis.Client
-	queries chan struct{} // one for each that is under way
+	from *lessorredis.Provider
 }
 
-func newRedisPool(address string, s *client.Secret) *redisPool {
-	p := &redisPool{secret: s, taken: make(chan *generation, 1), stop: make(chan struct{}), ended: make(chan struct{})}
-	begin := func(v client.Value) *generation {
-		l := loginOf(v)
-		return &generation{redis.NewClient(&redis.Options{
-			Addr: address, Username: l.username, Password: l.password, PoolSize: connections, ConnMaxLifetime: lifetime, MaxRetries: -1,
-		}), make(chan struct{}, connections)}
+func (p redisPool) query(ctx context.Context) error { return p.Ping(ctx).Err() }
+
+func (p redisPool) close() {
+	_ = p.Close()
+	if p.from != nil {
+		_ = p.from.Close()
 	}
-	v := s.Value()
-	p.taken <- begin(v)
-	go func() {
-		defer close(p.ended)
-		for {
-			select {
-			case <-s.Changed(v):
-			case <-p.stop:
-				return
-			}
-			v = s.Value()
-			old := <-p.taken
-			p.taken <- begin(v)
-			for range connections {
-				old.queries <- struct{}{} // each query of the old one is over
-			}
-			_ = old.Close()
-			s.Adopt(v)
-		}
-	}()
-	return p
-}
-
-func (p *redisPool) query(ctx context.Context) error {
-	g := <-p.taken
-	g.queries <- struct{}{}
-	p.taken <- g
-	defer func() { <-g.queries }()
-	return g.Ping(ctx).Err()
-}
-
-func (p *redisPool) close() {
-	close(p.stop)
-	<-p.ended
-	g := <-p.taken
-	_ = g.Close()
 }

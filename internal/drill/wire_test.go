@@ -14,8 +14,9 @@ type wire struct {
 	to       string
 
 	mu    sync.Mutex
-	text  []byte // that is waited for; nil: nothing
-	done  bool   // act once the target has answered it; else before it arrives
+	text  []byte      // that is waited for; nil: nothing
+	only  func() bool // whether this time it counts
+	done  bool        // act once the target has answered it; else before it arrives
 	act   func()
 	conns map[net.Conn]bool
 }
@@ -49,19 +50,19 @@ func newWire(t *testing.T, to string) *wire {
 	return w
 }
 
-// when has act called once, as soon as lessor says text: before that arrives at the target, which it then does not, or when the target has done it,
-// whose answer then goes nowhere.
-func (w *wire) when(text string, done bool, act func()) {
+// when has act called once, as soon as lessor says text, and only, asked while lessor waits, agrees: before that arrives at the target, which it then does not,
+// or when the target has done it, whose answer then goes nowhere.
+func (w *wire) when(text string, only func() bool, done bool, act func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.text, w.done, w.act = []byte(text), done, act
+	w.text, w.only, w.done, w.act = []byte(text), only, done, act
 }
 
 // said takes what is waited for if sent has it. Nobody else gets it then.
 func (w *wire) said(sent []byte) (act func(), done bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.text == nil || !bytes.Contains(sent, w.text) {
+	if w.text == nil || !bytes.Contains(sent, w.text) || !w.only() {
 		return nil, false
 	}
 	w.text = nil

@@ -26,6 +26,14 @@ var phases = [...]string{"idle", "set", "wait", "retire", "prove"}
 // String is what people are told.
 func (p Phase) String() string { return phases[p] }
 
+// Phases are all that there are, in their order.
+func Phases() (all []Phase) {
+	for i := range phases {
+		all = append(all, Phase(i))
+	}
+	return all
+}
+
 // Phase follows from what is on record.
 func (a *Account) Phase() Phase {
 	switch {
