@@ -2,11 +2,8 @@ package database
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"time"
-
-	"github.com/fxamacker/cbor/v2"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -21,7 +18,7 @@ import (
 // renumber, only append.
 type StaticRole struct {
 	Connection     string        `cbor:"1,keyasint"` // db_name
-	Usernames      accounts      `cbor:"2,keyasint"` // one, or two that take turns
+	Usernames      turn.Names    `cbor:"2,keyasint"` // one, or two that take turns
 	Period         time.Duration `cbor:"3,keyasint,omitempty"`
 	Cron           string        `cbor:"4,keyasint,omitempty"`
 	Window         time.Duration `cbor:"5,keyasint,omitempty"`
@@ -34,41 +31,8 @@ type StaticRole struct {
 	Quiet          time.Duration `cbor:"12,keyasint,omitempty"` // of two: how long no use is evidence; 0: rotation.DefaultQuiet
 }
 
-// accounts are the names of a static role's accounts. One is encoded as the text that it always was. Two are a list, at which a version that knows of no
-// second account fails, rather than to rotate the first alone and to lose what the row has of the other.
-type accounts []string
-
-// MarshalCBOR makes accounts a cbor.Marshaler.
-func (a accounts) MarshalCBOR() ([]byte, error) {
-	if len(a) == 1 {
-		return cbor.Marshal(a[0])
-	}
-	return cbor.Marshal([]string(a))
-}
-
-// UnmarshalCBOR makes accounts a cbor.Unmarshaler.
-func (a *accounts) UnmarshalCBOR(b []byte) error {
-	var one string
-	if err := cbor.Unmarshal(b, &one); err == nil {
-		*a = accounts{one}
-		return nil
-	}
-	return cbor.Unmarshal(b, (*[]string)(a))
-}
-
-// pair reports whether two accounts take turns.
-func (a accounts) pair() bool { return len(a) == 2 }
-
 func (role *StaticRole) schedule() rotation.Schedule {
 	return rotation.Schedule{Period: role.Period, Cron: role.Cron, Window: role.Window, Jitter: role.Jitter}
-}
-
-// strategy is what people call the way in which the role is rotated.
-func (role *StaticRole) strategy() string {
-	if role.Usernames.pair() {
-		return "alternating"
-	}
-	return "single"
 }
 
 func (role *StaticRole) quiet() time.Duration {
@@ -112,9 +76,9 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 	}
 	data := map[string]any{
 		"db_name": role.Connection, "username": role.Usernames[0], "credential_type": "password", "rotation_statements": nonNil(role.Rotation),
-		"skip_import_rotation": role.SkipImport, "strategy": role.strategy(),
+		"skip_import_rotation": role.SkipImport, "strategy": role.Usernames.Strategy(),
 	}
-	if role.Usernames.pair() {
+	if role.Usernames.Pair() {
 		data["username"], data["usernames"] = role.Usernames[a.Slot], []string(role.Usernames)
 		data["rotation_grace"], data["rotation_quiet"] = turn.Seconds(role.Grace), turn.Seconds(role.quiet())
 	}
@@ -170,8 +134,8 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if err := paired(t, &role, &before); err != nil {
 		return nil, err
 	}
-	if !role.Usernames.pair() {
-		reply.Warnings = append(reply.Warnings, alone)
+	if !role.Usernames.Pair() {
+		reply.Warnings = append(reply.Warnings, turn.Alone)
 	}
 	schedule := role.schedule().Drawn(rotation.Chance(r.Random))
 	if err := save(&reply.Txn, row, &role); err != nil {
@@ -198,28 +162,19 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	return reply, t.Save(&reply.Txn)
 }
 
-// alone warns of a role with one account.
-const alone = "the role has one account: whoever uses its password is locked out by each rotation until it reads the new one; give the role usernames, two accounts with equal rights that take turns, and nobody is"
-
 // paired refuses what goes with one account only, or with two.
 func paired(t *turn.Turn, role, before *StaticRole) error {
 	switch {
-	case !role.Usernames.pair() && (role.Grace != 0 || role.Quiet != 0):
+	case !role.Usernames.Pair() && (role.Grace != 0 || role.Quiet != 0):
 		return api.Errorf(api.Invalid, "rotation_grace and rotation_quiet are for two accounts that take turns: a role with one cannot wait for anybody; send usernames")
-	case !role.Usernames.pair():
+	case !role.Usernames.Pair():
 		return nil
 	case role.Quiet != 0 && role.Quiet < rotation.ShortestQuiet:
 		return api.Errorf(api.Invalid, "rotation_quiet must be %d seconds or more", rotation.ShortestQuiet/time.Second)
-	case role.Grace < 0:
-		return api.Errorf(api.Invalid, "rotation_grace must not be negative")
 	case role.SelfManaged:
 		return api.Errorf(api.Invalid, "self_managed_password is for one account: two that take turns are changed by lessor's own account")
-	case role.SkipImport && t.Version == 0:
-		return api.Errorf(api.Invalid, "lessor must know the password of the first account, to hand over from it: send it as password, or let the role be rotated when it is made")
-	case len(before.Usernames) == 1 && (t.Phase() != rotation.Idle || t.Version == 0):
-		return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you give it a second account")
 	}
-	return nil
+	return t.CheckPair(before.Usernames, role.SkipImport)
 }
 
 // amend takes over what the client sent.
@@ -230,8 +185,12 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 	if role.Connection == "" {
 		return api.Errorf(api.Invalid, "database name is a required field")
 	}
-	if err := role.rename(r, create); err != nil {
+	var err error
+	if role.Usernames, err = role.Usernames.Renamed(r); err != nil {
 		return err
+	}
+	if len(role.Usernames) == 0 {
+		return api.Errorf(api.Invalid, "username is a required field to create a static account")
 	}
 	for name, to := range map[string]*time.Duration{"rotation_grace": &role.Grace, "rotation_quiet": &role.Quiet} {
 		if r.Has(name) {
@@ -255,34 +214,6 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 		role.SelfManaged = r.Str("self_managed_password") != ""
 	}
 	return credential(r, &role.PasswordPolicy)
-}
-
-// rename takes over which accounts the role has. They stay; a second one may come to the first.
-func (role *StaticRole) rename(r *engine.Request, create bool) error {
-	one, list := r.Str("username"), r.List("usernames")
-	switch {
-	case len(list) == 0 && one == "" && create:
-		return api.Errorf(api.Invalid, "username is a required field to create a static account")
-	case len(list) == 0 && one == "":
-		return nil
-	case len(list) == 0 && create:
-		role.Usernames = accounts{one}
-		return nil
-	case len(list) == 0 && slices.Contains(role.Usernames, one):
-		return nil
-	case len(list) == 0:
-		return api.Errorf(api.Invalid, "cannot update static account username")
-	case one != "" && one != list[0] && !slices.Contains(role.Usernames, one):
-		return api.Errorf(api.Invalid, "send username or usernames, not both")
-	case len(list) != 2 || list[0] == list[1] || list[0] == "" || list[1] == "":
-		return api.Errorf(api.Invalid, "usernames are two different accounts")
-	case len(role.Usernames) == 2 && !slices.Equal(role.Usernames, list):
-		return api.Errorf(api.Invalid, "the accounts of the role are %q: others need a role of their own", []string(role.Usernames))
-	case len(role.Usernames) == 1 && role.Usernames[0] != list[0]:
-		return api.Errorf(api.Invalid, "the first of usernames must be %q, the account that the role has", role.Usernames[0])
-	}
-	role.Usernames = list
-	return nil
 }
 
 // reschedule takes over when the role is rotated.
@@ -373,10 +304,6 @@ func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	role.returned(txn, m)
 }
 
-// unhurried is the shortest ttl of a password that stays in force when there is a newer one: a rotation that is due may wait for long, and nobody needs to read
-// again and again until it comes.
-const unhurried = time.Minute
-
 // staticCreds shows the password of a static role. Whoever reads it is on record as its holder.
 func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := r.Param("name")
@@ -398,10 +325,7 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 		}
 		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
 	}
-	ttl := max(0, t.Due.Sub(r.Now))
-	if t.Pair {
-		ttl = max(ttl, unhurried)
-	}
+	ttl := t.TTL(r.Now)
 	data := map[string]any{"username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(ttl)}
 	turn.Tell(data, role.schedule(), t.Account)
 	reply := &engine.Reply{

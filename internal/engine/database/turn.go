@@ -33,7 +33,7 @@ type keeper struct {
 	over       store.Row // of connection
 	secrets    Secrets
 	driver     Driver
-	usernames  accounts // of role, or of connection
+	usernames  turn.Names // of role, or of connection
 }
 
 // turn reads an account. nil: it does not exist any more.
@@ -94,7 +94,7 @@ func (k *keeper) complete(a engine.Access, account string) (*turn.Turn, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.usernames = accounts{username}
+	k.usernames = turn.Names{username}
 	sealed, err := a.View.Get(store.Key{Table: store.Secrets, Name: k.over.Name})
 	if err != nil {
 		return nil, err

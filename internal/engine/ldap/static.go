@@ -17,24 +17,31 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// StaticRole is an account that exists at the directory and stays there; lessor changes its password. CBOR keys are on disk: never renumber,
-// only append.
+// StaticRole is an account that exists at the directory and stays there; lessor changes its password. Or it is two that take turns. CBOR keys are on disk:
+// never renumber, only append.
 type StaticRole struct {
-	Username string        `cbor:"1,keyasint"`
-	DN       string        `cbor:"2,keyasint,omitempty"` // empty: it is searched for by its username
-	Period   time.Duration `cbor:"3,keyasint,omitempty"`
-	Cron     string        `cbor:"4,keyasint,omitempty"`
-	Window   time.Duration `cbor:"5,keyasint,omitempty"`
-	Jitter   time.Duration `cbor:"6,keyasint,omitempty"`
+	Usernames turn.Names    `cbor:"1,keyasint"`           // one, or two that take turns
+	DN        string        `cbor:"2,keyasint,omitempty"` // of the first; empty: it is searched for by its username
+	Period    time.Duration `cbor:"3,keyasint,omitempty"`
+	Cron      string        `cbor:"4,keyasint,omitempty"`
+	Window    time.Duration `cbor:"5,keyasint,omitempty"`
+	Jitter    time.Duration `cbor:"6,keyasint,omitempty"`
+	Grace     time.Duration `cbor:"7,keyasint,omitempty"` // of two: how long holders are waited for; 0: for ever
+	SecondDN  string        `cbor:"8,keyasint,omitempty"` // of the second, as DN
 }
 
-// names are those by which no other role or set may manage the account.
+// dns are the DNs of the accounts, as far as they are given.
+func (role *StaticRole) dns() []string { return []string{role.DN, role.SecondDN}[:len(role.Usernames)] }
+
+// names are those by which no other role or set may manage the accounts.
 func (role *StaticRole) names() []string {
-	dn, err := goldap.ParseDN(role.DN)
-	if role.DN == "" || err != nil {
-		return []string{role.Username}
+	all := slices.Clone(role.Usernames)
+	for _, text := range role.dns() {
+		if dn, err := goldap.ParseDN(text); text != "" && err == nil {
+			all = append(all, dn.String())
+		}
 	}
-	return []string{role.Username, dn.String()}
+	return all
 }
 
 func (role *StaticRole) schedule() rotation.Schedule {
@@ -43,7 +50,10 @@ func (role *StaticRole) schedule() rotation.Schedule {
 
 var staticFields = []engine.Field{
 	{Name: "username", Type: engine.String, Help: "Name of the account whose password is managed. It exists already, and stays when the role is deleted."},
+	{Name: "usernames", Type: engine.Strings, Help: "Instead of username: two accounts with equal rights that take turns, so that a rotation breaks nobody. A role with one becomes one with two if the first is the one that it has."},
 	{Name: "dn", Type: engine.String, Help: "Its DN; by default it is searched for by its name."},
+	{Name: "dns", Type: engine.Strings, Help: "Instead of dn, with usernames: the DNs of both, in their order, as an array."},
+	{Name: "rotation_grace", Type: engine.Duration, Help: "With usernames: how long holders of the old password are waited for, from when there is a new one; then it is retired all the same. 0, the default: until each has said that it has moved."},
 	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
 	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
 	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
@@ -65,7 +75,10 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 	if err != nil {
 		return nil, err
 	}
-	data := map[string]any{"username": role.Username, "dn": role.DN}
+	data := map[string]any{"username": role.Usernames[a.Slot], "dn": role.dns()[a.Slot], "strategy": role.Usernames.Strategy()}
+	if role.Usernames.Pair() {
+		data["usernames"], data["dns"], data["rotation_grace"] = []string(role.Usernames), role.dns(), turn.Seconds(role.Grace)
+	}
 	turn.Tell(data, role.schedule(), a)
 	return &engine.Reply{Data: data, Warnings: turn.Warnings(a, r.Now)}, nil
 }
@@ -92,8 +105,10 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	reply := &engine.Reply{}
 	reply.Txn.Require(k.over)
 	use(&reply.Txn, r.Mount)
-	if role.DN != "" && same(role.DN, k.config.BindDN) {
-		return nil, errOwn(role.Username)
+	for i, dn := range role.dns() {
+		if dn != "" && same(dn, k.config.BindDN) {
+			return nil, errOwn(role.Usernames[i])
+		}
 	}
 	for _, n := range role.names() {
 		if err := manage(r, &reply.Txn, n, staticPrefix+name); err != nil {
@@ -112,6 +127,10 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if r.Has("skip_import_rotation") {
 		skip = r.Bool("skip_import_rotation")
 	}
+	if err := t.CheckPair(before.Usernames, skip && !row.Exists()); err != nil {
+		return nil, err
+	}
+	reply.Warnings = append(reply.Warnings, role.dangers()...)
 	schedule := role.schedule().Drawn(rotation.Chance(r.Random))
 	switch {
 	case row.Exists():
@@ -157,32 +176,87 @@ func manage(r *engine.Request, txn *store.Txn, username, by string) error {
 	return nil
 }
 
+// dangers warn of rotations that lock somebody out, or never end.
+func (role *StaticRole) dangers() []string {
+	switch {
+	case !role.Usernames.Pair():
+		return []string{turn.Alone}
+	case role.Grace == 0:
+		return []string{"no directory shows who uses an account: holders of the old password that do not say that they have moved, as plain clients of Vault do not, are waited for until somebody says lessor rotation retire; give the role a rotation_grace"}
+	}
+	return nil
+}
+
 // amend takes over what the client sent.
 func (role *StaticRole) amend(r *engine.Request, create bool) error {
-	if u := r.Str("username"); u != "" || create || r.Has("username") {
-		switch {
-		case u == "" && create && !r.Has("username"):
-			return api.Errorf(api.Invalid, "username is a required field to manage a static account")
-		case u == "":
-			return api.Errorf(api.Invalid, "username must not be empty")
-		case len(u) > 255 || strings.ContainsFunc(u, func(c rune) bool { return c < ' ' }):
-			return api.Errorf(api.Invalid, "username must be at most 255 bytes, without control characters")
-		case !create && u != role.Username:
-			return api.Errorf(api.Invalid, "cannot update static account username")
-		}
-		role.Username = u
+	paired := role.Usernames.Pair()
+	if err := role.rename(r, create); err != nil {
+		return err
 	}
-	if r.Has("dn") {
-		dn := r.Str("dn")
-		if _, err := goldap.ParseDN(dn); err != nil {
-			return api.Errorf(api.Invalid, "dn is no distinguished name")
-		}
-		if !create && dn != "" && dn != role.DN {
-			return api.Errorf(api.Invalid, "cannot update static account distinguished name (dn)")
-		}
-		role.DN = dn
+	if err := role.place(r, create, paired); err != nil {
+		return err
+	}
+	if r.Has("rotation_grace") {
+		role.Grace = r.Dur("rotation_grace")
+	}
+	if role.Grace != 0 && !role.Usernames.Pair() {
+		return api.Errorf(api.Invalid, "rotation_grace is for two accounts that take turns: a role with one cannot wait for anybody; send usernames")
 	}
 	return role.reschedule(r, create)
+}
+
+// rename takes over which accounts the role has.
+func (role *StaticRole) rename(r *engine.Request, create bool) error {
+	switch {
+	case create && !r.Has("username") && !r.Has("usernames"):
+		return api.Errorf(api.Invalid, "username is a required field to manage a static account")
+	case r.Has("username") && r.Str("username") == "":
+		return api.Errorf(api.Invalid, "username must not be empty")
+	}
+	names, err := role.Usernames.Renamed(r)
+	switch {
+	case err != nil:
+		return err
+	case len(names) == 0 || names.Pair() && strings.EqualFold(names[0], names[1]):
+		return api.Errorf(api.Invalid, "usernames are two different accounts")
+	}
+	for _, u := range names {
+		if len(u) > 255 || strings.ContainsFunc(u, func(c rune) bool { return c < ' ' }) {
+			return api.Errorf(api.Invalid, "username must be at most 255 bytes, without control characters")
+		}
+	}
+	role.Usernames = names
+	return nil
+}
+
+// place takes over where the accounts are. That stays; it may be left to a search. paired: the role had two accounts before.
+func (role *StaticRole) place(r *engine.Request, create, paired bool) error {
+	dns := role.dns()
+	switch {
+	case r.Has("dns") && (!role.Usernames.Pair() || len(r.List("dns")) != 2):
+		return api.Errorf(api.Invalid, `dns are those of the two accounts that usernames name, as an array: "dns": ["cn=a,dc=example", "cn=b,dc=example"]`)
+	case r.Has("dns") && r.Has("dn"):
+		return api.Errorf(api.Invalid, "send dn or dns, not both")
+	case r.Has("dns"):
+		dns = r.List("dns")
+	case r.Has("dn") && !slices.Contains(dns, r.Str("dn")): // else it is the one that is shown now
+		dns[0] = r.Str("dn")
+	}
+	for i, dn := range dns {
+		was, known := role.dns()[i], !create && (i == 0 || paired)
+		switch _, err := goldap.ParseDN(dn); {
+		case err != nil:
+			return api.Errorf(api.Invalid, "dn is no distinguished name")
+		case known && dn != "" && dn != was:
+			return api.Errorf(api.Invalid, "cannot update static account distinguished name (dn)")
+		}
+	}
+	if role.DN = dns[0]; role.Usernames.Pair() {
+		if role.SecondDN = dns[1]; role.DN != "" && same(role.DN, role.SecondDN) {
+			return api.Errorf(api.Invalid, "dns are those of two different accounts")
+		}
+	}
+	return nil
 }
 
 // reschedule takes over when the role is rotated.
@@ -206,7 +280,7 @@ func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine
 	if err != nil {
 		return nil, err
 	}
-	reply := &engine.Reply{Warnings: []string{"the account " + role.Username + " stays at the directory as it is, with its password, which lessor has forgotten"}}
+	reply := &engine.Reply{Warnings: []string{"the account " + strings.Join(role.Usernames, " and ") + " stays at the directory as it is, with its password, which lessor has forgotten"}}
 	forget(&reply.Txn, r.Mount, row, &role)
 	rotation.Drop(&reply.Txn, account, a)
 	return reply, nil
@@ -242,11 +316,12 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 		}
 		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
 	}
-	data := map[string]any{"dn": role.DN, "username": role.Username, "password": t.Passwords.Current, "ttl": turn.Seconds(max(0, t.Due.Sub(r.Now)))}
+	ttl := t.TTL(r.Now)
+	data := map[string]any{"dn": role.dns()[t.Slot], "username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(ttl)}
 	turn.Tell(data, role.schedule(), t.Account)
 	shown := []audit.Shown{t.Shown("shown")}
 	for _, f := range slices.Backward(t.Passwords.Former) { // what was in force before, until it is forgotten
-		if f.Version > 0 {
+		if f.Version > 0 && !t.Pair { // else it is the other account's
 			data["last_password"] = f.Password
 			shown = append(shown, t.ShownAs(f.Version, f.Password, "shown"))
 			break
@@ -254,7 +329,7 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 	}
 	reply := &engine.Reply{
 		Data: data, Warnings: turn.Warnings(t.Account, r.Now), Shown: shown,
-		Static: &engine.Static{Path: staticCred + name, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.Due.Sub(r.Now)), Quiet: true, Rotatable: true},
+		Static: &engine.Static{Path: staticCred + name, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, ttl), Quiet: true, Rotatable: true},
 	}
 	return reply, t.Show(&reply.Txn)
 }
@@ -306,7 +381,7 @@ func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Te
 }
 
 func (role *StaticRole) terms(name string) engine.Terms {
-	return engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: []string{role.Username}, Schedule: role.schedule()}
+	return engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: role.Usernames, Schedule: role.schedule()}
 }
 
 func (c *Config) terms() engine.Terms {

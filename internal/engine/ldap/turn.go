@@ -9,6 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -78,7 +79,7 @@ func (k *keeper) Terms() turn.Terms {
 	if k.role == nil {
 		return turn.Terms{Terms: k.config.terms(), Row: k.row, Queue: Target, Configured: k.secrets.Password}
 	}
-	return turn.Terms{Terms: k.role.terms(k.name), Row: k.row, Queue: Target}
+	return turn.Terms{Terms: k.role.terms(k.name), Row: k.row, Queue: Target, Grace: k.role.Grace, Quiet: rotation.DefaultQuiet, Blind: k.role.Usernames.Pair()}
 }
 
 // Fresh makes a password that a directory can take.
@@ -86,8 +87,8 @@ func (k *keeper) Fresh(generate func(policy string) (lessor.Secret, error)) (les
 	return fresh(generate, k.config)
 }
 
-// Reach is the way to the account, which is found by its name where its role knows no DN.
-func (k *keeper) Reach(ctx context.Context, t *turn.Turn, _ uint8) (turn.Target, error) {
+// Reach is the way to one of the accounts.
+func (k *keeper) Reach(ctx context.Context, t *turn.Turn, slot uint8) (turn.Target, error) {
 	d, err := k.engine.directory(t.Access)
 	if err != nil {
 		return nil, err
@@ -95,17 +96,31 @@ func (k *keeper) Reach(ctx context.Context, t *turn.Turn, _ uint8) (turn.Target,
 	if k.role == nil {
 		return entry{d, k.config.BindDN}, nil
 	}
-	if k.role.DN != "" {
-		return entry{d, k.role.DN}, nil
-	}
-	dn, err := d.Locate(ctx, k.role.Username)
-	switch {
-	case err != nil:
+	dns, err := k.locate(ctx, d)
+	if err != nil {
 		return nil, err
-	case same(dn, k.config.BindDN):
-		return nil, errOwn(k.role.Username)
 	}
-	return entry{d, dn}, nil
+	return entry{d, dns[slot]}, nil
+}
+
+// locate finds the accounts by their names where the role knows no DNs. None of them is lessor's own, and of two none is the other: its password is not the one
+// that may be changed.
+func (k *keeper) locate(ctx context.Context, d Directory) (dns []string, err error) {
+	for i, dn := range k.role.dns() {
+		if dn == "" {
+			if dn, err = d.Locate(ctx, k.role.Usernames[i]); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case same(dn, k.config.BindDN):
+			return nil, errOwn(k.role.Usernames[i])
+		case i > 0 && same(dn, dns[0]):
+			return nil, api.Errorf(api.Invalid, "%q and %q are one account at the directory: %s", k.role.Usernames[0], k.role.Usernames[1], dn)
+		}
+		dns = append(dns, dn)
+	}
+	return dns, nil
 }
 
 // Forget deletes the static role.
