@@ -13,11 +13,11 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
-	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
 // pair is a static role of two accounts, "app".
@@ -419,141 +419,25 @@ func TestWhoComesSecondIsOnRecord(t *testing.T) {
 	}
 }
 
-// A rotation of a pair is struck at each commit and each touch of the database, and lessor dies, or not. Whatever happened: readers are shown a password that
-// is let in at each moment, and so is what a reader holds who has not moved; in the end each old password is refused.
+// A rotation of a pair is struck at each commit and each touch of the database, and lessor dies, or not, while somebody is connected who does not move.
 func TestHandoverIsStruck(t *testing.T) {
-	type strike struct {
-		commit     int
-		call       string
-		nth        int
-		done, told bool
-		dies       bool
-	}
-	var strikes []strike
-	for n := 1; n <= 6; n++ { // begun, promoted, the wait is over, retiring, retired, proven
-		strikes = append(strikes, strike{commit: n}, strike{commit: n, done: true})
-	}
-	for _, dies := range []bool{false, true} {
-		for nth := 1; nth <= 2; nth++ { // the new password, the one that nobody is told
-			for _, done := range []bool{false, true} {
-				strikes = append(strikes, strike{call: "set", nth: nth, done: done, dies: dies}, strike{call: "set", nth: nth, done: done, told: true, dies: dies})
-			}
-		}
-		for nth := 1; nth <= 4; nth++ {
-			strikes = append(strikes, strike{call: "login", nth: nth, dies: dies})
-		}
-		strikes = append(strikes, strike{call: "sessions", nth: 1, dies: dies}, strike{call: "end", nth: 1, dies: dies})
-	}
 	s := pgtest.Start(t)
-	for _, k := range strikes {
+	for _, k := range enginetest.PairStrikes("sessions", "end") {
 		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
 			t.Parallel()
 			e := &eye{}
 			p := newWorldOf(t, s, e).pair("")
-			old := p.read("one")
-			p.open(old)
-			var mu sync.Mutex
-			calls, struck := 0, false
-			e.watch(func(call string, _ lessor.Secret, do func() error) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if call != k.call || struck {
-					return do()
-				}
-				if calls++; calls < k.nth {
-					return do()
-				}
-				struck = true
-				var err error
-				if k.done {
-					err = do()
-				}
-				if k.dies {
-					p.faulty.Set(storetest.Faults{At: 1})
-				}
-				if !k.told {
-					err = errBroken
-				}
-				return err
-			})
-			// alive does something that needs a lessor that lives, again if it dies over it.
-			alive := func(f func() error) {
-				t.Helper()
-				w := p.world
-				w.until("lessor lives", func() bool {
-					err := f()
-					if w.db.Fault() != nil {
-						w.crash()
-						return false
-					}
-					return err == nil
-				})
+			p.open(p.read("one"))
+			r := p.struck(e, rotated{name: "static/app", rotate: "db/rotate-role/app"})
+			r.Shown = func() (string, string, error) {
+				l, err := p.tryRead("two")
+				return l.username, l.password, err
 			}
-			state := func() (a *rotation.Account) {
-				alive(func() (err error) { a, err = p.tryState("static/app"); return err })
-				return a
-			}
-			former := func() (n int, other string) {
-				alive(func() error {
-					known, err := p.tryPasswords("static/app")
-					if err == nil {
-						n, other = len(known.Former), known.Other.Reveal()
-					}
-					return err
-				})
-				return n, other
-			}
-			read := func() (l login) {
-				alive(func() (err error) { l, err = p.tryRead("two"); return err })
-				return l
-			}
-			if k.commit > 0 {
-				p.faulty.Set(storetest.Faults{At: k.commit, Done: k.done})
-			}
-			_, err := p.try(lessor.Update, "db/rotate-role/app", "")
-			if a := state(); err == nil && a.Version == 1 {
-				t.Error("answered, and not rotated")
-			} else if k.commit == 1 && !k.done {
-				p.do(lessor.Update, "db/rotate-role/app", "")
-			}
-			p.until("it waits", func() bool {
-				p.clock.advance(time.Second)
-				a := state()
-				if a.Version == 1 && !p.lets(old) {
-					t.Fatal("what readers are shown is locked out")
-				}
-				return a.Phase() >= rotation.Waiting
-			})
-			next := read()
-			if phase := state().Phase(); !p.lets(next) || phase == rotation.Waiting && !p.lets(old) {
-				t.Fatalf("in phase %s who moved is let in: %v, who did not: %v", phase, p.lets(next), p.lets(old))
-			}
-			alive(func() error {
+			r.Retire = func() error {
 				_, err := p.try(lessor.Update, "sys/lessor/rotation/retire/db/static-creds/app", "")
-				if api.KindOf(err) == api.Invalid { // it was done, and nobody was told
-					return nil
-				}
 				return err
-			})
-			p.until("the rotation is done", func() bool {
-				p.clock.advance(time.Second)
-				if !p.lets(next) {
-					t.Fatal("who moved is locked out")
-				}
-				return state().Phase() == rotation.Idle
-			})
-			if p.lets(old) || read().password != next.password {
-				t.Error("the old password is not dead, or another one is shown")
 			}
-			p.until("what was before is forgotten", func() bool {
-				p.clock.advance(10 * time.Second)
-				a := state()
-				n, _ := former()
-				return a.Check.IsZero() && a.Settled == a.Dead && n == 0
-			})
-			if _, other := former(); !p.logsIn(p.users[0], other) {
-				t.Error("the password of the retired account is not on record")
-			}
+			r.StrikePair(t, k)
 		})
 	}
 }

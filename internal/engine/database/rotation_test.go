@@ -14,6 +14,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
+	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/rotation"
@@ -115,108 +116,34 @@ func (w *world) settle(a rotated) {
 	})
 }
 
+// struck is an account in a lessor that is struck.
+func (w *world) struck(e *eye, a rotated) *enginetest.Rotated {
+	return &enginetest.Rotated{
+		First:     a.first,
+		Rotate:    func() error { _, err := w.try(lessor.Update, a.rotate, ""); return err },
+		State:     func() (*rotation.Account, error) { return w.tryState(a.name) },
+		Passwords: func() (*rotation.Passwords, error) { return w.tryPasswords(a.name) },
+		Shown:     func() (string, string, error) { return a.username, w.shown(a), nil },
+		Begun: func() bool {
+			recs := slices.Concat(w.records(a.rotate), w.records(a.config))
+			return slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun })
+		},
+		LogsIn: w.logsIn, Watch: e.watch, Advance: w.clock.advance, Broken: errBroken,
+		Fail: func(f storetest.Faults) { w.faulty.Set(f) }, Dead: func() bool { return w.db.Fault() != nil }, Revive: w.crash,
+	}
+}
+
 // A rotation is struck at each moment at which it can be: at each of its commits, done or not, and at each touch of the database, {done?} × {told?},
-// where lessor lives on or dies. Afterwards, by itself, one password is in force, the one that was on its way if any was, and it
-// is the one that is shown; all others are dead, and forgotten.
+// where lessor lives on or dies.
 func TestRotationIsStruck(t *testing.T) {
-	type strike struct {
-		commit     int
-		call       string
-		done, told bool
-		dies       bool
-	}
-	var strikes []strike
-	for _, done := range []bool{false, true} {
-		strikes = append(strikes, strike{commit: 1, done: done}, strike{commit: 2, done: done})
-		for _, told := range []bool{false, true} {
-			for _, dies := range []bool{false, true} {
-				strikes = append(strikes, strike{call: "set", done: done, told: told, dies: dies})
-			}
-		}
-	}
-	strikes = append(strikes, strike{call: "login"}, strike{call: "login", dies: true})
 	s := pgtest.Start(t)
-	for _, k := range strikes {
+	for _, k := range enginetest.SingleStrikes() {
 		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
 			t.Parallel()
 			e := &eye{}
 			w := newWorldOf(t, s, e)
 			for _, a := range w.accounts() {
-				struck := false
-				var mu sync.Mutex
-				tried := []string{a.first}
-				e.watch(func(call string, password lessor.Secret, do func() error) error {
-					mu.Lock()
-					defer mu.Unlock()
-					if call == "set" {
-						tried = append(tried, password.Reveal())
-						if !struck && !w.passwords(a.name).Pending.Equal(password) {
-							t.Error("a password is set that is not on record")
-						}
-						if recs := slices.Concat(w.records(a.rotate), w.records(a.config)); !slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun }) {
-							t.Error("the database is touched, and no record says so")
-						}
-					}
-					if call != k.call || struck {
-						return do()
-					}
-					struck = true
-					var err error
-					if k.done {
-						err = do()
-					}
-					if k.dies {
-						w.faulty.Set(storetest.Faults{At: 1})
-					}
-					if !k.told {
-						err = errBroken
-					}
-					return err
-				})
-				if k.commit > 0 {
-					w.faulty.Set(storetest.Faults{At: k.commit, Done: k.done})
-				}
-				_, err := w.try(lessor.Update, a.rotate, "")
-				if dead := w.db.Fault() != nil; dead != (k.dies || k.commit > 0) {
-					t.Fatalf("%s: %v; the store has failed: %v", a.name, err, dead)
-				}
-				if w.db.Fault() != nil {
-					w.crash()
-				}
-				onItsWay := w.passwords(a.name).Pending
-				confirmed := err == nil || k.commit == 2 && k.done
-				if begun := k.commit != 1 || k.done; begun && !confirmed && onItsWay.Empty() && w.state(a.name).Version == 1 {
-					t.Errorf("%s: nothing is on its way after %v", a.name, err)
-				}
-				if got := w.shown(a); !confirmed && got != "" && got != a.first && got != onItsWay.Reveal() {
-					t.Errorf("%s: shown %q before anything was confirmed", a.name, got)
-				}
-				w.settle(a)
-				p := w.passwords(a.name)
-				if !onItsWay.Empty() && !p.Current.Equal(onItsWay) {
-					t.Errorf("%s: a password on its way was replaced by another", a.name)
-				}
-				if err == nil && w.state(a.name).Version < 2 {
-					t.Errorf("%s: answered, and not rotated", a.name)
-				}
-				now := w.shown(a)
-				if now == "" {
-					now = a.first // lessor's own, never touched
-				}
-				for _, password := range tried {
-					if password != now && w.logsIn(a.username, password) {
-						t.Errorf("%s: two passwords are in force, or none that is shown", a.name)
-					}
-				}
-				if !w.logsIn(a.username, now) {
-					t.Errorf("%s: the password that is shown is not in force", a.name)
-				}
-				w.until("what was before is forgotten", func() bool {
-					w.clock.advance(10 * time.Second)
-					s := w.state(a.name)
-					return s == nil || s.Check.IsZero() && len(w.passwords(a.name).Former) == 0
-				})
-				e.watch(nil)
+				w.struck(e, a).StrikeSingle(t, k)
 			}
 		})
 	}

@@ -20,10 +20,10 @@ import (
 	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/engine/database/postgres"
 	"github.com/lessor-dev/lessor/internal/engine/database/rabbitmq"
+	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
-	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -228,22 +228,7 @@ func (w *world) state(account string) *rotation.Account {
 }
 
 func (w *world) tryState(account string) (*rotation.Account, error) {
-	v, err := w.db.View()
-	if err != nil {
-		return nil, err
-	}
-	defer v.Close()
-	for row, err := range v.Scan(store.Engine, "", "") {
-		if err != nil {
-			return nil, err
-		}
-		namespace, mount, name := store.SplitMountKey(row.Name)
-		if name == "turn/"+account {
-			a, _, err := rotation.Load(v, namespace, mount, account)
-			return a, err
-		}
-	}
-	return nil, nil
+	return enginetest.State(w.db, account)
 }
 
 // passwords are those of an account, as they are kept; none if it has none.
@@ -255,28 +240,7 @@ func (w *world) passwords(account string) *rotation.Passwords {
 }
 
 func (w *world) tryPasswords(account string) (*rotation.Passwords, error) {
-	v, err := w.db.View()
-	if err != nil {
-		return nil, err
-	}
-	defer v.Close()
-	for row, err := range v.Scan(store.Secrets, "", "") {
-		if err != nil {
-			return nil, err
-		}
-		_, mount, name := store.SplitMountKey(row.Name)
-		if name != "turn/"+account {
-			continue
-		}
-		op := &lessor.Op{Verb: lessor.Read, Namespace: lessor.RootNamespace, Path: "db/"}
-		d := policy.Decide(nil, &lessor.Principal{System: "rotation"}, op, policy.Facts{Mount: mount})
-		value, err := w.keys.Open(d.Grant, row)
-		if err != nil {
-			return nil, err
-		}
-		return rotation.Open(value)
-	}
-	return &rotation.Passwords{}, nil
+	return enginetest.Passwords(w.db, w.keys, account)
 }
 
 // until waits for the background.

@@ -38,11 +38,19 @@ type login struct{ username, password, lease string }
 // read reads the role's password as one of its holders, who renews and acknowledges.
 func (p *pair) read(instance string) login {
 	p.Helper()
+	l, err := p.tryRead(instance)
+	p.must(err)
+	return l
+}
+
+func (p *pair) tryRead(instance string) (login, error) {
 	op := p.op(p.root, lessor.Read, "ldap/static-cred/app", "")
 	op.Instance, op.Renewable = instance, true
 	a, err := p.core.Handle(context.Background(), op)
-	p.must(err)
-	return login{a.Data["username"].(string), a.Data["password"].(lessor.Secret).Reveal(), a.Lease.ID}
+	if err != nil {
+		return login{}, err
+	}
+	return login{a.Data["username"].(string), a.Data["password"].(lessor.Secret).Reveal(), a.Lease.ID}, nil
 }
 
 // acknowledge says that a holder uses the version that its lease is on, and nothing older.

@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
 	"github.com/lessor-dev/lessor/internal/ldaptest"
 	"github.com/lessor-dev/lessor/internal/lessor"
@@ -152,99 +152,63 @@ func (w *world) settle(a rotated) {
 	})
 }
 
-// A rotation is struck at each moment at which it can be: at each of its commits, done or not, and at each touch of the directory, {done?} × {told?},
-// where lessor lives on or dies. Afterwards, by itself, one password is in force, the one that was on its way if any was, and all others are dead.
-func TestRotationIsStruck(t *testing.T) {
-	type strike struct {
-		commit     int
-		call       string
-		done, told bool
-		dies       bool
-	}
-	var strikes []strike
-	for _, done := range []bool{false, true} {
-		strikes = append(strikes, strike{commit: 1, done: done}, strike{commit: 2, done: done})
-		for _, told := range []bool{false, true} {
-			for _, dies := range []bool{false, true} {
-				strikes = append(strikes, strike{call: "set", done: done, told: told, dies: dies})
+// struck is an account in a lessor that is struck.
+func (w *world) struck(a rotated) *enginetest.Rotated {
+	return &enginetest.Rotated{
+		First:     a.first,
+		Rotate:    func() error { _, err := w.try(lessor.Update, a.rotate, ""); return err },
+		State:     func() (*rotation.Account, error) { return w.tryState(a.name) },
+		Passwords: func() (*rotation.Passwords, error) { return w.tryPasswords(a.name) },
+		Shown: func() (string, string, error) {
+			p, err := w.tryPasswords(a.name)
+			if err != nil {
+				return "", "", err
 			}
-		}
+			return a.dn, p.Current.Reveal(), nil
+		},
+		Begun: func() bool {
+			recs := slices.Concat(w.records(a.rotate), w.records(a.config))
+			return slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun })
+		},
+		LogsIn: w.LogsIn, Watch: w.eye.watch, Advance: w.clock.advance, Broken: errBroken,
+		Fail: func(f storetest.Faults) { w.faulty.Set(f) }, Dead: func() bool { return w.db.Fault() != nil }, Revive: w.crash,
 	}
-	strikes = append(strikes, strike{call: "login"}, strike{call: "login", dies: true})
+}
+
+// A rotation is struck at each moment at which it can be: at each of its commits, done or not, and at each touch of the directory, {done?} × {told?},
+// where lessor lives on or dies.
+func TestRotationIsStruck(t *testing.T) {
 	s := ldaptest.Start(t)
-	for _, k := range strikes {
+	for _, k := range enginetest.SingleStrikes() {
 		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, s)
 			for _, a := range w.accounts() {
-				struck := false
-				var mu sync.Mutex
-				tried := []string{a.first}
-				w.eye.watch(func(call string, password lessor.Secret, do func() error) error {
-					mu.Lock()
-					defer mu.Unlock()
-					if call == "set" {
-						tried = append(tried, password.Reveal())
-						if !struck && !w.passwords(a.name).Pending.Equal(password) {
-							t.Error("a password is set that is not on record")
-						}
-						if recs := slices.Concat(w.records(a.rotate), w.records(a.config)); !slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun }) {
-							t.Error("the directory is touched, and no record says so")
-						}
-					}
-					if call != k.call || struck {
-						return do()
-					}
-					struck = true
-					var err error
-					if k.done {
-						err = do()
-					}
-					if k.dies {
-						w.faulty.Set(storetest.Faults{At: 1})
-					}
-					if !k.told {
-						err = errBroken
-					}
-					return err
-				})
-				if k.commit > 0 {
-					w.faulty.Set(storetest.Faults{At: k.commit, Done: k.done})
-				}
-				_, err := w.try(lessor.Update, a.rotate, "")
-				if dead := w.db.Fault() != nil; dead != (k.dies || k.commit > 0) {
-					t.Fatalf("%s: %v; the store has failed: %v", a.name, err, dead)
-				}
-				if w.db.Fault() != nil {
-					w.crash()
-				}
-				onItsWay := w.passwords(a.name).Pending
-				w.settle(a)
-				p := w.passwords(a.name)
-				if !onItsWay.Empty() && !p.Current.Equal(onItsWay) {
-					t.Errorf("%s: a password on its way was replaced by another", a.name)
-				}
-				now := p.Current.Reveal()
-				if now == "" {
-					now = a.first // lessor's own, never touched
-				}
-				mu.Lock()
-				for _, password := range tried {
-					if password != now && w.LogsIn(a.dn, password) {
-						t.Errorf("%s: two passwords are in force, or none that is kept", a.name)
-					}
-				}
-				mu.Unlock()
-				if !w.LogsIn(a.dn, now) {
-					t.Errorf("%s: the password that is kept is not in force", a.name)
-				}
-				w.until("what was before is forgotten", func() bool {
-					w.clock.advance(10 * time.Second)
-					s := w.state(a.name)
-					return s == nil || s.Check.IsZero() && len(w.passwords(a.name).Former) == 0
-				})
-				w.eye.watch(nil)
+				w.struck(a).StrikeSingle(t, k)
 			}
+		})
+	}
+}
+
+// So is a rotation of two accounts that take turns.
+func TestHandoverIsStruck(t *testing.T) {
+	s := ldaptest.Start(t)
+	for _, k := range enginetest.PairStrikes() {
+		t.Run(fmt.Sprintf("%+v", k), func(t *testing.T) {
+			t.Parallel()
+			p := newWorld(t, s).pair("")
+			p.read("one")
+			r := p.struck(rotated{name: "static/app", rotate: "ldap/rotate-role/app"})
+			r.Shown = func() (string, string, error) {
+				l, err := p.tryRead("two")
+				return l.username, l.password, err
+			}
+			r.LogsIn = func(username, password string) bool { return p.lets(login{username: username, password: password}) }
+			r.Retire = func() error {
+				_, err := p.try(lessor.Update, "sys/lessor/rotation/retire/ldap/static-cred/app", "")
+				return err
+			}
+			r.StrikePair(t, k)
 		})
 	}
 }

@@ -18,13 +18,13 @@ import (
 	authtoken "github.com/lessor-dev/lessor/internal/auth/token"
 	"github.com/lessor-dev/lessor/internal/core"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/engine/enginetest"
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
 	"github.com/lessor-dev/lessor/internal/engine/ldap/directory"
 	"github.com/lessor-dev/lessor/internal/identity"
 	"github.com/lessor-dev/lessor/internal/ldaptest"
 	"github.com/lessor-dev/lessor/internal/lease"
 	"github.com/lessor-dev/lessor/internal/lessor"
-	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/seal"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -226,42 +226,25 @@ func (w *world) password(role string) string {
 // state is how an account's rotation stands.
 func (w *world) state(account string) *rotation.Account {
 	w.Helper()
-	v, err := w.db.View()
+	a, err := w.tryState(account)
 	w.must(err)
-	defer v.Close()
-	for row, err := range v.Scan(store.Engine, "", "") {
-		w.must(err)
-		namespace, mount, name := store.SplitMountKey(row.Name)
-		if name == "turn/"+account {
-			a, _, err := rotation.Load(v, namespace, mount, account)
-			w.must(err)
-			return a
-		}
-	}
-	return nil
+	return a
+}
+
+func (w *world) tryState(account string) (*rotation.Account, error) {
+	return enginetest.State(w.db, account)
 }
 
 // passwords are those of an account, as they are kept; none if it has none.
 func (w *world) passwords(account string) *rotation.Passwords {
 	w.Helper()
-	v, err := w.db.View()
+	p, err := w.tryPasswords(account)
 	w.must(err)
-	defer v.Close()
-	for row, err := range v.Scan(store.Secrets, "", "") {
-		w.must(err)
-		_, mount, name := store.SplitMountKey(row.Name)
-		if name != "turn/"+account {
-			continue
-		}
-		op := &lessor.Op{Verb: lessor.Read, Namespace: lessor.RootNamespace, Path: "ldap/"}
-		d := policy.Decide(nil, &lessor.Principal{System: "rotation"}, op, policy.Facts{Mount: mount})
-		value, err := w.keys.Open(d.Grant, row)
-		w.must(err)
-		p, err := rotation.Open(value)
-		w.must(err)
-		return p
-	}
-	return &rotation.Passwords{}
+	return p
+}
+
+func (w *world) tryPasswords(account string) (*rotation.Passwords, error) {
+	return enginetest.Passwords(w.db, w.keys, account)
 }
 
 // until waits for the background.
