@@ -525,12 +525,7 @@ func moved(r *engine.Request, txn *store.Txn, connection string) (warnings []str
 			continue
 		}
 		seen[string(managed.Value)] = true
-		a, row, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+string(managed.Value))
-		if err != nil {
-			return nil, err
-		}
-		a.Check = r.Now
-		if err := rotation.Save(txn, row, a); err != nil {
+		if err := turn.Recheck(r, txn, staticPrefix+string(managed.Value)); err != nil {
 			return nil, err
 		}
 	}

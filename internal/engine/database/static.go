@@ -125,7 +125,6 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 		reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
 	}
 	if !row.Exists() {
-		t.Born = uint64(r.Now.UnixMicro())
 		role.SkipImport = role.SkipImport || !r.Has("skip_import_rotation") && k.connection.SkipImport
 	}
 	if err := imported(t, r, &role); err != nil {
@@ -137,29 +136,18 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if !role.Usernames.Pair() {
 		reply.Warnings = append(reply.Warnings, turn.Alone)
 	}
-	schedule := role.schedule().Drawn(rotation.Chance(r.Random))
 	if err := save(&reply.Txn, row, &role); err != nil {
 		return nil, err
 	}
-	switch {
-	case row.Exists():
-		last := t.Rotated
-		if last.IsZero() {
-			last = r.Now
-		}
-		if before.schedule() != role.schedule() {
-			t.Due = schedule.Next(last)
-		}
-	case role.SkipImport:
-		t.Due = schedule.Next(r.Now)
-	default:
-		t.New = true
-		if err := turn.Accounts(e.turn).Begin(t, r, reply); err != nil {
-			return nil, err
-		}
-		return reply, nil
+	var was *rotation.Schedule
+	if row.Exists() {
+		s := before.schedule()
+		was = &s
 	}
-	return reply, t.Save(&reply.Txn)
+	if err := turn.Accounts(e.turn).Write(t, r, reply, was, role.SkipImport); err != nil {
+		return nil, err
+	}
+	return reply, nil
 }
 
 // paired refuses what goes with one account only, or with two.
@@ -319,18 +307,14 @@ func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Repl
 	if err != nil {
 		return nil, err
 	}
-	if t.Version == 0 {
-		if t.Pending != 0 || t.Attempts > 0 {
-			return nil, api.Errorf(api.Upstream, "the first rotation of static role %q has not succeeded yet; it is tried again, or write to rotate-role/%s", name, name)
-		}
-		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
+	if err := t.Known(name); err != nil {
+		return nil, err
 	}
-	ttl := t.TTL(r.Now)
-	data := map[string]any{"username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(ttl)}
+	data := map[string]any{"username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(t.TTL(r.Now))}
 	turn.Tell(data, role.schedule(), t.Account)
 	reply := &engine.Reply{
 		Data: data, Warnings: turn.Warnings(t.Account, r.Now), Shown: []audit.Shown{t.Shown("shown")},
-		Static: &engine.Static{Path: staticCreds + name, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, ttl), Quiet: true, Rotatable: true},
+		Static: t.Static(r.Now),
 	}
 	return reply, t.Show(&reply.Txn)
 }
@@ -341,9 +325,5 @@ func (e *Engine) Current(v store.View, m *mount.Entry, path string) (version, bo
 	if !ok {
 		return 0, 0, nil
 	}
-	a, _, err := rotation.Load(v, m.Namespace, m.UUID, staticPrefix+name)
-	if err != nil {
-		return 0, 0, err
-	}
-	return a.Version, a.Born, nil
+	return turn.Current(v, m, staticPrefix+name)
 }

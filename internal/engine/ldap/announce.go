@@ -1,32 +1,12 @@
 package ldap
 
 import (
-	"strconv"
-	"strings"
-
+	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/event"
-	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// Announce makes the Engine an Announcer: of static roles that have a new password in force, as is on record with the commit that made it so.
-func (e *Engine) Announce(_ store.View, c *event.Commit) (events []*event.Event, err error) {
-	for _, t := range c.Touched {
-		account, ok := rotation.Named(t.Name)
-		name, static := strings.CutPrefix(account, staticPrefix)
-		if !ok || !static || t.Table != store.Engine || t.Deleted {
-			continue
-		}
-		path := staticCred + name
-		version, ok, err := c.Written(path)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			events = append(events, &event.Event{Type: event.Rotated, Path: path, Touch: t.Touch, Metadata: map[string]string{
-				"name": name, "version": strconv.FormatUint(version, 10),
-			}})
-		}
-	}
-	return events, nil
+// Announce makes the Engine an Announcer: of static roles that have a new password in force.
+func (e *Engine) Announce(_ store.View, c *event.Commit) ([]*event.Event, error) {
+	return turn.Announce(c, staticPrefix, staticCred, nil)
 }

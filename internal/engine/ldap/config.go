@@ -385,12 +385,7 @@ func moved(r *engine.Request, txn *store.Txn) (warnings []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		a, row, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, staticPrefix+role.Name[len(from):])
-		if err != nil {
-			return nil, err
-		}
-		a.Check = r.Now
-		if err := rotation.Save(txn, row, a); err != nil {
+		if err := turn.Recheck(r, txn, staticPrefix+role.Name[len(from):]); err != nil {
 			return nil, err
 		}
 	}

@@ -127,34 +127,22 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if r.Has("skip_import_rotation") {
 		skip = r.Bool("skip_import_rotation")
 	}
+	var was *rotation.Schedule
+	if row.Exists() {
+		s := before.schedule()
+		was = &s
+		if r.Has("skip_import_rotation") {
+			reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
+		}
+	}
 	if err := t.CheckPair(before.Usernames, skip && !row.Exists()); err != nil {
 		return nil, err
 	}
 	reply.Warnings = append(reply.Warnings, role.dangers()...)
-	schedule := role.schedule().Drawn(rotation.Chance(r.Random))
-	switch {
-	case row.Exists():
-		if r.Has("skip_import_rotation") {
-			reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
-		}
-		last := t.Rotated
-		if last.IsZero() {
-			last = r.Now
-		}
-		if before.schedule() != role.schedule() {
-			t.Due = schedule.Next(last)
-		}
-	case skip:
-		t.Born = uint64(r.Now.UnixMicro())
-		t.Due = schedule.Next(r.Now)
-	default:
-		t.Born, t.New = uint64(r.Now.UnixMicro()), true
-		if err := turn.Accounts(e.turn).Begin(t, r, reply); err != nil {
-			return nil, err
-		}
-		return reply, nil
+	if err := turn.Accounts(e.turn).Write(t, r, reply, was, skip); err != nil {
+		return nil, err
 	}
-	return reply, t.Save(&reply.Txn)
+	return reply, nil
 }
 
 // errOwn refuses to manage lessor's own account otherwise than by rotate-root.
@@ -310,14 +298,10 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 	if err != nil {
 		return nil, err
 	}
-	if t.Version == 0 {
-		if t.Pending != 0 || t.Attempts > 0 {
-			return nil, api.Errorf(api.Upstream, "the first rotation of static role %q has not succeeded yet; it is tried again, or write to rotate-role/%s", name, name)
-		}
-		return nil, api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
+	if err := t.Known(name); err != nil {
+		return nil, err
 	}
-	ttl := t.TTL(r.Now)
-	data := map[string]any{"dn": role.dns()[t.Slot], "username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(ttl)}
+	data := map[string]any{"dn": role.dns()[t.Slot], "username": t.Username(t.Slot), "password": t.Passwords.Current, "ttl": turn.Seconds(t.TTL(r.Now))}
 	turn.Tell(data, role.schedule(), t.Account)
 	shown := []audit.Shown{t.Shown("shown")}
 	for _, f := range slices.Backward(t.Passwords.Former) { // what was in force before, until it is forgotten
@@ -329,7 +313,7 @@ func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply
 	}
 	reply := &engine.Reply{
 		Data: data, Warnings: turn.Warnings(t.Account, r.Now), Shown: shown,
-		Static: &engine.Static{Path: staticCred + name, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, ttl), Quiet: true, Rotatable: true},
+		Static: t.Static(r.Now),
 	}
 	return reply, t.Show(&reply.Txn)
 }
@@ -340,11 +324,7 @@ func (e *Engine) Current(v store.View, m *mount.Entry, path string) (version, bo
 	if !ok {
 		return 0, 0, nil
 	}
-	a, _, err := rotation.Load(v, m.Namespace, m.UUID, staticPrefix+name)
-	if err != nil {
-		return 0, 0, err
-	}
-	return a.Version, a.Born, nil
+	return turn.Current(v, m, staticPrefix+name)
 }
 
 // AccountOf is the account that a path is about.

@@ -26,14 +26,14 @@ func (of Accounts) Now(t *Turn, r *engine.Request) (*engine.Reply, error) {
 			t.Phase(), t.Since.Format(time.RFC3339), r.Mount.Path, t.reads())}
 		return reply, t.Save(&reply.Txn)
 	}
-	if err := of.Begin(t, r, reply); err != nil {
+	if err := of.begin(t, r, reply); err != nil {
 		return nil, err
 	}
 	return reply, nil
 }
 
-// Begin records a password of t as pending, in reply's Txn, and asks for it to be brought into force.
-func (of Accounts) Begin(t *Turn, r *engine.Request, reply *engine.Reply) error {
+// begin records a password of t as pending, in reply's Txn, and asks for it to be brought into force.
+func (of Accounts) begin(t *Turn, r *engine.Request, reply *engine.Reply) error {
 	fresh, err := t.keeper.Fresh(r.System.Password)
 	if err != nil {
 		return err

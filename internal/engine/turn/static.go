@@ -8,7 +8,9 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
+	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
+	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // Names are the names of a static role's accounts at their target: of one, or of two with equal rights that take turns. One is encoded as the text that it
@@ -87,6 +89,40 @@ func (t *Turn) CheckPair(before Names, skipped bool) error {
 // Alone warns of a role with one account.
 const Alone = "the role has one account: whoever uses its password is locked out by each rotation until it reads the new one; give the role usernames, two accounts with equal rights that take turns, and nobody is"
 
+// Write records, in reply's Txn, the rotation of a static role that r writes. A new one, which was rotated by no schedule before (nil), is rotated at once
+// unless that is skipped; another is due anew if its schedule is another.
+func (of Accounts) Write(t *Turn, r *engine.Request, reply *engine.Reply, before *rotation.Schedule, skip bool) error {
+	schedule := t.Terms.Schedule.Drawn(rotation.Chance(r.Random))
+	if before != nil {
+		last := t.Rotated
+		if last.IsZero() {
+			last = r.Now
+		}
+		if *before != t.Terms.Schedule {
+			t.Due = schedule.Next(last)
+		}
+		return t.Save(&reply.Txn)
+	}
+	t.Born = uint64(r.Now.UnixMicro())
+	if skip {
+		t.Due = schedule.Next(r.Now)
+		return t.Save(&reply.Txn)
+	}
+	t.New = true
+	return of.begin(t, r, reply)
+}
+
+// Known is the error that the password of static role name is not known, if it is not.
+func (t *Turn) Known(name string) error {
+	switch {
+	case t.Version != 0:
+		return nil
+	case t.Pending != 0 || t.Attempts > 0:
+		return api.Errorf(api.Upstream, "the first rotation of static role %q has not succeeded yet; it is tried again, or write to rotate-role/%s", name, name)
+	}
+	return api.Errorf(api.Invalid, "the password of static role %q is not known, since it was made without rotating it: write to rotate-role/%s", name, name)
+}
+
 // unhurried is the shortest TTL of a password that stays in force when there is a newer one: a rotation that is due may wait for long, and nobody needs to read
 // again and again until it comes.
 const unhurried = time.Minute
@@ -98,4 +134,20 @@ func (t *Turn) TTL(now time.Time) time.Duration {
 		ttl = max(ttl, unhurried)
 	}
 	return ttl
+}
+
+// Static is the lease of whoever reads the password at now.
+func (t *Turn) Static(now time.Time) *engine.Static {
+	return &engine.Static{
+		Path: t.Terms.Reads, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.TTL(now)), Quiet: true, Rotatable: true,
+	}
+}
+
+// Current is the version of an account's password, and which account it is a version of, for leases on it (engine.Versioner).
+func Current(v store.View, m *mount.Entry, account string) (version, born uint64, err error) {
+	a, _, err := rotation.Load(v, m.Namespace, m.UUID, account)
+	if err != nil {
+		return 0, 0, err
+	}
+	return a.Version, a.Born, nil
 }

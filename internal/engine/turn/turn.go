@@ -126,6 +126,16 @@ func Passwords(a engine.Access, account string) (*rotation.Passwords, store.Row,
 	return p, row, err
 }
 
+// Recheck has an account's password tried, since it may be another where its target is now.
+func Recheck(r *engine.Request, txn *store.Txn, account string) error {
+	a, row, err := rotation.Load(r.View, r.Mount.Namespace, r.Mount.UUID, account)
+	if err != nil {
+		return err
+	}
+	a.Check = r.Now
+	return rotation.Save(txn, row, a)
+}
+
 // Save records how the account stands now.
 func (t *Turn) Save(txn *store.Txn) error {
 	if err := rotation.Save(txn, t.row, t.Account); err != nil {
