@@ -200,6 +200,9 @@ func (e *Engine) writeConfig(_ context.Context, r *engine.Request) (*engine.Repl
 			was.Username = c.BindDN
 		}
 	}
+	if err := c.unmanaged(r, &reply.Txn); err != nil {
+		return nil, err
+	}
 	logins, err := own.Rekey(r, &reply.Txn, was, c.login(s))
 	if err != nil {
 		return nil, err
@@ -308,6 +311,23 @@ func (c *Config) reschedule(r *engine.Request) error {
 
 // own is how lessor's own account is configured, and rotated.
 var own = turn.Own{Account: rootAccount, Queue: Target, Username: "binddn", Password: "bindpass"}
+
+// unmanaged refuses an account for lessor itself that a static role manages: each would change the password under the other.
+func (c *Config) unmanaged(r *engine.Request, txn *store.Txn) error {
+	dn, err := goldap.ParseDN(c.BindDN)
+	if err != nil {
+		return nil // it is no DN, but a name that the directory takes for one
+	}
+	row, err := r.View.Get(accountKey(r.Mount, dn.String()))
+	if err != nil {
+		return err
+	}
+	if row.Exists() {
+		return api.Errorf(api.Invalid, "the account %q is managed by %s: give lessor an account of its own", c.BindDN, row.Value)
+	}
+	txn.Require(row)
+	return nil
+}
 
 // login is how lessor logs in.
 func (c *Config) login(s Secrets) *turn.Login {

@@ -126,6 +126,22 @@ func TestRotateRoot(t *testing.T) {
 	w.refused(api.Invalid, lessor.Update, "ldap/config", fmt.Sprintf(`{"binddn":%q}`, dn), "needs its password: send bindpass, too")
 }
 
+// An account is lessor's own or a static role's, whichever comes first, and whether the role knows its DN or finds it.
+func TestOwnAccountIsNoRoles(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	_, dn := w.person("first")
+	found, other := w.person("first")
+	w.do(lessor.Update, "ldap/static-role/app", fmt.Sprintf(`{"username":"app","dn":%q,"rotation_period":"1h"}`, dn))
+	w.refused(api.Invalid, lessor.Update, "ldap/config", fmt.Sprintf(`{"binddn":%q,"bindpass":%q}`, strings.ToUpper(dn), w.password("app")), "is managed by static/app")
+	w.do(lessor.Update, "ldap/static-role/found", fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, found))
+	password := w.password("found")
+	w.do(lessor.Update, "ldap/config", fmt.Sprintf(`{"binddn":%q,"bindpass":%q,"verify_connection":false}`, other, password))
+	w.refused(api.Invalid, lessor.Update, "ldap/rotate-role/found", "", "is the account that lessor itself logs in with")
+	if !w.LogsIn(other, password) {
+		t.Error("lessor's own password was changed as a role's")
+	}
+}
+
 // errBroken is a connection that broke off: whether something was done nobody knows.
 var errBroken = &api.Error{Kind: api.Upstream, Text: "the connection broke off", Cause: ldap.ErrUnreachable}
 
