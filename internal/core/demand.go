@@ -17,8 +17,11 @@ import (
 // demandBatch is how many demands one commit sees to.
 const demandBatch = 200
 
-// demandCause is why, for rotation: whose lease it was is on record with the demand.
-const demandCause = "a holder's lease was revoked"
+// Why, for rotation: whose lease it was is on record with the demand.
+const (
+	demandCause = "a holder's lease was revoked"
+	endedCause  = "a lease on it ended"
+)
 
 // keepDemands sees to demands: soon after this node hears of one, and every now and then, where that is this node's work.
 func (c *Core) keepDemands(ctx context.Context) {
@@ -133,13 +136,26 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 	if err != nil || !row.Exists() {
 		return err == nil, err
 	}
+	shared := false
+	if !a.Pair && slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Ended }) {
+		if shared, err = checkedOut(v, m, secret, a); err != nil {
+			return false, err
+		}
+	}
 	waiting := slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Born == born && a.MayReturn(d.Version) })
 	for _, d := range demands {
-		if d.Born != born || d.Version != current && !a.InForce(d.Version) {
+		cause := demandCause
+		if d.Ended {
+			cause = endedCause
+		}
+		switch {
+		case d.Born != born || d.Version != current && !a.InForce(d.Version):
 			continue // it is succeeded already
+		case d.Ended && shared:
+			continue // it would lock out who has it still, whose own end demands the same
 		}
 		now := c.Store.Now()
-		if !a.Demand(demandCause, now) {
+		if !a.Demand(cause, now) {
 			return a.Cause != "" && !waiting, nil
 		}
 		txn.Audit = append(txn.Audit, audit.Record{
@@ -149,4 +165,10 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 		return !waiting, rotation.Save(txn, row, a)
 	}
 	return !waiting, nil
+}
+
+// checkedOut reports whether somebody has a lease on the version in force of an account.
+func checkedOut(v store.View, m *mount.Entry, secret string, a *rotation.Account) (bool, error) {
+	users, err := lease.Users(v, m, secret)
+	return slices.ContainsFunc(users, func(u lease.User) bool { return u.Lapsed.IsZero() && u.Born == a.Born && a.InForce(u.Newest) }), err
 }

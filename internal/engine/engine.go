@@ -269,6 +269,7 @@ type Terms struct {
 	Reads    string   // within the mount, where its password is read; empty: nobody is shown it
 	Accounts []string // their names at the target
 	Schedule rotation.Schedule
+	CheckOut bool   // the end of a lease on it, however it comes, demands a rotation
 	Strategy string // what people call the way in which it is rotated; empty: by how many Accounts there are
 }
 

@@ -10,14 +10,15 @@ import (
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
-// A Demand is that an exposed version of a secret which lessor rotates is succeeded by another, if it is the one in force. It is a row of the same commit as
-// the Exposure, so no crash comes between them, and it is there until somebody has seen to it (Met).
+// A Demand is that a version of a secret which lessor rotates is succeeded by another, if it is the one in force, since it is exposed or a lease on it ended that
+// had it checked out. It is a row of the same commit as the Exposure, or the lease's end, so no crash comes between them, and it is there until somebody has seen to it (Met).
 type Demand struct {
 	Secret  string `cbor:"-"` // path within the mount
 	Version uint64 `cbor:"-"`
 	Lease   string `cbor:"-"` // that was on the version
 	Born    uint64 `cbor:"1,keyasint,omitempty"`
-	Cause   string `cbor:"2,keyasint"` // of the Exposure
+	Cause   string `cbor:"2,keyasint"`           // of the Exposure, or how the lease ended
+	Ended   bool   `cbor:"3,keyasint,omitempty"` // nothing is exposed: the lease ended by itself, or by its holder's word
 }
 
 // demandRows begins the demands of a mount. A demand is named as its exposure is.
@@ -29,9 +30,9 @@ func demandName(namespace uint32, mount, path string, version uint64, lease stri
 	return demandRows(namespace, mount) + path + "\x00" + store.Uint64Key(version) + lease
 }
 
-// demand puts what is to be done about the exposure of l.
-func demand(txn *store.Txn, l *Lease, cause string) {
-	txn.Put(store.LeaseIdx, demandName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID), encode(&Demand{Born: l.Born, Cause: cause}))
+// demand puts what is to be done about the exposure of l, or its end.
+func demand(txn *store.Txn, l *Lease, cause string, ended bool) {
+	txn.Put(store.LeaseIdx, demandName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID), encode(&Demand{Born: l.Born, Cause: cause, Ended: ended}))
 }
 
 // Demands lists the demands on a mount's secrets that nobody has seen to, by path and version: limit at most, from where the last call left off

@@ -46,6 +46,9 @@ type Value struct {
 	// Rotatable says that lessor rotates the secret: older versions are retired once nobody uses them any more, so who may is kept beyond the
 	// lease, until they are proven dead (Settle).
 	Rotatable bool
+	// CheckOut says that what is Rotatable is checked out: the end of a lease on it, however it comes, demands another version, since its holder should not know the one
+	// in force any more.
+	CheckOut bool
 }
 
 // Reading is one read of a static secret. The mount's option "lease" decides what comes of it: "shown" (the default), "quiet" (a lease that the
@@ -158,7 +161,7 @@ func (r *Reading) take(txn *store.Txn, at store.Row, p *pointer, before hold) (s
 		ID: id, Namespace: r.Mount.Namespace, Mount: r.Mount.UUID, Kind: Static, State: Live,
 		Issued: r.Now, Expires: begun.Expires, TTL: r.shown(), Renewable: r.Renewable, Holder: r.Holder, Owner: r.Owner,
 		Version: r.Value.Version, Born: r.Value.Born, Pinned: r.Value.Pinned, Secret: r.Value.Path, Request: r.Request, Position: r.View.Position(),
-		Shown: r.shown(), Longest: begun.Longest, Rotatable: r.Value.Rotatable,
+		Shown: r.shown(), Longest: begun.Longest, Rotatable: r.Value.Rotatable, CheckOut: r.Value.CheckOut,
 	}
 	Add(txn, l)
 	txn.Require(at)
@@ -477,7 +480,14 @@ func expose(txn *store.Txn, l *Lease, cause string, now time.Time) {
 	name := exposureName(l.Namespace, l.Mount, l.Secret, l.Version, l.ID)
 	txn.Put(store.LeaseIdx, name, encode(&Exposure{Time: now, Cause: cause, Holder: l.Holder, Owner: l.Owner, Lease: l.ID, Born: l.Born}))
 	if l.Rotatable {
-		demand(txn, l, cause)
+		demand(txn, l, cause, false)
+	}
+}
+
+// checkIn demands that what was checked out is succeeded, since a lease on it ends by itself, or by its holder's word. One that was never unwrapped is known to nobody.
+func checkIn(txn *store.Txn, l *Lease, cause string) {
+	if l.CheckOut && l.Rotatable && l.State == Live && !strings.HasPrefix(l.Holder.Instance, Wrapped) {
+		demand(txn, l, cause, true)
 	}
 }
 

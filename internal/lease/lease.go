@@ -110,6 +110,7 @@ type Lease struct {
 	Born      uint64        `cbor:"34,keyasint,omitempty"` // Static: which of the secrets that were at this path, see Value.Born
 	Rotatable bool          `cbor:"35,keyasint,omitempty"` // Static: lessor rotates the secret, so that its end leaves who may still use it
 	Indexed   bool          `cbor:"36,keyasint,omitempty"` // Dynamic: its holder's heir finds it
+	CheckOut  bool          `cbor:"37,keyasint,omitempty"` // Static: see Value.CheckOut
 }
 
 // PendingMargin is what a pending lease is given beyond the deadline of its apply, before the reaper reverts it.

@@ -228,6 +228,7 @@ func Release(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.Tim
 	txn.Require(row)
 	txn.Delete(store.Due, l.dueName())
 	txn.Delete(store.Holds, row.Name)
+	checkIn(txn, l, "released")
 	return dropStatic(v, txn, row, l, now, released)
 }
 

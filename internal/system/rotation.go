@@ -252,7 +252,7 @@ func (b *Backend) rotationPlan(_ context.Context, r *engine.Request) (*engine.Re
 	data := map[string]any{
 		"path": t.path(), "strategy": t.strategy(), "accounts": t.terms.Accounts, "account": t.slot(t.Slot), "version": t.Version, "step": t.Phase().String(),
 		"rotation_period": nil, "rotation_schedule": nil, "rotation_window": nil, "rotation_jitter": whole(s.Jitter), "due": stamp(t.Due), "cause": t.Cause,
-		"rotation_grace": nil, "rotation_quiet": nil,
+		"rotation_grace": nil, "rotation_quiet": nil, "rotation_on_lease_end": t.terms.CheckOut,
 	}
 	switch {
 	case s.Cron != "":

@@ -250,6 +250,7 @@ func rotationPlan(a *session.Session) *cobra.Command {
 				Jitter   int64    `json:"rotation_jitter"`
 				Grace    int64    `json:"rotation_grace"`
 				Evidence int64    `json:"rotation_quiet"`
+				CheckOut bool     `json:"rotation_on_lease_end"`
 			}
 			if err := answer.Decode(&p); err != nil {
 				return err
@@ -262,6 +263,9 @@ func rotationPlan(a *session.Session) *cobra.Command {
 					when = p.Schedule
 				case p.Period > 0:
 					when = "each " + session.Seconds(p.Period)
+				}
+				if p.CheckOut {
+					when += ", and when a lease on it ends"
 				}
 				rows := []session.Row{{"path", session.PrintableLine(p.Path)}, {"strategy", p.Strategy}, {"accounts", session.PrintableLine(strings.Join(p.Accounts, ", "))},
 					{"in force", session.PrintableLine(p.Account)}, {"version", fmt.Sprint(p.Version)}, {"step", p.Step}, {"schedule", when}, {"next rotation", session.Dash(p.Due)}}

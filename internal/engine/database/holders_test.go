@@ -10,6 +10,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
@@ -157,4 +158,75 @@ func TestBootReaderIsNotForgotten(t *testing.T) {
 	w.do(lessor.Delete, "db/static-roles/app", "")
 	w.crash()
 	w.until("it is forgotten", func() bool { return len(holders()) == 0 })
+}
+
+// What was checked out does not work any more once it is given back, or its lease is over: of one account as soon as nobody has it any more, of two at once, when who has
+// it still moves.
+func TestCheckedOut(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	username := w.account("")
+	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"10000h","rotation_on_lease_end":true}`, username))
+	if on := w.do(lessor.Read, "db/static-roles/app", "").Data["rotation_on_lease_end"]; on != true {
+		t.Errorf("the role says %v", on)
+	}
+	if on := w.do(lessor.Read, "sys/lessor/rotation/plan/db/static-creds/app", "").Data["rotation_on_lease_end"]; on != true {
+		t.Errorf("the plan says %v", on)
+	}
+	release := func(instance, id string) {
+		t.Helper()
+		op := w.op(lessor.Update, "sys/lessor/leases/release", fmt.Sprintf(`{"lease_id":%q}`, id))
+		op.Instance = instance
+		_, err := w.core.Handle(context.Background(), op)
+		w.must(err)
+	}
+	rotated := func(version uint64) {
+		t.Helper()
+		w.until("it is rotated", func() bool { return w.state("static/app").Version == version && w.unmet() == 0 })
+	}
+	one, two := w.reads("one", "app"), w.reads("two", "app")
+	first := w.passwords("static/app").Current.Reveal()
+	release("one", one)
+	w.until("that is seen to", func() bool { return w.unmet() == 0 })
+	if s := w.state("static/app"); s.Version != 1 || s.Pending != 0 || !s.Due.After(w.clock.Now()) {
+		t.Fatalf("rotated under who has it still: %+v", s)
+	}
+	release("two", two)
+	rotated(2)
+	if w.logsIn(username, first) {
+		t.Error("what was given back works still")
+	}
+	if found := w.demands("app"); len(found) != 1 || found[0].Lease != two || found[0].Cause != "released" {
+		t.Errorf("on record: %+v", found)
+	}
+	if r := w.records("db/static-roles/app"); len(r) == 0 || r[0].Cause != "a lease on it ended" {
+		t.Errorf("on record: %+v", r)
+	}
+	w.reads("three", "app")
+	w.clock.advance(30 * time.Hour)
+	rotated(3)
+	if found := w.demands("app"); len(found) != 2 || found[0].Cause != "expired" {
+		t.Errorf("on record: %+v", found)
+	}
+	// Not any more for whoever reads after it was switched off.
+	w.do(lessor.Update, "db/static-roles/app", `{"rotation_on_lease_end":false}`)
+	release("four", w.reads("four", "app"))
+	w.until("that is seen to", func() bool { return w.unmet() == 0 })
+	if s := w.state("static/app"); s.Version != 3 {
+		t.Errorf("rotated by nobody's wish: %+v", s)
+	}
+	w.do(lessor.Delete, "db/static-roles/app", "")
+
+	p := w.pair(`,"rotation_on_lease_end":true,"rotation_quiet":"100h"`)
+	a, b := p.read("one"), p.read("two")
+	p.acknowledge("two", b)
+	release("one", a.lease)
+	rotated(2)
+	if !p.lets(b) || p.phase() != rotation.Waiting {
+		t.Fatal("who has it still is locked out")
+	}
+	p.acknowledge("two", p.read("two"))
+	p.until("the rotation is done", func() bool { return p.phase() == rotation.Idle })
+	if p.lets(a) {
+		t.Error("what was given back works still")
+	}
 }

@@ -29,6 +29,7 @@ type StaticRole struct {
 	Jitter         time.Duration `cbor:"10,keyasint,omitempty"`
 	Grace          time.Duration `cbor:"11,keyasint,omitempty"` // of two: how long holders are waited for; 0: for ever
 	Quiet          time.Duration `cbor:"12,keyasint,omitempty"` // of two: how long no use is evidence; 0: rotation.DefaultQuiet
+	CheckOut       bool          `cbor:"13,keyasint,omitempty"` // it is rotated when a lease on it ends
 }
 
 func (role *StaticRole) schedule() rotation.Schedule {
@@ -49,6 +50,7 @@ var staticFields = []engine.Field{
 	{Name: "rotation_grace", Type: engine.Duration, Help: "With usernames: how long holders of the old password are waited for, from when there is a new one; then it is retired all the same. 0, the default: for ever."},
 	{Name: "rotation_quiet", Type: engine.Duration, Help: "With usernames: for how long the database must show no session of the old account to be evidence that nobody uses it; default 10m, 5 seconds or more."},
 	{Name: "rotation_jitter", Type: engine.Duration, Help: "Up to so much later than its time each rotation is due, so that not all are at once; default 0."},
+	{Name: "rotation_on_lease_end", Type: engine.Bool, Help: "Rotate, too, when a lease on the password in force ends: given back, lapsed or revoked. With username, when the last one does. Counts for leases that begin from then on."},
 	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
 	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
 	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
@@ -81,6 +83,9 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 	if role.Usernames.Pair() {
 		data["username"], data["usernames"] = role.Usernames[a.Slot], []string(role.Usernames)
 		data["rotation_grace"], data["rotation_quiet"] = turn.Seconds(role.Grace), turn.Seconds(role.quiet())
+	}
+	if role.CheckOut {
+		data["rotation_on_lease_end"] = true
 	}
 	turn.Tell(data, role.schedule(), a)
 	if role.PasswordPolicy != "" {
@@ -184,6 +189,9 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 		if r.Has(name) {
 			*to = r.Dur(name)
 		}
+	}
+	if r.Has("rotation_on_lease_end") {
+		role.CheckOut = r.Bool("rotation_on_lease_end")
 	}
 	if err := role.reschedule(r, create); err != nil {
 		return err

@@ -252,7 +252,7 @@ func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Te
 }
 
 func (role *StaticRole) terms(name string) engine.Terms {
-	return engine.Terms{Path: "static-roles/" + name, Reads: staticCreds + name, Accounts: role.Usernames, Schedule: role.schedule()}
+	return engine.Terms{Path: "static-roles/" + name, Reads: staticCreds + name, Accounts: role.Usernames, Schedule: role.schedule(), CheckOut: role.CheckOut}
 }
 
 func (c *Connection) terms(name, username string) engine.Terms {

@@ -139,7 +139,7 @@ func (t *Turn) TTL(now time.Time) time.Duration {
 // Static is the lease of whoever reads the password at now.
 func (t *Turn) Static(now time.Time) *engine.Static {
 	return &engine.Static{
-		Path: t.Terms.Reads, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.TTL(now)), Quiet: true, Rotatable: true,
+		Path: t.Terms.Reads, Born: t.Born, Version: t.Version, Current: t.Version, Duration: max(time.Second, t.TTL(now)), Quiet: true, Rotatable: true, CheckOut: t.Terms.CheckOut,
 	}
 }
 
