@@ -111,7 +111,16 @@ func (d *watched) Remove(ctx context.Context, e ldap.Entries) error {
 
 func newWorld(t *testing.T, s *ldaptest.Server) *world {
 	t.Helper()
-	w := &world{T: t, Branch: s.Branch(t), disk: new(mem.Disk), clock: &steady{}, eye: &eye{}}
+	w := &world{T: t, Branch: s.Branch(t)}
+	w.begin(w.config(""))
+	return w
+}
+
+// begin makes lessor, with a configuration of its mount.
+func (w *world) begin(config string) {
+	w.Helper()
+	w.disk, w.clock, w.eye = new(mem.Disk), &steady{}, &eye{}
+	t := w.T
 	kek, err := seal.CreateKeyFile(filepath.Join(t.TempDir(), "seal.key"), rand.Reader)
 	w.must(err)
 	var rows []store.Put
@@ -122,8 +131,7 @@ func newWorld(t *testing.T, s *ldaptest.Server) *world {
 	w.root, err = w.core.Init(t.Context(), rows, lessor.Secret{}, 0)
 	w.must(err)
 	w.do(lessor.Update, "sys/mounts/ldap", `{"type":"ldap"}`)
-	w.do(lessor.Update, "ldap/config", w.config(""))
-	return w
+	w.do(lessor.Update, "ldap/config", config)
 }
 
 // config is a configuration of the branch, with more members.

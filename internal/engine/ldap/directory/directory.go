@@ -81,14 +81,14 @@ func (d *Server) Ping(ctx context.Context) error {
 	})
 }
 
-// Locate searches below userdn for the one entry whose userattr is the name.
+// Locate searches below userdn for the one entry whose userattr is the name. lessor's own account is what binddn calls it.
 func (d *Server) Locate(ctx context.Context, username string) (dn string, err error) {
 	name := username
 	if d.config.UPNDomain != "" && !strings.Contains(name, "@") && strings.EqualFold(d.config.UserAttr, "userPrincipalName") {
 		name += "@" + d.config.UPNDomain
 	}
 	err = d.with(ctx, func(ctx context.Context, c *connection) error {
-		found, err := d.search(c, d.config.UserDN, goldap.ScopeWholeSubtree, "("+d.config.UserAttr+"="+goldap.EscapeFilter(name)+")", 2, "1.1")
+		found, err := d.search(c, d.config.UserDN, goldap.ScopeWholeSubtree, "("+d.config.UserAttr+"="+goldap.EscapeFilter(name)+")", 2, principalName)
 		switch {
 		case err != nil:
 			return err
@@ -98,10 +98,41 @@ func (d *Server) Locate(ctx context.Context, username string) (dn string, err er
 		case len(found) > 1:
 			return api.Errorf(api.Upstream, "the directory has several accounts whose %s is %s: give the role a dn", d.config.UserAttr, name)
 		}
-		dn = found[0].DN
+		if dn = found[0].DN; d.own(found[0].GetEqualFoldAttributeValue(principalName)) {
+			dn = d.config.BindDN
+		}
 		return nil
 	})
 	return dn, err
+}
+
+// principalName is what accounts of Active Directory are called besides: name@domain. lessor may log in by it.
+const principalName = "userPrincipalName"
+
+// own reports whether a principal name is what binddn says in the place of a DN.
+func (d *Server) own(name string) bool {
+	return name != "" && strings.EqualFold(name, d.config.BindDN)
+}
+
+// entry is the DN of lessor's own account, where binddn says another name of it; any other DN as it is.
+func (d *Server) entry(c *connection, dn string) (string, error) {
+	if _, err := goldap.ParseDN(dn); err == nil || !d.own(dn) {
+		return dn, nil
+	}
+	root, err := d.search(c, "", goldap.ScopeBaseObject, "(objectClass=*)", 0, "defaultNamingContext")
+	if err != nil {
+		return "", err
+	}
+	for _, e := range root {
+		found, err := d.search(c, e.GetEqualFoldAttributeValue("defaultNamingContext"), goldap.ScopeWholeSubtree, "("+principalName+"="+goldap.EscapeFilter(dn)+")", 2, "1.1")
+		if err != nil {
+			return "", err
+		}
+		if len(found) == 1 {
+			return found[0].DN, nil
+		}
+	}
+	return "", &refusal{"the directory does not show which entry binddn is: give its distinguished name"}
 }
 
 // Login tries a password in a connection of its own.
@@ -160,9 +191,13 @@ func (d *Server) SetPassword(ctx context.Context, dn string, password lessor.Sec
 
 func (d *Server) set(c *connection, dn string, password lessor.Secret) error {
 	if d.config.Schema == ldap.AD {
+		dn, err := d.entry(c, dn)
+		if err != nil {
+			return d.fail(err)
+		}
 		r := goldap.NewModifyRequest(dn, nil)
 		r.Replace("unicodePwd", []string{quoted(password.Reveal())})
-		err := c.Modify(r)
+		err = c.Modify(r)
 		if err == nil {
 			err = c.Modify(r)
 		}
