@@ -8,7 +8,7 @@ VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
 
-.PHONY: build quickstart test check race bench bench-cluster bench-rotation bench-scale soak sim torture drill fuzz dist release docs servers clients clean
+.PHONY: build quickstart test check race bench bench-cluster bench-rotation bench-scale soak sim torture drill others fuzz dist release docs servers clients clean
 
 build: ## one static binary: bin/lessor
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lessor ./cmd/lessor
@@ -41,6 +41,9 @@ torture: servers ## three nodes over PostgreSQL with a standby, under faults, fo
 drill: servers ## LESSOR_DRILL (100) rotations at each kind of database, under services that never stop: by the Go client, lessor run, the agent; lessor is killed in each step
 	@scripts/servers tests
 	LESSOR_DRILL=$${LESSOR_DRILL:-100} $(GO) test ./internal/drill -run 'TestDrill$$' -count 1 -v -timeout 0
+
+others: ## the drivers' tests at servers that are not this machine's: MySQL, Valkey, Samba, and newer versions of all; as root, on Linux
+	scripts/others
 
 bench: servers build ## writes a table of figures beside their limits, measured in the same run
 	$(GO) run ./test/bench -lessor bin/lessor

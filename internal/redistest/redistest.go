@@ -1,7 +1,7 @@
 // Package redistest gives tests a real Redis server of their own: on a free loopback port, in a temporary folder, gone when the test process
-// is, however that ends.
+// is, however that ends. Where no Redis is installed, but Valkey, it is that.
 //
-// Where no Redis is installed, a test fails; under -short it skips instead, unless CI=true.
+// Where neither is installed, a test fails; under -short it skips instead, unless CI=true.
 package redistest
 
 import (
@@ -100,8 +100,7 @@ func prepared(t testing.TB, opts []Option) (bin string, o options) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	bin, err := exec.LookPath("redis-server")
-	if err == nil {
+	if bin, err := find(); err == nil {
 		return bin, o
 	}
 	if testing.Short() && os.Getenv("CI") != "true" {
@@ -109,6 +108,15 @@ func prepared(t testing.TB, opts []Option) (bin string, o options) {
 	}
 	t.Fatal("redistest: no Redis server is installed (Debian: apt-get install redis-server); -short skips these tests")
 	return "", o
+}
+
+// find is the server's program: Redis's, or Valkey's where there is none.
+func find() (string, error) {
+	bin, err := exec.LookPath("redis-server")
+	if err != nil {
+		bin, err = exec.LookPath("valkey-server")
+	}
+	return bin, err
 }
 
 func start(bin string, o options) (*Server, error) {
@@ -192,7 +200,7 @@ rm -rf "$0"`, s.dir)
 
 // Up starts the server after Kill; Start and Own have done it once. The port stays the same.
 func (s *Server) Up() error {
-	bin, err := exec.LookPath("redis-server")
+	bin, err := find()
 	if err != nil {
 		return err
 	}
