@@ -197,6 +197,7 @@ func TestRules(t *testing.T) {
 		`["~{{name}}:*", "&{{username}}"]`:  `[~me:* &me]`,
 		`+get (~a* +set) ( %R~b* +get ) on`: `[+get (~a* +set) ( %R~b* +get ) on]`,
 		`allkeys allcommands`:               `[allkeys allcommands]`,
+		`~* +get resetdbs db=1,2`:           `[~* +get resetdbs db=1,2]`,
 		`>secret`:                           `lessor's to set`,
 		`["+get", "nopass"]`:                `lessor's to set`,
 		`+get OFF`:                          `lessor's to set`,
@@ -212,6 +213,36 @@ func TestRules(t *testing.T) {
 		if s := fmt.Sprint(got); err != nil && !strings.Contains(err.Error(), want) || err == nil && s != want {
 			t.Errorf("%s: %s, %v; want %s", statement, s, err, want)
 		}
+	}
+}
+
+// Valkey keeps accounts to some of its databases.
+func TestDatabasesOfAnAccount(t *testing.T) {
+	s := redistest.Start(t)
+	d, admin := connection(t, s), s.Connect(t)
+	if err := admin.Do(t.Context(), "ACL", "SETUSER", "probe", "resetdbs").Err(); err != nil {
+		t.Skipf("the server does not: %v", err)
+	}
+	a := account()
+	a.Creation = []string{`["~*", "+@all", "resetdbs", "db=1"]`}
+	if err := d.Create(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	c := s.Client(a.Username, a.Password.Reveal())
+	defer c.Close()
+	for number, want := range map[int]bool{1: true, 2: false} {
+		conn := c.Conn()
+		err := conn.Select(t.Context(), number).Err()
+		if err == nil {
+			err = conn.Set(t.Context(), "key", "value", 0).Err()
+		}
+		if (err == nil) != want {
+			t.Errorf("database %d: %v", number, err)
+		}
+		_ = conn.Close()
+	}
+	if errs := d.Remove(t.Context(), []database.Account{a}); errs[0] != nil {
+		t.Error(errs[0])
 	}
 }
 

@@ -17,6 +17,7 @@ var standard = []string{"~*", "+@read"}
 // keywords are the rules without a sign that a role may have.
 var keywords = []string{
 	"on", "allkeys", "resetkeys", "allchannels", "resetchannels", "allcommands", "nocommands", "clearselectors", "sanitize-payload", "skip-sanitize-payload",
+	"alldbs", "resetdbs", // of Valkey 9.1, as is db=
 }
 
 // rules are the words for ACL SETUSER of a role's statements; {{name}} and {{username}} become the account's name.
@@ -97,6 +98,7 @@ func permitted(word string) error {
 	switch lower := strings.ToLower(word); {
 	case lower == "off" || lower == "reset" || lower == "nopass" || lower == "resetpass":
 		return errPassword
+	case strings.HasPrefix(lower, "db="):
 	case !slices.Contains(keywords, lower):
 		return fmt.Errorf("%q is no rule: they begin with +, -, ~, %%, & or (, or are one of %s", word, strings.Join(keywords, ", "))
 	}
