@@ -614,6 +614,47 @@ func TestRenewStatements(t *testing.T) {
 	b.remove(a)
 }
 
+// An event of the server's locks an account whose lease is over while lessor is away, as the documentation says.
+func TestAccountThatEndsByItself(t *testing.T) {
+	s := mariatest.Own(t, mariatest.Setting("event_scheduler", "ON"))
+	b := newBench(t, s)
+	_, least := b.least("PROCESS ON *.*", "CONNECTION ADMIN ON *.*", "EVENT ON "+b.name+".*")
+	d := connection(t, s, least)
+	event := "`" + b.name + "`.`{{name}}`"
+	a := account()
+	a.Creation = append(a.Creation, "CREATE EVENT "+event+" ON SCHEDULE AT '{{expiration}}' DO ALTER USER '{{name}}'@'%' ACCOUNT LOCK")
+	a.Renewal = []string{"ALTER EVENT " + event + " ON SCHEDULE AT '{{expiration}}'"}
+	a.Revocation = []string{"DROP EVENT IF EXISTS " + event + "; DROP USER IF EXISTS '{{name}}'@'%'"}
+	if err := usual.CheckRole(&a.Statements); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Create(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.login(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	a.Until = time.Now().Add(2*time.Second - database.Skew)
+	if err := d.Renew(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	b.until("it is locked", func() bool {
+		c, err := b.login(a)
+		if err == nil {
+			c.Close()
+		}
+		return code(err) == lockedMariaDB || code(err) == lockedMySQL
+	})
+	if errs := d.Remove(t.Context(), []database.Account{a, a}); errs[0] != nil || errs[1] != nil || b.has(a) {
+		t.Errorf("%v", errs)
+	}
+	if n := ask[int](b, "SELECT COUNT(*) FROM information_schema.events"); n != 0 {
+		t.Errorf("%d events are left", n)
+	}
+}
+
 // least is an account with the rights that the documentation says lessor's needs.
 func (b *bench) least(extra ...string) (name string, change func(*database.Connection, *database.Secrets)) {
 	name = fmt.Sprintf("lessor_%d_%d", os.Getpid(), serial.Add(1))
