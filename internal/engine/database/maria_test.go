@@ -37,7 +37,11 @@ type mariaWorld struct {
 func newMariaWorld(t *testing.T, s *mariatest.Server) *mariaWorld {
 	w := &mariaWorld{newWorldWithout(t, mysql.Drivers()[0]), s, s.Connect(t, ""), fmt.Sprintf("lessor_%d", time.Now().UnixNano()), s.Database(t)}
 	w.exec("CREATE USER " + w.own + " IDENTIFIED BY 'first'")
-	for _, grant := range []string{"CREATE USER, PROCESS, CONNECTION ADMIN ON *.*", "SELECT ON mysql.*", "SELECT, INSERT ON " + w.name + ".*"} {
+	ends := "CONNECTION ADMIN"
+	if s.MySQL() {
+		ends = "CONNECTION_ADMIN"
+	}
+	for _, grant := range []string{"CREATE USER, PROCESS, " + ends + " ON *.*", "SELECT ON mysql.*", "SELECT, INSERT ON " + w.name + ".*"} {
 		w.exec("GRANT " + grant + " TO " + w.own + " WITH GRANT OPTION")
 	}
 	w.connect("m", "first")
