@@ -212,19 +212,23 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 		if err := s.begin(c.Name); err != nil {
 			return err
 		}
-		statements := c.Statements
-		if len(statements) > 0 {
+		var statements []string
+		var err error
+		if len(c.Statements) > 0 {
 			v.identified = s.identified(c.Password)
-			statements = v.statements(statements)
-		} else if statement, err := s.changing(&c, own); err != nil {
+			statements = v.statements(c.Statements)
+		} else if statements, err = s.changing(&c, own); err != nil {
 			return err
-		} else {
-			statements = []string{statement}
 		}
-		err := s.make(statements...)
+		for i := 0; i < len(statements) && err == nil; i++ {
+			if err = s.make(statements[i]); i > 0 && local(err) {
+				return &api.Error{Kind: api.Upstream, Cause: database.ErrUnreachable, // it is in force
+					Text: "the database has changed the password in part, at some of the account's hosts perhaps, and refused the rest: " + d.fail(err, hidden...).Error()}
+			}
+		}
 		if code(err) == notCurrent && len(c.Statements) == 0 { // it logged in by the second that it was made to retain
-			statement, _ := s.changing(&c, lessor.Secret{})
-			err = s.make(statement)
+			statements, _ = s.changing(&c, lessor.Secret{})
+			err = s.make(statements...)
 		}
 		if wasBefore(err) { // where it keeps a history, what is set again is in it
 			if verdict, _ := d.Login(s.ctx, c.Username, c.Password); verdict == database.Accepted {
@@ -267,9 +271,10 @@ func (s *session) discard(c *database.Change) error {
 	return nil
 }
 
-// changing is the statement that changes a password where nobody wrote one: at all hosts that the account has, as far as it logs in by a password there.
+// changing are the statements that change a password where nobody wrote any: at all hosts that the account has, as far as it logs in by a password there.
+// MySQL changes all of them or none; MariaDB does what it can of a statement, so there it is one for each.
 // own is the one that the account which does it itself has logged in by.
-func (s *session) changing(c *database.Change, own lessor.Secret) (string, error) {
+func (s *session) changing(c *database.Change, own lessor.Secret) ([]string, error) {
 	password := c.Password.Reveal()
 	if len(c.Self) > 0 {
 		if !s.maria {
@@ -277,28 +282,28 @@ func (s *session) changing(c *database.Change, own lessor.Secret) (string, error
 			if !own.Empty() && !unsafe.MatchString(own.Reveal()) { // servers may demand it
 				statement += " REPLACE '" + own.Reveal() + "'"
 			}
-			return statement, nil
+			return []string{statement}, nil
 		}
 		rows, err := s.run("SHOW CREATE USER CURRENT_USER()")
 		switch {
 		case err != nil:
-			return "", err
+			return nil, err
 		case !s.hashing():
-			return "SET PASSWORD=PASSWORD('" + password + "')", nil
+			return []string{"SET PASSWORD=PASSWORD('" + password + "')"}, nil
 		case len(rows) > 0 && clause(rows[0][0], "VIA", ed25519):
-			return "SET PASSWORD='" + ed25519Hash(password) + "'", nil
+			return []string{"SET PASSWORD='" + ed25519Hash(password) + "'"}, nil
 		}
-		return "SET PASSWORD='" + nativeHash(password) + "'", nil
+		return []string{"SET PASSWORD='" + nativeHash(password) + "'"}, nil
 	}
 	rows, err := s.run("SELECT Host,plugin FROM mysql.user WHERE User=" + text(c.Username) + " AND Host<>'' AND Host NOT LIKE '%" + domain + "' ORDER BY Host")
 	if code(err) == noTableRight || code(err) == noColumnRight {
-		return "", &refusal{"lessor's account at the database may not see which accounts there are: GRANT SELECT ON mysql.* to it, or say rotation_statements"}
+		return nil, &refusal{"lessor's account at the database may not see which accounts there are: GRANT SELECT ON mysql.* to it, or say rotation_statements"}
 	}
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(rows) == 0 {
-		return "", &refusal{fmt.Sprintf("the account %q does not exist", c.Username)}
+		return nil, &refusal{fmt.Sprintf("the account %q does not exist", c.Username)}
 	}
 	var all []string
 	for _, r := range rows {
@@ -308,17 +313,23 @@ func (s *session) changing(c *database.Change, own lessor.Secret) (string, error
 		}
 		if s.maria {
 			if several, err := s.run("SHOW CREATE USER " + account); err != nil {
-				return "", err
+				return nil, err
 			} else if len(several) > 0 && clause(several[0][0], "OR") {
-				return "", &refusal{fmt.Sprintf("the account %s may log in in several ways, of which a new password would leave one: say rotation_statements that keep the others", account)}
+				return nil, &refusal{fmt.Sprintf("the account %s may log in in several ways, of which a new password would leave one: say rotation_statements that keep the others", account)}
 			}
 		}
 		all = append(all, account+" "+s.anew(r[1], c.Password))
 	}
 	if len(all) == 0 {
-		return "", &refusal{fmt.Sprintf("the account %q does not log in by a password", c.Username)}
+		return nil, &refusal{fmt.Sprintf("the account %q does not log in by a password", c.Username)}
 	}
-	return "ALTER USER " + strings.Join(all, ","), nil
+	if !s.maria {
+		return []string{"ALTER USER " + strings.Join(all, ",")}, nil
+	}
+	for i := range all {
+		all[i] = "ALTER USER " + all[i]
+	}
+	return all, nil
 }
 
 // anew identifies an account by a new password, and by the plugin that it has.

@@ -85,6 +85,34 @@ func TestSetPassword(t *testing.T) {
 	}
 }
 
+// A password that the server refuses at the first of an account's hosts is in force nowhere; at a later one, it is in force somewhere.
+func TestSetPasswordInPart(t *testing.T) {
+	s := mariatest.Start(t)
+	b := newBench(t, s)
+	name := b.human("CREATE USER HUMAN@'127.0.0.1' IDENTIFIED BY 'first', HUMAN@'localhost' IDENTIFIED BY 'first'")
+	set := func(statements ...string) error {
+		return b.SetPassword(t.Context(), database.Change{Name: "static/" + name, Username: name, Password: lessor.NewSecret("next"), Statements: statements})
+	}
+	good, bad := "ALTER USER '{{name}}'@'localhost' IDENTIFIED BY '{{password}}'", "ALTER USER '{{name}}'@'nowhere' IDENTIFIED BY '{{password}}'"
+	if err := set(bad, good); err == nil || errors.Is(err, database.ErrUnreachable) {
+		t.Errorf("at the first: %v", err)
+	}
+	if err := set(good, bad); !errors.Is(err, database.ErrUnreachable) || errors.Is(err, database.ErrUntouched) || !strings.Contains(err.Error(), "in part") {
+		t.Errorf("at the second: %v", err)
+	}
+	if s.MySQL() {
+		return
+	}
+	own := mariatest.Own(t)
+	b = newBench(t, own)
+	b.exec("INSTALL SONAME 'auth_ed25519'")
+	name = b.human("CREATE USER HUMAN@'127.0.0.1' IDENTIFIED BY 'first', HUMAN@'localhost' IDENTIFIED VIA ed25519 USING PASSWORD('first')")
+	b.exec("UNINSTALL SONAME 'auth_ed25519'")
+	if err := set(); !errors.Is(err, database.ErrUnreachable) || !strings.Contains(err.Error(), "in part") {
+		t.Errorf("without the plugin of the second host: %v", err)
+	}
+}
+
 // An account that needs no right but its own changes its password itself, whichever of those that lessor knows it has.
 func TestSetPasswordItself(t *testing.T) {
 	s := mariatest.Start(t)
