@@ -190,6 +190,9 @@ func (e V2) writeRotation(_ context.Context, r *engine.Request) (*engine.Reply, 
 	case before.schedule() != is.schedule() && t.Version != 0:
 		t.Due = schedule.Next(r.Now)
 	}
+	if before != nil && before.Single != is.Single {
+		t.regard()
+	}
 	t.Retry = time.Time{} // what failed may be tried again
 	txn.Require(row)
 	txn.Put(row.Table, row.Name, encode(is))
@@ -260,6 +263,13 @@ func (t *turn) begin(s rotation.Schedule) error {
 		t.Due = s.Next(t.Now)
 	}
 	return nil
+}
+
+// regard has all values that were in force before regarded as of the slot that is, as the other strategy does: they are proven dead all the same.
+func (t *turn) regard() {
+	for i := range t.values.Former {
+		t.values.Former[i].Slot = t.Slot
+	}
 }
 
 // deleteRotation leaves the secret as it is.

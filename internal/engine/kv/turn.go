@@ -138,6 +138,14 @@ func (t *turn) publish(txn *store.Txn) error {
 // astray reports whether the secret is not what the rotation made of it: a server of a version that knows of no rotators has written it.
 func (t *turn) astray() bool { return t.meta.Current != t.Version }
 
+// remember has the secret's metadata say again that it is rotated, as that server did not know.
+func (t *turn) remember(txn *store.Txn) {
+	if !t.meta.Rotated {
+		t.meta.Rotated = true
+		t.meta.save(txn, t.revision.row)
+	}
+}
+
 // token names a rotation to its rotator: once for each that begins.
 func (t *turn) token() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d\x00%d\x00%d", t.Mount.UUID, t.path, t.Born, t.Version, t.Now.UnixMicro()))
@@ -166,9 +174,11 @@ func (e V2) Plan(a engine.Access, account string, txn *store.Txn) (*engine.Rotat
 		if err != nil {
 			return nil, err
 		}
+		t.remember(txn)
 		t.take(is, t.meta.Current)
 		return nil, t.save(txn)
 	case t.astray():
+		t.remember(txn)
 		t.Failed(fmt.Errorf("version %d was written past the rotation that is under way: delete the rotation, and write it again", t.meta.Current), a.Now, a.Chance)
 		return nil, t.save(txn)
 	}
