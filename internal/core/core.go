@@ -159,7 +159,7 @@ var builtin = []mount.Entry{
 	{UUID: "lessor/token\x00\x00\x00\x00", Path: "auth/token/", Type: "token", Class: mount.Auth, Accessor: "auth_token_builtin", Description: "token based credentials"},
 }
 
-// SystemMount is the UUID of sys/, under which lessor keeps secrets of its own: wrapped answers.
+// SystemMount is the UUID of sys/, under which lessor keeps secrets of its own: wrapped answers, and the keys of webhooks (package rotator).
 var SystemMount = builtin[0].UUID
 
 // CubbyholeMount is the UUID of cubbyhole/.

@@ -176,7 +176,11 @@ func load(r *Rotator) (image *os.File, err error) {
 	}
 	syscall.ForkLock.RLock() // a program that is started meanwhile would have it open for writing, too, and what is cannot be run
 	defer syscall.ForkLock.RUnlock()
-	fd, err := unix.MemfdCreate("rotator", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("rotator", flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3, where all of it can be run
+		fd, err = unix.MemfdCreate("rotator", flags)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("rotator: memory for a program: %w", err)
 	}

@@ -49,13 +49,13 @@ func TestProgramHasNothingOfLessors(t *testing.T) {
 	t.Setenv("LESSOR_TEST_SECRET", "hunter2")
 	k, r := program(t, `in=$(cat)
 case "$in" in *'"step":"create"'*'"token":"t1"'*'"options":{"account":"billing"}'*) ;; *) exit 3;; esac
-printf '{"pending":{"env":"%s","uid":"%s","groups":"%s","core":"%s","args":"%s"}}' "$(env | cut -d= -f1 | sort | tr '\n' ' ')" "$(id -u)" "$(id -G)" "$(ulimit -c)" "$*"`)
+printf '{"pending":{"env":"%s","uid":"%s","groups":"%s","core":"%s","args":"%s","session":"%s"}}' "$(env | cut -d= -f1 | sort | tr '\n' ' ')" "$(id -u)" "$(id -G)" "$(ulimit -c)" "$*" "$(cut -d' ' -f6 /proc/$$/stat | sed "s/^$$\$/its own/")"`)
 	a, err := k.ask(t.Context(), r, Call{Step: Create, Token: "t1", Secret: "secret/app", Options: map[string]string{"account": "billing"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := a.Pending.Reveal()
-	if strings.Contains(got, "LESSOR") || strings.Contains(got, "HOME") || !strings.Contains(got, `"core":"0"`) || !strings.Contains(got, `"args":""`) {
+	if strings.Contains(got, "LESSOR") || strings.Contains(got, "HOME") || !strings.Contains(got, `"core":"0"`) || !strings.Contains(got, `"args":""`) || !strings.Contains(got, `"session":"its own"`) {
 		t.Errorf("a program saw %s", got)
 	}
 	if os.Geteuid() == 0 && (strings.Contains(got, `"uid":"0"`) || strings.Contains(got, `"groups":"0`)) {

@@ -297,6 +297,27 @@ func TestRotation(t *testing.T) {
 	w.Do("POST", "sys/lessor/rotators/passwords", map[string]any{"paths": "secret/other"})
 	w.Do("POST", "secret/rotate/app", nil)
 	w.fails("do not name it")
+
+	// What is not so registered as it was is registered anew, and has a key of its own.
+	for path, c := range map[string]struct {
+		method, want string
+		body         map[string]any
+	}{
+		"sys/lessor/rotators/passwords":     {"POST", "keeps its type", map[string]any{"type": "exec"}},
+		"sys/lessor/rotators/passwords/key": {"DELETE", "signs alone already", nil},
+		"sys/lessor/rotators/elsewhere":     {"POST", "do not name it", map[string]any{"type": "webhook", "url": "https://rotators.example.org", "paths": "*"}},
+		"sys/lessor/rotators/pathless":      {"POST", "paths must name", map[string]any{"type": "webhook", "url": "https://127.0.0.1"}},
+	} {
+		if _, err := w.Try(c.method, path, c.body); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %s: %v, want %q", c.method, path, err, c.want)
+		}
+	}
+	w.Do("DELETE", "sys/lessor/rotators/passwords", nil)
+	anew := w.Do("POST", "sys/lessor/rotators/passwords", map[string]any{"type": "webhook", "url": "https://127.0.0.1", "paths": "*"})["data"].(map[string]any)["signing_key"]
+	if keys := w.Do("GET", "sys/lessor/rotators/passwords", nil)["data"].(map[string]any)["signing_keys"].([]any); anew == next || len(keys) != 1 {
+		t.Errorf("a rotator that is registered anew has the keys of %v", keys)
+	}
+
 	for _, value := range []map[string]any{first, second, third, fourth} {
 		if strings.Contains(w.Log(), value["password"].(string)) {
 			t.Error("a password is in the log")
