@@ -95,7 +95,8 @@ func (s *Signing) Retire(r *Rotator) error {
 }
 
 // sign puts the signatures of a body into a request's header, each key's for itself. The id is another one for each request; receivers refuse one that they
-// have seen, and a time that is more than five minutes from theirs.
+// have seen, and a time that is more than a minute from theirs: what is late for longer must not land when lessor has proven
+// old values dead (rotation.Watch).
 func (s *Signing) sign(h http.Header, id string, at time.Time, body []byte) {
 	stamp := strconv.FormatInt(at.Unix(), 10)
 	var all []string

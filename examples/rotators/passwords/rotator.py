@@ -22,7 +22,7 @@ import time
 import urllib.parse
 
 LARGEST = 1 << 20  # bytes of a request
-TOLERANCE = 300  # seconds that a request's time may be from ours
+TOLERANCE = 60  # seconds that a request's time may be from ours: lessor asks again after 25, and takes it that nothing lands any more after 120
 PATIENCE = 15  # seconds to wait for anybody: less than the timeout that the rotator is registered with is better
 
 
