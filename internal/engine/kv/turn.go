@@ -314,6 +314,9 @@ func (c *act) make(token string) (lessor.Secret, error) {
 // create has the pending value made, and puts it on record before anything else is done with it.
 func (c *act) create(pending material) engine.Turned {
 	value, err := c.make(pending.token)
+	if err == nil {
+		err = c.fresh(value)
+	}
 	if err != nil {
 		return c.failed(err)
 	}
@@ -323,6 +326,20 @@ func (c *act) create(pending material) engine.Turned {
 		t.Attempts, t.LastError, t.Retry = 0, "", time.Time{}
 		return nil
 	})
+}
+
+// fresh is nil if a value is another one than those that are in force, or were: else those would be called dead while it is in force.
+func (c *act) fresh(value lessor.Secret) error {
+	for _, known := range c.values.Candidates() {
+		was, err := materialOf(known)
+		if err != nil {
+			return err
+		}
+		if was.value.Equal(value) {
+			return api.Errorf(api.Upstream, "the rotator has made a value that was in force before: it has to make another one for each token")
+		}
+	}
+	return nil
 }
 
 // set brings the pending value into force, and sees that it is. By that the secret has another version.

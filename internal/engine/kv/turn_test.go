@@ -30,6 +30,7 @@ in=$(cat)
 get() { printf %s "$in" | sed -n 's/.*"'$1'":{"v":"\([^"]*\)"}.*/\1/p'; }
 cd DIR
 case $in in
+'{"step":"create"'*'"stuck":"yes"'*) echo '{"pending":{"v":"ever the same"}}' ;;
 '{"step":"create"'*) printf '{"pending":{"v":"%s"}}' "$(printf %s "$in" | sed 's/.*"token":"\([^"]*\)".*/\1/')" ;;
 '{"step":"set"'*) case $in in *'"single":"yes"'*) rm -f ./*;; esac; : >"$(get pending)"; echo '{}' ;;
 '{"step":"finish"'*) rm -f "$(get previous)"; echo '{}' ;;
@@ -208,6 +209,25 @@ func TestSingle(t *testing.T) {
 	}
 	if a := w.account(); a.Dead != 1 || !a.Check.IsZero() {
 		t.Errorf("the value before is not proven dead: %+v", a)
+	}
+}
+
+// A rotator that makes the same value again has made none: what may be known to others would be called dead, and be in force.
+func TestNotFresh(t *testing.T) {
+	w := newTurner(t)
+	w.Do(put, "rotation/app", `{"rotator":"folder","rotation_period":"24h","options":{"stuck":"yes"},"rotation_grace":"1s"}`)
+	w.turn()
+	w.Do(put, "rotate/app", "")
+	w.turn()
+	if _, version := w.read(); version != 1 || !strings.Contains(w.account().LastError, "another one for each token") {
+		t.Errorf("version %d: %+v", version, w.account())
+	}
+	w.Do(put, "rotation/app", `{"options":{}}`)
+	w.turn()
+	w.Clock.Advance(rotation.Watch + time.Second)
+	w.turn()
+	if value, version := w.read(); version != 2 || value == "ever the same" || len(w.taken()) != 1 {
+		t.Errorf("version %d, %q of %v", version, value, w.taken())
 	}
 }
 
