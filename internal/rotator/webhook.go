@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
+	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/policy"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -163,31 +164,14 @@ var errAddress = errors.New("the address is none of a webhook's")
 // reaches reports whether a webhook's connection may go to an address that its host led to. The machine itself, its link and what tells a cloud's machines
 // their secrets are reached only where the URL says that address and no name.
 func reaches(host string, a netip.Addr) bool {
-	a = embedded(a)
+	a = a.Unmap()
 	switch own, err := netip.ParseAddr(host); {
 	case err == nil:
-		return embedded(own) == a
+		return own.Unmap() == a
 	case host == "localhost":
 		return a.IsLoopback()
 	}
-	return a.IsGlobalUnicast() && !slices.Contains(metadata, a)
-}
-
-// metadata are addresses beyond the link at which clouds tell their machines secrets.
-var metadata = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"),
-	netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("168.63.129.16"),
-}
-
-var translated = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052
-
-// embedded is the IPv4 address that an IPv6 address leads to, if it does.
-func embedded(a netip.Addr) netip.Addr {
-	if a = a.Unmap(); translated.Contains(a) {
-		b := a.As16()
-		return netip.AddrFrom4([4]byte(b[12:]))
-	}
-	return a
+	return !a.IsLoopback() && target.Forbidden(a) == nil
 }
 
 // loopback reports whether a URL's host is the machine itself, whatever names lead to.
