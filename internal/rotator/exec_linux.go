@@ -23,7 +23,6 @@ import (
 
 const (
 	largestProgram = 256 << 20 // bytes
-	largestAnswer  = 64 << 10  // bytes
 	lastBreath     = 2 * time.Second
 )
 

@@ -61,6 +61,8 @@ const (
 	LongestTimeout = 25 * time.Second
 )
 
+const largestAnswer = 64 << 10 // bytes
+
 // ErrUnreachable is the cause of an error where the rotator could not be called at all, or was cut off: it is no word about the secret.
 var ErrUnreachable = errors.New("the rotator could not be called")
 
