@@ -90,10 +90,7 @@ func (p *place) put(name, password string) {
 // config writes the configuration: how the agent logs in, and more; $D is the folder.
 func (p *place) config(more string) {
 	p.Helper()
-	p.file("agent.hcl", strings.ReplaceAll(`
-vault {
-  address = "`+p.address+`"
-}
+	p.configure(`
 auto_auth {
   method "approle" {
     config = {
@@ -105,8 +102,18 @@ auto_auth {
     config = { path = "$D/token" }
   }
 }
+` + more)
+}
+
+// configure writes the configuration, all but where the server is.
+func (p *place) configure(text string) {
+	p.Helper()
+	p.file("agent.hcl", strings.ReplaceAll(`
+vault {
+  address = "`+p.address+`"
+}
 status_socket = "$D/status"
-`+more, "$D", p.dir))
+`+text, "$D", p.dir))
 }
 
 func (p *place) parse() (agent.Config, error) {
@@ -124,6 +131,12 @@ type running struct {
 func (p *place) start(more string) *running {
 	p.Helper()
 	p.config(more)
+	return p.run()
+}
+
+// run runs an agent as it is configured.
+func (p *place) run() *running {
+	p.Helper()
 	c, err := p.parse()
 	if err != nil {
 		p.Fatal(err)

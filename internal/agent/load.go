@@ -17,9 +17,13 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// load reads files into one stanza.
-func load(files []string) (*stanza, error) {
+// load reads files into one stanza; of a folder those in it whose names end in .hcl or .json, in the order of their names.
+func load(places []string) (*stanza, error) {
 	top := newStanza("", "", "configuration", new([]error))
+	files, err := filesOf(places)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the configuration: %w", err)
+	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -49,6 +53,29 @@ func load(files []string) (*stanza, error) {
 		top.read(parsed.Body.(*hclsyntax.Body))
 	}
 	return top, nil
+}
+
+func filesOf(places []string) (files []string, err error) {
+	for _, place := range places {
+		if info, err := os.Stat(place); err != nil || !info.IsDir() {
+			files = append(files, place)
+			continue
+		}
+		inside, err := os.ReadDir(place) // sorted
+		if err != nil {
+			return nil, err
+		}
+		before := len(files)
+		for _, entry := range inside {
+			if ext := filepath.Ext(entry.Name()); !entry.IsDir() && (ext == ".hcl" || ext == ".json") {
+				files = append(files, filepath.Join(place, entry.Name()))
+			}
+		}
+		if len(files) == before {
+			return nil, fmt.Errorf("nothing in %s is named .hcl or .json", place)
+		}
+	}
+	return files, nil
 }
 
 func newStanza(name, label, place string, wrong *[]error) *stanza {

@@ -69,7 +69,7 @@ does (LESSOR_ADDR and so on). SIGHUP has templates read anew, SIGTERM ends the a
 			return agent.Run(cmd.Context(), config, agent.Options{Log: log, Reload: reload, Read: read})
 		})
 	f := command.Flags()
-	f.StringArrayVar(&files, "config", nil, "configuration `file`, HCL or JSON; may be repeated")
+	f.StringArrayVar(&files, "config", nil, "configuration `file`, HCL or JSON, or a folder of them; may be repeated")
 	f.BoolVar(&once, "exit-after-auth", false, "end once it has logged in and written all files, and leave them their leases")
 	command.AddCommand(agentStatus(a))
 	return command

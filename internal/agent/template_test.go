@@ -1,0 +1,372 @@
+package agent_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/ldaptest"
+)
+
+// follow is a template of one secret, with more settings.
+func follow(secret, file, more string) string {
+	return "template {\n  contents = <<EOT\n{{ with secret \"secret/data/" + secret + "\" }}{{ .Data.data.password }}{{ end }}\nEOT\n  destination = \"$D/" + file + "\"\n" + more + "\n}\n"
+}
+
+// A program is told by a signal, at each change and not between; that there is none yet is no failure, and that its number is nonsense is one.
+func TestReloadSignal(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	told := make(chan os.Signal, 10)
+	signal.Notify(told, syscall.SIGUSR1)
+	defer signal.Stop(told)
+	p.start(follow("app", "app", `reload_signal = "SIGUSR1"`+"\n"+`reload_pid_file = "$D/pid"`))
+	p.eventually("nobody is there to be told", func() bool { return p.template("app").State == "current" })
+	p.file("pid", "nonsense")
+	p.put("app", "two")
+	p.eventually("there is nobody of that number", func() bool { return p.template("app").State == "failing" })
+	if got := p.holder("app"); got != "1-2" {
+		t.Errorf("while the program is not told: %s", got)
+	}
+	p.file("pid", strconv.Itoa(os.Getpid())+"\n")
+	p.await("app", "two\n")
+	<-told
+	p.eventually("it is told", func() bool { return p.template("app").State == "current" && p.holder("app") == "2-2" })
+	p.put("app", "three")
+	<-told
+	p.eventually("it is told again", func() bool { return p.template("app").State == "current" && p.holder("app") == "3-3" })
+	if len(told) > 0 {
+		t.Errorf("told %d times too often", len(told))
+	}
+}
+
+// A file has the user, the group and the mode that are asked for from its first moment on, as what it was before has them; what cannot be had is a failure, and no file.
+func TestOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("files are given away by root only")
+	}
+	p := newPlace(t)
+	p.put("app", "one")
+	p.start(follow("app", "numbers", "user = \"65534\"\ngroup = 65534\nperms = 0440\nbackup = true") +
+		follow("app", "nobody", `user = "no-such-user"`) + follow("app", "nogroup", `group = "no-such-group"`))
+	of := func(name string) string {
+		info, err := os.Stat(p.in(name))
+		if err != nil {
+			return err.Error()
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		return fmt.Sprintf("%d:%d %v", stat.Uid, stat.Gid, info.Mode())
+	}
+	const want = "65534:65534 -r--r-----"
+	p.await("numbers", "one\n")
+	if got := of("numbers"); got != want {
+		t.Errorf("the file is %s", got)
+	}
+	if _, err := os.Stat(p.in("numbers.bak")); !os.IsNotExist(err) {
+		t.Errorf("there is something before the first: %v", err)
+	}
+	p.put("app", "two")
+	p.await("numbers", "two\n")
+	p.await("numbers.bak", "one\n")
+	for _, name := range []string{"numbers", "numbers.bak"} {
+		if got := of(name); got != want {
+			t.Errorf("%s is %s", name, got)
+		}
+	}
+	for _, name := range []string{"nobody", "nogroup"} {
+		p.eventually(name+" fails", func() bool { return p.template(name).State == "failing" })
+		if _, err := os.Stat(p.in(name)); !os.IsNotExist(err) {
+			t.Errorf("%s is there: %v", name, err)
+		}
+	}
+	if left, _ := filepath.Glob(p.in(".*")); len(left) > 0 {
+		t.Errorf("files are left: %v", left)
+	}
+}
+
+// A link in the place of a file is not followed, and not replaced: who can put one there would choose where secrets go, or whose file is overwritten.
+func TestLinksAreNotFollowed(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "sesame")
+	p.file("victim", "as it was")
+	if err := os.Symlink(p.in("victim"), p.in("app")); err != nil {
+		t.Fatal(err)
+	}
+	p.start(follow("app", "app", ""))
+	p.eventually("it fails", func() bool { return p.template("app").State == "failing" })
+	p.await("victim", "as it was")
+	if err := os.Remove(p.in("app")); err != nil {
+		t.Fatal(err)
+	}
+	p.await("app", "sesame\n")
+}
+
+// A command that takes too long goes, and all that it has started with it.
+func TestCommandsChildren(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	p.start(follow("app", "app", `command = "sleep 1000 & echo $! >$D/child; wait"`+"\n"+`command_timeout = "1s"`))
+	var child int
+	p.eventually("the command has a child", func() bool {
+		text, err := os.ReadFile(p.in("child"))
+		if err != nil {
+			return false
+		}
+		child, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		return err == nil
+	})
+	p.eventually("the child is gone", func() bool { return gone(child) })
+	p.eventually("that is told", func() bool { return strings.Contains(p.template("app").Error, "was killed") })
+}
+
+// gone reports whether a process is over, waited for or not.
+func gone(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(text), ") Z ")
+}
+
+// What a command says goes nowhere, and it has nobody's token: it may print what it likes.
+func TestCommandsSurroundings(t *testing.T) {
+	t.Setenv("VAULT_TOKEN", "hvs.of-the-one-who-started-it")
+	p := newPlace(t)
+	p.put("app", "sesame")
+	p.start(follow("app", "app", `command = "env >$D/env; cat $D/app; cat $D/app >&2; exit 1"`))
+	p.eventually("it fails", func() bool { return p.template("app").State == "failing" })
+	if text, err := os.ReadFile(p.in("env")); err != nil || strings.Contains(string(text), "hvs.") {
+		t.Errorf("it has a token: %v", err)
+	}
+	if got := p.template("app").Error; strings.Contains(got, "sesame") {
+		t.Errorf("it is quoted: %s", got)
+	}
+}
+
+// A secret id in a wrapping is taken out once, and kept for further logins; a wrapping that was made elsewhere, or opened before, is refused.
+func TestWrappedSecretID(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	wrap := func(path string) {
+		answer, err := p.Client().WithWrapTTL(5 * time.Minute).Write(t.Context(), path, map[string]any{"k": "v"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.file("secret-id", answer.WrapInfo.Token)
+	}
+	wrap("sys/wrapping/wrap")
+	p.configure(`
+auto_auth {
+  method "approle" {
+    config = {
+      role_id_file_path                = "$D/role-id"
+      secret_id_file_path              = "$D/secret-id"
+      secret_id_response_wrapping_path = "auth/approle/role/app/secret-id"
+    }
+  }
+  sink "file" {
+    config = { path = "$D/token" }
+  }
+}
+` + follow("app", "app", ""))
+	p.run()
+	p.eventually("what somebody else has wrapped is refused", func() bool { return strings.Contains(p.log.String(), "put another in its place") })
+	wrap("auth/approle/role/app/secret-id")
+	p.await("app", "one\n")
+	if _, err := os.Stat(p.in("secret-id")); !os.IsNotExist(err) {
+		t.Errorf("the wrapping is there still: %v", err)
+	}
+	first, err := os.ReadFile(p.in("token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Server.Write("auth/token/revoke", map[string]any{"token": string(first)})
+	p.put("app", "two") // which the token cannot read any more
+	p.await("app", "two\n")
+	if second, err := os.ReadFile(p.in("token")); err != nil || string(second) == string(first) {
+		t.Errorf("the sink has the token of before: %v", err)
+	}
+}
+
+// Sinks get each token, with their mode, and one that cannot be written harms no other.
+func TestSinks(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	if err := os.Mkdir(p.in("folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.configure(`
+auto_auth {
+  method "approle" {
+    config = {
+      role_id_file_path   = "$D/role-id"
+      secret_id_file_path = "$D/secret-id"
+    }
+  }
+  sink "file" {
+    config = { path = "$D/folder" }
+  }
+  sink "file" {
+    config = { path = "$D/plain" }
+  }
+  sink "file" {
+    config = {
+      path = "$D/shared"
+      mode = 0640
+    }
+  }
+}
+` + follow("app", "app", ""))
+	p.run()
+	p.await("app", "one\n")
+	for name, mode := range map[string]os.FileMode{"plain": 0o600, "shared": 0o640} {
+		info, err := os.Stat(p.in(name))
+		if err != nil || info.Mode() != mode {
+			t.Errorf("%s: %v, %v", name, info, err)
+			continue
+		}
+		text, err := os.ReadFile(p.in(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Client().WithToken(client.NewToken(string(text))).Read(t.Context(), "auth/token/lookup-self", nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !strings.Contains(p.log.String(), "the token could not be written") {
+		t.Error("a sink that cannot be written is not told")
+	}
+}
+
+// While one template has no secret, one a program that is dead, and one a function that fails, the others go on following what changes, again and again.
+func TestGoodTemplatesGoOn(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "0")
+	if err := os.Mkdir(p.in("taken"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.start(follow("app", "good", `command = "cat $D/good >>$D/told"`) +
+		follow("missing", "missing", "") +
+		follow("app", "dead", "command = \"sleep 1000\"\ncommand_timeout = \"10m\"") +
+		follow("app", "taken", "") +
+		"template {\n  contents = <<EOT\n{{ with secret \"secret/data/app\" }}{{ parseJSON .Data.data.password }}{{ range .Data.data.password }}{{ end }}{{ end }}\nEOT\n  destination = \"$D/broken\"\n}\n")
+	told := ""
+	for n := range 5 {
+		p.put("app", strconv.Itoa(n))
+		p.await("good", strconv.Itoa(n)+"\n")
+		told += strconv.Itoa(n) + "\n"
+		p.eventually("it is told", func() bool {
+			text, err := os.ReadFile(p.in("told"))
+			return err == nil && strings.HasSuffix(string(text), strconv.Itoa(n)+"\n")
+		})
+	}
+	for name, state := range map[string]string{"missing": "waiting", "taken": "failing", "broken": "failing", "dead": "waiting", "good": "current"} {
+		p.eventually(name+" is "+state, func() bool { return p.template(name).State == state })
+	}
+}
+
+// A secret is found where the API has it, whichever way its path is written; a version that is asked for stays; names are listed either way.
+func TestPathsOfVersion2(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	p.put("app", "two")
+	p.start("template {\n  contents = <<EOT\n" +
+		`{{ with secret "secret/app" }}{{ .Data.data.password }}{{ end }} {{ with secret "secret/app?version=1" }}{{ .Data.data.password }}{{ end }} {{ secrets "secret" }} {{ secrets "secret/metadata/" }}` +
+		"\nEOT\n  destination = \"$D/app\"\n}\n" +
+		"template {\n  contents = <<EOT\n{{ secret \"secret/app?list=true\" }}\nEOT\n  destination = \"$D/other\"\n}\n")
+	p.await("app", "two one [app] [app]\n")
+	p.put("app", "three")
+	p.await("app", "three one [app] [app]\n")
+	p.eventually("anything else is refused", func() bool { return strings.Contains(p.template("other").Error, "only version=NUMBER") })
+}
+
+// What is written to get a secret is written once, and what it gave is kept, and given back.
+func TestSecretsThatAreWrittenFor(t *testing.T) {
+	p := newPlace(t)
+	branch := ldaptest.Start(t).Branch(t)
+	branch.Person("ops-1", "first")
+	p.Server.Write("sys/mounts/ldap", map[string]any{"type": "ldap"})
+	p.Server.Write("ldap/config", map[string]any{"url": branch.URL(), "binddn": branch.Manager, "bindpass": ldaptest.ManagerPassword, "userdn": branch.DN})
+	p.Server.Write("ldap/library/ops", map[string]any{"service_account_names": "ops-1"})
+	p.Policy("app", `path "ldap/library/ops/check-out" { capabilities = ["update"] } path "sys/tools/hash" { capabilities = ["update"] } path "secret/*" { capabilities = ["read"] }`)
+	p.put("app", "one")
+	p.put("third", "sesame")
+	out := func() bool {
+		return !p.Read("ldap/library/ops/status").Data["ops-1"].(map[string]any)["available"].(bool)
+	}
+	r := p.start("template {\n  contents = <<EOT\n" +
+		`{{ with secret "ldap/library/ops/check-out" "ttl=1h" }}{{ .Data.service_account_name }}{{ end }} {{ with secret "secret/data/app" }}{{ .Data.data.password }}{{ end }}` +
+		` {{ with secret "sys/tools/hash" "input=YQ==" "algorithm=sha2-256" }}{{ .Data.sum }}{{ end }}` +
+		"\nEOT\n  destination = \"$D/app\"\n  command = \"true\"\n}\n" +
+		"template {\n  contents = <<EOT\n{{ with secret \"secret/data/third\" }}{{ secret \"ldap/library/ops/check-out\" .Data.data.password }}{{ end }}\nEOT\n  destination = \"$D/wrong\"\n}\n")
+	const sum = " ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb\n"
+	p.await("app", "ops-1 one"+sum)
+	if !out() {
+		t.Error("the account is not lent")
+	}
+	p.put("app", "two") // the template is rendered anew, with the same account
+	p.await("app", "ops-1 two"+sum)
+	p.eventually("what is no data is refused", func() bool { return strings.Contains(p.template("wrong").Error, "name=value") })
+	if got := p.template("wrong").Error; strings.Contains(got, "sesame") {
+		t.Errorf("what was to be written is told: %s", got)
+	}
+	r.stop()
+	p.eventually("the account is given back", func() bool { return !out() })
+}
+
+// A mark beside a file, which an agent left that died before its program was told, has the program told, though the file is as it should be.
+func TestUntold(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	p.file("app", "one\n")
+	p.file(".app.untold", "")
+	p.start(follow("app", "app", `command = "echo told >>$D/told"`))
+	p.await("told", "told\n")
+	p.eventually("the mark is gone", func() bool {
+		_, err := os.Stat(p.in(".app.untold"))
+		return os.IsNotExist(err)
+	})
+}
+
+// A configuration in pieces, files or folders of them, is one; the agent ends as it is told: with 0 when it is asked to, and with an error for what trying again does not change.
+func TestCommand(t *testing.T) {
+	binary := build(t)
+	p := newPlace(t)
+	p.put("app", "one")
+	p.config("")
+	if err := os.Mkdir(p.in("more"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.file("more/app.hcl", strings.ReplaceAll(follow("app", "app", ""), "$D", p.dir))
+	p.file("more/pid.json", `{"pid_file": "`+p.in("pid")+`"}`)
+	p.file("more/notes.txt", "nothing of a configuration")
+	agent := p.launch(binary, func(c *exec.Cmd) { c.Args = append(c.Args, "-config="+p.in("more")) })
+	p.await("app", "one\n")
+	p.await("pid", strconv.Itoa(agent.Process.Pid)+"\n")
+	if err := agent.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-agent.ended
+	if code := agent.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("told to end, it ends with %d", code)
+	}
+	if _, err := os.Stat(p.in("pid")); !os.IsNotExist(err) {
+		t.Errorf("its number is there still: %v", err)
+	}
+	once := p.launch(binary, func(c *exec.Cmd) { c.Args = append(c.Args, "-exit-after-auth") }, func(*exec.Cmd) { p.proof() })
+	<-once.ended
+	if code := once.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("once it has logged in, it ends with %d", code)
+	}
+	p.config("nonsense = true")
+	wrong := p.launch(binary)
+	<-wrong.ended
+	if code := wrong.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("a wrong configuration: %d", code)
+	}
+}
