@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -72,7 +73,8 @@ type Config struct {
 	Waiting func(n int, wait time.Duration, err error)
 }
 
-// TLS says whom to trust and who to be. Files are read once, by New.
+// TLS says whom to trust and who to be. Files are read once, by New, but for the client's certificate and its key: they are read again for each connection, since they may be renewed
+// in their place; while they do not fit together, the last that did are shown.
 type TLS struct {
 	CACert     string // PEM file
 	CACertPEM  []byte // PEM, instead of a file
@@ -174,9 +176,21 @@ func (t TLS) load() (*tls.Config, error) {
 		if err != nil {
 			return nil, fmt.Errorf("client certificate: %w", err)
 		}
-		config.Certificates = []tls.Certificate{pair}
+		config.GetClientCertificate = t.certificate(&pair)
 	}
 	return config, nil
+}
+
+// certificate shows what is in the files by now.
+func (t TLS) certificate(first *tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	var last atomic.Pointer[tls.Certificate]
+	last.Store(first)
+	return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if pair, err := tls.LoadX509KeyPair(t.ClientCert, t.ClientKey); err == nil {
+			last.Store(&pair)
+		}
+		return last.Load(), nil
+	}
 }
 
 func (t TLS) authorities() (*x509.CertPool, error) {

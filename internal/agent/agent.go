@@ -58,7 +58,7 @@ func (a *agent) run(ctx context.Context, o Options) error {
 	if a.server, err = client.New(a.config.Server); err != nil {
 		return err
 	}
-	if a.method, err = newMethod(a.config.Auth, a.box, a.sink); err != nil {
+	if a.method, err = newMethod(a.config.Auth, a.config.Server, a.box, a.sink); err != nil {
 		return err
 	}
 	stop, err := a.serve(ctx)

@@ -17,8 +17,10 @@ import (
 )
 
 // newMethod is how the agent logs in; token is told each token that it gets.
-func newMethod(c Auth, b *box, token func(client.Token)) (client.Method, error) {
+func newMethod(c Auth, server client.Config, b *box, token func(client.Token)) (client.Method, error) {
 	switch c.Type {
+	case "cert":
+		return told{certificate{c, server}, token}, nil
 	case "approle":
 		return told{&appRole{Auth: c, secretID: proof{box: b, file: c.File, remove: c.Remove}}, token}, nil
 	case "jwt", "kubernetes":
@@ -173,7 +175,35 @@ func (m *jwt) Login(ctx context.Context, c *client.Client) (*client.Auth, error)
 	if m.Role != "" {
 		body["role"] = m.Role
 	}
-	path := "auth/" + m.Mount + "/login"
+	auth, err := loginAt(ctx, c, m.Mount, body)
+	if err != nil {
+		return nil, err
+	}
+	return auth, used()
+}
+
+// certificate logs in by the certificate of the connection.
+type certificate struct {
+	Auth
+	server client.Config
+}
+
+// Login logs in over a connection of its own: one that is open already shows the certificate that was there when it was made.
+func (m certificate) Login(ctx context.Context, _ *client.Client) (*client.Auth, error) {
+	c, err := client.New(m.server)
+	if err != nil {
+		return nil, err
+	}
+	body := map[string]any{}
+	if m.Role != "" {
+		body["name"] = m.Role
+	}
+	return loginAt(ctx, c.WithTimeout(headerTimeout), m.Mount, body)
+}
+
+// loginAt logs in where a method is enabled.
+func loginAt(ctx context.Context, c *client.Client, mount string, body map[string]any) (*client.Auth, error) {
+	path := "auth/" + mount + "/login"
 	answer, err := c.Write(ctx, path, body)
 	if err != nil {
 		return nil, err
@@ -181,7 +211,7 @@ func (m *jwt) Login(ctx context.Context, c *client.Client) (*client.Auth, error)
 	if answer.Auth == nil {
 		return nil, fmt.Errorf("the login at %s gave no token", path)
 	}
-	return answer.Auth, used()
+	return answer.Auth, nil
 }
 
 // settle finds the agent's instance, where its folder keeps it, and sees to it that no other agent takes it for its own.

@@ -51,7 +51,7 @@ func (c Config) sameBut(o Config) bool {
 
 // Auth is how the agent logs in.
 type Auth struct {
-	Type  string // approle, jwt, kubernetes, token_file
+	Type  string // approle, cert, jwt, kubernetes, token_file
 	Mount string // where the login is enabled: "approle"
 	Role  string
 
@@ -96,43 +96,66 @@ func (t Template) adopts() bool { return t.Command.given() || t.Adopts }
 
 // absent are the stanzas and settings of Vault's that are not here, and why: they would change what happens, so that they are refused.
 var absent = map[string]string{
-	"api_proxy enforce_consistency": "a server of lessor's never answers with less than it has answered before",
-	"api_proxy when_inconsistent":   "a server of lessor's never answers with less than it has answered before",
-	"cache persist":                 "nothing secret is on disk: after a restart the agent reads again, and ends what it had before",
-	"env_template":                  "run the program by lessor run, which gives it its environment and starts it anew when that changes",
-	"exec":                          "run the program by lessor run, which gives it its environment and starts it anew when that changes",
-	"telemetry":                     "metrics are at the status socket",
-	"method wrap_ttl":               "the agent needs its token; have each reader log in by itself",
-	"sink wrap_ttl":                 "who reads the sink is protected by the file's mode",
-	"sink dh_type":                  "who reads the sink is protected by the file's mode",
-	"sink dh_path":                  "who reads the sink is protected by the file's mode",
-	"sink derive_key":               "who reads the sink is protected by the file's mode",
-	"sink aad":                      "who reads the sink is protected by the file's mode",
-	"sink aad_env_var":              "who reads the sink is protected by the file's mode",
-	"template sandbox_path":         "the function file reads what the agent's user may read",
-	"template function_denylist":    "what templates cannot do here is listed in the documents",
-	"listener tls_cert_file":        "use a unix socket, or loopback: nobody else is let in",
-	"listener tls_key_file":         "use a unix socket, or loopback: nobody else is let in",
-	"listener proxy_protocol":       "nobody else is let in but who is on this machine",
+	"api_proxy enforce_consistency":               "a server of lessor's never answers with less than it has answered before",
+	"api_proxy when_inconsistent":                 "a server of lessor's never answers with less than it has answered before",
+	"cache persist":                               "nothing secret is on disk: after a restart the agent reads again, and ends what it had before",
+	"env_template":                                "run the program by lessor run, which gives it its environment and starts it anew when that changes",
+	"exec":                                        "run the program by lessor run, which gives it its environment and starts it anew when that changes",
+	"telemetry":                                   "metrics are at the status socket",
+	"method wrap_ttl":                             "the agent needs its token; have each reader log in by itself",
+	"sink wrap_ttl":                               "who reads the sink is protected by the file's mode",
+	"sink dh_type":                                "who reads the sink is protected by the file's mode",
+	"sink dh_path":                                "who reads the sink is protected by the file's mode",
+	"sink derive_key":                             "who reads the sink is protected by the file's mode",
+	"sink aad":                                    "who reads the sink is protected by the file's mode",
+	"sink aad_env_var":                            "who reads the sink is protected by the file's mode",
+	"template sandbox_path":                       "the function file reads what the agent's user may read",
+	"template function_denylist":                  "what templates cannot do here is listed in the documents",
+	"template map_to_environment_variable":        "run the program by lessor run, which gives it its environment and starts it anew when that changes",
+	"exec env":                                    "write it into the command: env NAME=value program",
+	"exec kill_signal":                            "what takes longer than its timeout is killed with all that it has started",
+	"exec reload_signal":                          "write reload_signal and reload_pid_file into the template",
+	"exec splay":                                  "the command is run as soon as the file is written",
+	"cache disable_caching_dynamic_secrets":       "leave the stanza cache out",
+	"api_proxy prepend_configured_namespace":      "the namespace is named where a request names none",
+	"listener agent_api":                          "an agent ends by SIGTERM",
+	"listener telemetry":                          "metrics are at the status socket",
+	"listener tls_min_version":                    "use a unix socket, or loopback: nobody else is let in",
+	"listener tls_max_version":                    "use a unix socket, or loopback: nobody else is let in",
+	"listener tls_cipher_suites":                  "use a unix socket, or loopback: nobody else is let in",
+	"listener tls_client_ca_file":                 "use a unix socket with allow_users: then it is known who asks",
+	"listener tls_require_and_verify_client_cert": "use a unix socket with allow_users: then it is known who asks",
+	"listener tls_cert_file":                      "use a unix socket, or loopback: nobody else is let in",
+	"listener tls_key_file":                       "use a unix socket, or loopback: nobody else is let in",
+	"listener proxy_protocol":                     "nobody else is let in but who is on this machine",
 }
 
 // idle are settings of Vault's without an effect here, and why.
 var idle = map[string]string{
-	"disable_idle_connections":                      "connections are kept while they are of use",
-	"disable_keep_alives":                           "connections are kept while they are of use",
-	"auto_auth enable_reauth_on_new_credentials":    "a new proof is read when the agent logs in again",
-	"cache use_auto_auth_token":                     "",
-	"method exit_on_err":                            "a login that fails is tried again",
-	"method min_backoff":                            "pauses grow from half a second",
-	"method max_backoff":                            "pauses grow to a minute",
-	"vault retry":                                   "what fails for now is tried again, after a growing pause",
-	"template_config static_secret_render_interval": "changes are heard of as they happen",
-	"template_config max_connections_per_host":      "connections are shared",
-	"template_config lease_renewal_threshold":       "leases are renewed after two thirds of their time",
-	"cache when_inconsistent":                       "a server of lessor's never answers with less than it has answered before",
-	"cache enforce_consistency":                     "a server of lessor's never answers with less than it has answered before",
-	"listener tls_disable":                          "",
-	"log_level":                                     "", "log_file": "the log goes to standard error", "log_format": "",
+	"disable_idle_connections":                              "connections are kept while they are of use",
+	"disable_keep_alives":                                   "connections are kept while they are of use",
+	"auto_auth enable_reauth_on_new_credentials":            "a new proof is read when the agent logs in again",
+	"cache use_auto_auth_token":                             "",
+	"method exit_on_err":                                    "a login that fails is tried again",
+	"method min_backoff":                                    "pauses grow from half a second",
+	"method max_backoff":                                    "pauses grow to a minute",
+	"vault retry":                                           "what fails for now is tried again, after a growing pause",
+	"template_config static_secret_render_interval":         "changes are heard of as they happen",
+	"template_config max_connections_per_host":              "connections are shared",
+	"template_config lease_renewal_threshold":               "leases are renewed after two thirds of their time",
+	"cache when_inconsistent":                               "a server of lessor's never answers with less than it has answered before",
+	"cache enforce_consistency":                             "a server of lessor's never answers with less than it has answered before",
+	"listener tls_disable":                                  "",
+	"cache cache_static_secrets":                            "key-value secrets are asked for each time, since they may have changed, and answered from the cache while the server is away",
+	"cache static_secret_token_capability_refresh_interval": "key-value secrets are asked for each time, with the reader's token",
+	"cache static_secret_token_capability_refresh_behavior": "key-value secrets are asked for each time, with the reader's token",
+	"config reload":                                         "a certificate is read anew for each connection",
+	"disable_mlock":                                         "what keeps secrets from being swapped out is a page that is locked, where that is allowed",
+	"exec kill_timeout":                                     "what takes longer than its timeout is killed with all that it has started",
+	"template error_fatal":                                  "a template that fails is tried again, and harms no other",
+	"wait enabled":                                          "",
+	"log_rotate_bytes":                                      "the log goes to standard error", "log_rotate_duration": "the log goes to standard error", "log_rotate_max_files": "the log goes to standard error",
+	"log_level": "", "log_file": "the log goes to standard error", "log_format": "",
 }
 
 // Parse reads configurations: HCL, or JSON if a file's name ends in .json; env is the environment, of which the server's address and the like come where they are not
@@ -258,6 +281,18 @@ func (c *Config) auth(s *stanza) {
 		if (a.RoleID == "") == (a.RoleIDFile == "") {
 			m.complain("approle needs a role_id_file_path")
 		}
+	case "cert":
+		t := &c.Server.TLS
+		config.text("name", &a.Role)
+		config.text("ca_cert", &t.CACert)
+		config.text("client_cert", &t.ClientCert)
+		config.text("client_key", &t.ClientKey)
+		if t.ClientCert == "" || t.ClientKey == "" {
+			m.complain("cert needs a client_cert and a client_key")
+		}
+		if strings.HasPrefix(c.Server.Address, "http://") || strings.HasPrefix(c.Server.Address, "unix://") {
+			m.complain("cert needs a server at https://: there only is a certificate shown")
+		}
 	case "jwt":
 		a.Remove = true
 		config.text("role", &a.Role)
@@ -270,9 +305,10 @@ func (c *Config) auth(s *stanza) {
 	case "token_file":
 		config.text("token_file_path", &a.File)
 	default:
-		m.complain("the method %q is not here: use approle, jwt, kubernetes or token_file", a.Type)
+		m.complain("the method %q is not here: %s", a.Type, cmp.Or(otherMethods[a.Type], "use approle, cert, jwt, kubernetes or token_file"))
+		config.settings = nil
 	}
-	if a.File == "" && a.Type != "approle" {
+	if a.File == "" && a.Type != "approle" && a.Type != "cert" && otherMethods[a.Type] == "" {
 		m.complain("the method needs the path of its file")
 	}
 	sinks := s.stanzas("sink")
@@ -299,6 +335,17 @@ func (c *Config) auth(s *stanza) {
 	}
 	c.Auth = a
 }
+
+// otherMethods are Vault Agent's ways to log in that are not here, and what to use instead.
+var otherMethods = map[string]string{
+	"alicloud": platform, "aws": platform, "azure": platform, "cf": platform, "gcp": platform, "oci": platform, "spiffe": "use cert with its X.509 certificate, or jwt with its JWT",
+	"kerberos": person, "ldap": person, "okta": person, "userpass": person,
+}
+
+const (
+	platform = "use jwt with a token that the platform signs and puts into a file (of a service account, a workload identity), or cert"
+	person   = "it is for people; a program logs in by approle, cert or jwt"
+)
 
 // commandTimeout is how long a command may take, if nothing else is configured.
 const commandTimeout = 30 * time.Second

@@ -33,6 +33,10 @@ func listener(s *stanza) (l Listener, ok bool) {
 	s.text("type", &kind)
 	l = Listener{Unix: kind == "unix", Mode: 0o600}
 	s.text("address", &l.Address)
+	role := "default"
+	if s.text("role", &role); role != "default" {
+		s.complain("role %q is not here: metrics are at the status socket", role)
+	}
 	s.boolean("require_request_header", &l.RequireHeader)
 	s.mode("socket_mode", &l.Mode)
 	s.text("socket_user", &l.User)

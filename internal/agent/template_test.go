@@ -153,7 +153,7 @@ func TestWrappedSecretID(t *testing.T) {
 	p := newPlace(t)
 	p.put("app", "one")
 	wrap := func(path string) {
-		answer, err := p.Client().WithWrapTTL(5 * time.Minute).Write(t.Context(), path, map[string]any{"k": "v"})
+		answer, err := p.Client().WithWrapTTL(5*time.Minute).Write(t.Context(), path, map[string]any{"k": "v"})
 		if err != nil {
 			t.Fatal(err)
 		}
