@@ -159,3 +159,185 @@ func TestConfigurationIsRefused(t *testing.T) {
 		t.Errorf("not all that is wrong: %v", err)
 	}
 }
+
+// What the public documents of Vault Agent show works, but for what is refused by its name, each with what to do instead.
+func TestConfigurationsOfTheDocuments(t *testing.T) {
+	const approle = `
+auto_auth {
+  method "approle" {
+    mount_path = "auth/approle"
+    config = {
+      role_id_file_path = "roleid"
+      secret_id_file_path = "secretid"
+      remove_secret_id_file_after_reading = false
+    }
+  }
+  sink "file" {
+    config = {
+      path = "/tmp/file-foo"
+    }
+  }
+}
+`
+	for name, text := range map[string]string{
+		"templates": approle + `
+pid_file = "./pidfile"
+vault {
+  address = "https://vault-fqdn:8200"
+  retry {
+    num_retries = 5
+  }
+}
+template_config {
+  static_secret_render_interval = "10m"
+  exit_on_retry_failure = false
+  max_connections_per_host = 20
+  lease_renewal_threshold = 0.9
+}
+template {
+  source      = "/tmp/agent/template.ctmpl"
+  destination = "/tmp/agent/render.txt"
+  error_on_missing_key = true
+  error_fatal = false
+  backup = true
+  perms = "0600"
+  create_dest_dirs = true
+  exec {
+    command = ["bash", "-c", "restart-app.sh"]
+    timeout = "30s"
+    kill_timeout = "5s"
+  }
+  wait {
+    min = "2s"
+    max = "10s"
+  }
+}
+template {
+  contents     = "{{ with secret \"secret/my-secret\" }}{{ .Data.data.foo }}{{ end }}"
+  destination  = "/tmp/agent/render-content.txt"
+  left_delimiter  = "{{"
+  right_delimiter = "}}"
+}
+`,
+		"proxy": approle + `
+vault {
+  address = "https://vault-fqdn:8200"
+}
+cache {
+}
+api_proxy {
+  use_auto_auth_token = true
+}
+listener "unix" {
+  address = "/path/to/socket"
+  tls_disable = true
+  socket_mode = "0660"
+}
+listener "tcp" {
+  address = "127.0.0.1:8100"
+  tls_disable = true
+  role = "default"
+}
+log_level = "info"
+disable_mlock = true
+disable_keep_alives = ["caching", "auto-auth"]
+`,
+		"static secrets": approle + `
+cache {
+  cache_static_secrets = true
+  static_secret_token_capability_refresh_interval = "1h"
+}
+`,
+		"Kubernetes": `
+auto_auth {
+  method "kubernetes" {
+    mount_path = "auth/kubernetes"
+    config = {
+      role = "web"
+    }
+  }
+  sink {
+    type = "file"
+    config = {
+      path = "/home/vault/.vault-token"
+    }
+  }
+}
+`,
+		"a JWT": `
+auto_auth {
+  method {
+    type = "jwt"
+    min_backoff = "1s"
+    max_backoff = "5m"
+    config = {
+      path = "/run/jwt"
+      role = "dev-role"
+      remove_jwt_after_reading = false
+    }
+  }
+}
+`,
+	} {
+		if _, err := parse(t, "agent.hcl", text); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	const elsewhere = `
+auto_auth {
+  method "aws" {
+    mount_path = "auth/aws-subaccount"
+    config = {
+      type = "iam"
+      role = "foobar"
+    }
+  }
+  sink "file" {
+    wrap_ttl = "5m"
+    aad_env_var = "TEST_AAD_ENV"
+    dh_type = "curve25519"
+    dh_path = "/tmp/file-foo-dhpath2"
+    config = {
+      path = "/tmp/file-bar"
+    }
+  }
+}
+cache {
+  persist "kubernetes" {
+    path = "/vault/agent-cache"
+  }
+}
+listener "unix" {
+  address = "/path/to/socket"
+  agent_api {
+    enable_quit = true
+  }
+}
+listener "tcp" {
+  address = "127.0.0.1:3000"
+  role = "metrics_only"
+}
+telemetry {
+  prometheus_retention_time = "30s"
+}
+env_template "FOO_PASSWORD" {
+  contents = "{{ with secret \"secret/data/foo\" }}{{ .Data.data.password }}{{ end }}"
+}
+exec {
+  command = ["./my-app", "arg1"]
+  restart_on_secret_changes = "always"
+}
+`
+	_, err := parse(t, "agent.hcl", elsewhere)
+	if err == nil {
+		t.Fatal("all of it is taken")
+	}
+	for _, name := range []string{"aws", "wrap_ttl", "aad_env_var", "dh_type", "dh_path", "persist", "agent_api", "metrics_only", "telemetry", "env_template", "exec"} {
+		if !strings.Contains(err.Error(), name) {
+			t.Errorf("%s is not named:\n%v", name, err)
+		}
+	}
+	if strings.Contains(err.Error(), "nothing that is known") || strings.Count(err.Error(), "\n") != 10 {
+		t.Errorf("each is refused by its name, once:\n%v", err)
+	}
+}
