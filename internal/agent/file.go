@@ -3,10 +3,12 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"syscall"
 )
 
 // owner is whose a file is to be.
@@ -15,10 +17,10 @@ type owner struct {
 	user, group int // ids; -1: as it comes
 }
 
-// owner is whose the template's file is to be: as configured, else as the file is, else the agent's alone.
-func (t *template) owner() (owner, error) {
+// owner is whose the template's file is to be: as configured, else as the file is that info is about, nil if there is none, else the agent's alone.
+func (t *template) owner(info os.FileInfo) (owner, error) {
 	to := owner{mode: t.Mode, user: -1, group: -1}
-	if info, err := os.Stat(t.Destination); to.mode == 0 && err == nil {
+	if to.mode == 0 && info != nil {
 		to.mode = info.Mode().Perm()
 		to.user, to.group = idsOf(info)
 	}
@@ -61,10 +63,36 @@ func groupID(name string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
+// readPlain reads a plain file, and what there is to know of it; text is nil if there is none. Where somebody has put anything else, a link to what he may not read, say, it is not followed.
+func readPlain(name string) (text []byte, info os.FileInfo, err error) {
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, nil, nil
+	case errors.Is(err, syscall.ELOOP):
+		return nil, nil, notPlain(name)
+	case err != nil:
+		return nil, nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if info, err = file.Stat(); err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, notPlain(name)
+	}
+	text, err = io.ReadAll(file)
+	return text, info, err
+}
+
+func notPlain(name string) error {
+	return fmt.Errorf("%s is not a plain file, and is not replaced", name)
+}
+
 // writeFile puts a file in the place of another at once: nobody sees half of it, and nobody it who may not. It is durable when writeFile returns.
 func writeFile(name string, text []byte, to owner) (err error) {
 	if info, err := os.Lstat(name); err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a plain file, and is not replaced", name)
+		return notPlain(name)
 	}
 	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".new-*") // 0600
 	if err != nil {

@@ -304,13 +304,13 @@ func (t *template) deliver(ctx context.Context, text []byte) error {
 		}
 	}
 	mark := markOf(t.Destination)
-	before, err := os.ReadFile(t.Destination)
+	before, info, err := readPlain(t.Destination)
 	defer clear(before)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil {
 		return err
 	}
-	if err != nil || !bytes.Equal(before, text) {
-		to, err := t.owner()
+	if info == nil || !bytes.Equal(before, text) {
+		to, err := t.owner(info)
 		if err != nil {
 			return err
 		}
@@ -319,7 +319,7 @@ func (t *template) deliver(ctx context.Context, text []byte) error {
 				return err
 			}
 		}
-		if t.Backup && before != nil {
+		if t.Backup && info != nil {
 			if err := writeFile(t.Destination+".bak", before, to); err != nil {
 				return err
 			}

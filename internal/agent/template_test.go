@@ -92,7 +92,8 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-// A link in the place of a file is not followed, and not replaced: who can put one there would choose where secrets go, or whose file is overwritten.
+// A link in the place of a file is not followed, not replaced, and what it leads to not kept as the file of before: who can put one there would choose whose file is overwritten, or have
+// one copied that he may not read. Nor does a pipe hold up anything.
 func TestLinksAreNotFollowed(t *testing.T) {
 	p := newPlace(t)
 	p.put("app", "sesame")
@@ -100,9 +101,20 @@ func TestLinksAreNotFollowed(t *testing.T) {
 	if err := os.Symlink(p.in("victim"), p.in("app")); err != nil {
 		t.Fatal(err)
 	}
-	p.start(follow("app", "app", ""))
-	p.eventually("it fails", func() bool { return p.template("app").State == "failing" })
+	if err := syscall.Mkfifo(p.in("pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.start(follow("app", "app", "backup = true") + follow("app", "pipe", ""))
+	for _, name := range []string{"app", "pipe"} {
+		p.eventually(name+" fails", func() bool {
+			one := p.template(name)
+			return one.State == "failing" && strings.Contains(one.Error, "not a plain file")
+		})
+	}
 	p.await("victim", "as it was")
+	if _, err := os.Stat(p.in("app.bak")); !os.IsNotExist(err) {
+		t.Errorf("what the link leads to was copied: %v", err)
+	}
 	if err := os.Remove(p.in("app")); err != nil {
 		t.Fatal(err)
 	}
