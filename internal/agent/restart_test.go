@@ -40,7 +40,9 @@ var built = sync.OnceValues(func() (string, error) {
 	if err := os.Chmod(folder, 0o755); err != nil { // some run it as somebody else
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-o", folder, "github.com/lessor-dev/lessor/cmd/lessor").CombinedOutput()
+	build := exec.Command("go", "build", "-o", folder, "github.com/lessor-dev/lessor/cmd/lessor")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building the binary: %w\n%s", err, out)
 	}
