@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -29,7 +30,7 @@ func places(env func(string) string) []string {
 
 // name is the file of a reference: the same for the same one, so that a command which reads it again finds what is new.
 func (f *files) name(r Reference) string {
-	sum := sha256.Sum256([]byte(r.Path + "\x00" + r.Field))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", r.Path, r.Field, r.Version))
 	return filepath.Join(f.dir, hex.EncodeToString(sum[:8]))
 }
 

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -27,7 +28,7 @@ const (
 type Reference struct {
 	Path    string
 	Version uint64 // 0: the latest, whatever it is by now
-	Field   string // empty: the only one
+	Field   string // or, with a slash before it, a JSON pointer to what is in one (RFC 6901); empty: the only field
 	As      Form
 }
 
@@ -80,11 +81,41 @@ func (r Reference) text(v client.Value) (string, error) {
 		}
 		name = fields[0]
 	}
-	text, ok := v.Field(name)
-	if !ok {
-		return "", fmt.Errorf("%s has no field %s; it has %s", r.Path, name, strings.Join(fields, ", "))
+	if text, ok := v.Field(name); ok {
+		return text, nil
 	}
-	return text, nil
+	if strings.HasPrefix(name, "/") {
+		if text, ok := within(v.Data(), name[1:]); ok {
+			return text, nil
+		}
+	}
+	return "", fmt.Errorf("%s has no field %s; it has %s", r.Path, name, strings.Join(fields, ", "))
+}
+
+// within is what a JSON pointer leads to, its first slash left out, as text: what is no text is JSON.
+func within(at any, pointer string) (text string, ok bool) {
+	for step := range strings.SplitSeq(pointer, "/") {
+		step = strings.ReplaceAll(strings.ReplaceAll(step, "~1", "/"), "~0", "~")
+		switch v := at.(type) {
+		case map[string]any:
+			if at, ok = v[step]; !ok {
+				return "", false
+			}
+		case []any:
+			i, err := strconv.Atoi(step)
+			if err != nil || i < 0 || i >= len(v) || strconv.Itoa(i) != step {
+				return "", false
+			}
+			at = v[i]
+		default:
+			return "", false
+		}
+	}
+	if text, ok := at.(string); ok {
+		return text, true
+	}
+	b, err := json.Marshal(at)
+	return string(b), err == nil
 }
 
 // Variable is one of the command's environment: text with references in it.

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 )
@@ -56,6 +57,23 @@ func TestVariables(t *testing.T) {
 	v, _ := ParseVariable("V", "lessor://a/b#c")
 	if _, err := v.render(func(Reference) (string, error) { return "a\x00b", nil }); err == nil {
 		t.Error("a zero byte")
+	}
+}
+
+// A pointer leads to what is in a field.
+func TestWithin(t *testing.T) {
+	data := map[string]any{"db": map[string]any{"password": "sesame", "ports": []any{json.Number("5432"), json.Number("5433")}, "a/b": "slash", "m~n": "tilde"}, "": "empty"}
+	for pointer, want := range map[string]string{
+		"db/password": "sesame", "db/ports/1": "5433", "db/ports": "[5432,5433]", "db/a~1b": "slash", "db/m~0n": "tilde", "": "empty",
+	} {
+		if got, ok := within(data, pointer); !ok || got != want {
+			t.Errorf("%s: %q, %v", pointer, got, ok)
+		}
+	}
+	for _, pointer := range []string{"db/user", "db/password/x", "db/ports/2", "db/ports/-1", "db/ports/01", "db/ports/x", "db/"} {
+		if got, ok := within(data, pointer); ok {
+			t.Errorf("%s: %q", pointer, got)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ type Command struct {
 	Environment *Environment
 	In          io.Reader
 	Out, Err    io.Writer
-	Terminal    bool // In is a terminal: the command belongs to it, as lessor does
+	Terminal    bool // one of these is a terminal: the command belongs to it, as lessor does
 
 	OnChange Change
 	Grace    time.Duration // after the signal that ends the command, before it is killed
@@ -43,6 +44,9 @@ type Change struct {
 // Exit is how the command ended: its exit code, or 128 and the number of the signal that killed it, as shells say it.
 type Exit int
 
+// inherits says that processes become this one's which others have started and left, as all of a container become its first one's.
+var inherits = os.Getpid() == 1
+
 // cleanup is how long ending the leases may take.
 const cleanup = 15 * time.Second
 
@@ -51,6 +55,11 @@ func Run(ctx context.Context, session *client.Session, c Command) (exit Exit, er
 	r := &runner{Command: c, secrets: map[secretKey]*client.Secret{}, changed: make(chan struct{}, 1), signals: make(chan os.Signal, 16)}
 	signal.Notify(r.signals, forwarded...)
 	defer signal.Stop(r.signals)
+	if inherits {
+		r.children = make(chan os.Signal, 1)
+		signal.Notify(r.children, syscall.SIGCHLD)
+		defer signal.Stop(r.children)
+	}
 	following, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var watching sync.WaitGroup
 	defer func() {
@@ -93,6 +102,8 @@ type runner struct {
 	files   files
 	changed chan struct{} // holds one
 	signals chan os.Signal
+
+	children chan os.Signal // some process has ended whose parent this is; nil: there is none but the command
 
 	now     rendering // that the command was given
 	behind  bool      // it may use what it was given before that, still
@@ -143,7 +154,7 @@ func (r *runner) render() (rendering, error) {
 				made.files[name] = text
 				return name, err
 			case Escaped:
-				return url.QueryEscape(text), nil
+				return strings.ReplaceAll(url.QueryEscape(text), "+", "%20"), nil // + is a space in queries only
 			}
 			return text, nil
 		})
@@ -169,6 +180,8 @@ func (r *runner) attend() (Exit, error) {
 		case sig := <-r.signals:
 			ending = ending || sig == syscall.SIGTERM || sig == syscall.SIGINT
 			r.process.forward(sig.(syscall.Signal))
+		case <-r.children:
+			reap(r.process.cmd.Process.Pid)
 		case <-settled:
 			settled, r.behind = nil, false
 			r.adopt()
