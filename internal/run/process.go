@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a command that was started, and, unless it belongs to a terminal, all that it started, which is one group.
@@ -18,6 +20,18 @@ type process struct {
 
 // forwarded are the signals that are meant for the command.
 var forwarded = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
+
+// Foreground reports whether this process belongs to what its terminal listens to, whatever its input and output are: then the command must, too, or it is stopped
+// when it asks there for a password.
+func Foreground() bool {
+	terminal, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return false // there is none
+	}
+	defer terminal.Close()
+	group, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == syscall.Getpgrp()
+}
 
 func begin(c Command, environ []string) (*process, error) {
 	p := &process{cmd: exec.Command(c.Args[0], c.Args[1:]...), group: !c.Terminal, done: make(chan struct{})}

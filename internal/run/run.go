@@ -26,7 +26,7 @@ type Command struct {
 	Environment *Environment
 	In          io.Reader
 	Out, Err    io.Writer
-	Terminal    bool // one of these is a terminal: the command belongs to it, as lessor does
+	Terminal    bool // this process is before a terminal: the command belongs there, too
 
 	OnChange Change
 	Grace    time.Duration // after the signal that ends the command, before it is killed

@@ -33,7 +33,7 @@ func Run(a *session.Session) *cobra.Command {
 	command := a.Remote("run -- COMMAND [ARGUMENT...]", "Run a command with secrets in its environment", `
 Variables whose value is a reference, lessor://PATH#FIELD, have the secret's field in the command's environment. PATH is as lessor read takes
 it. Other text may have references in it, each as ${lessor://PATH#FIELD}. Variables come from the flag -env, the environment, and a file
-of lines NAME=VALUE, .env.lessor, which may be committed: it has no secrets. Of these the first wins.
+of lines NAME=VALUE, .env.lessor, which may be committed: it has no secrets. Of these the first wins. #/a/b is what is in a field (a JSON pointer).
 
   DATABASE_URL=postgres://${lessor://database/creds/app#username}:${lessor://database/creds/app#password}@db/app
   API_KEY=lessor://secret/data/app#api_key
@@ -57,7 +57,8 @@ the command's; 126 and 127 say that it could not be run, as shells do.`,
 				return session.Usage(cmd, "write -- before the command: lessor run -- COMMAND")
 			}
 			c := run.Command{
-				Args: args, Environment: &run.Environment{}, In: a.System.In, Out: a.System.Out, Err: a.System.Err, Terminal: session.IsTerminal(a.System.In),
+				Args: args, Environment: &run.Environment{}, In: a.System.In, Out: a.System.Out, Err: a.System.Err,
+				Terminal: session.IsTerminal(a.System.In) || run.Foreground(),
 				Tell: func(format string, args ...any) {
 					a.Complain("lessor run: %s", session.Printable(fmt.Sprintf(format, args...)))
 				},
