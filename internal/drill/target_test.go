@@ -86,7 +86,7 @@ func open(address string) (pool, error) {
 	case "redis":
 		o := redisOptions(u.Host)
 		o.Username, o.Password = u.User.Username(), password
-		return redisPool{Client: redis.NewClient(o)}, nil
+		return redisPool{redis.NewClient(o)}, nil
 	}
 	return nil, fmt.Errorf("nobody knows what %q is", u.Scheme)
 }
@@ -248,11 +248,8 @@ func redisServer(t *testing.T) *target {
 			return c.Ping(ctx).Err()
 		},
 		pool: func(_ *testing.T, s *client.Secret) pool {
-			o := redisOptions(server.Addr())
 			// lessor sees at the server who uses the old password still: a command that takes longer is waited for all the same.
-			p := lessorredis.New(s, lessorredis.WithGrace(200*time.Millisecond))
-			o.StreamingCredentialsProvider = p
-			return redisPool{redis.NewClient(o), p}
+			return redisPool{lessorredis.NewClient(s, redisOptions(server.Addr()), lessorredis.WithGrace(200*time.Millisecond))}
 		},
 		url: func(username, password string) string {
 			return "redis://" + username + ":" + password + "@" + server.Addr()
@@ -281,17 +278,8 @@ func redisOptions(address string) *redis.Options {
 	return &redis.Options{Addr: address, Protocol: 2, DisableIdentity: true, PoolSize: connections, ConnMaxLifetime: lifetime(), MaxRetries: -1}
 }
 
-// redisPool is a client, and what gives it its credentials, if anything does.
-type redisPool struct {
-	*redis.Client
-	from *lessorredis.Provider
-}
+type redisPool struct{ redis.UniversalClient }
 
 func (p redisPool) query(ctx context.Context) error { return p.Ping(ctx).Err() }
 
-func (p redisPool) close() {
-	_ = p.Close()
-	if p.from != nil {
-		_ = p.from.Close()
-	}
-}
+func (p redisPool) close() { _ = p.Close() }
