@@ -3,12 +3,14 @@
 package drill
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -223,17 +225,18 @@ func (d *drill) rotate(m moment, meanwhile func(incoming string)) {
 	}
 }
 
-// finish looks at what is left: one password that is right, all others dead, nothing else at the target, nothing to do, and all of it on record.
+// finish looks at what is left: one password that is right, all others dead, nothing else at the target, nothing to do, and all of it on record. accounts are
+// those that there were; used are the URLs that consumers have logged in with.
 func (d *drill) finish(rotations int, accounts string, used map[string]bool) {
 	d.Helper()
 	d.status() // starts lessor
 	current := d.ever[len(d.ever)-1]
 	for i, l := range d.ever {
-		if delete(used, d.url(l.username, l.password)); l == current {
-			if err := d.login(d.Context(), l); err != nil {
-				d.Errorf("the password in force is refused: %v", err)
-			}
-		} else if d.login(d.Context(), l) == nil {
+		delete(used, d.url(l.username, l.password))
+		switch err := d.login(d.Context(), l); {
+		case l == current && err != nil:
+			d.Errorf("the password in force is refused: %v", err)
+		case l != current && err == nil:
 			d.Errorf("password %d of %d logs in still", i+1, len(d.ever))
 		}
 	}
@@ -276,50 +279,75 @@ func (d *drill) idle() {
 	}
 }
 
-// recorded looks whether the audit trail tells that each step of each rotation was done, once.
+// steps are what the audit trail tells of a rotation after its password came into force.
+var steps = []string{
+	"nobody is waited for any more", retired, "the passwords of the outgoing account are proven dead", "older versions are proven dead",
+}
+
+const retired = "the outgoing account is retired"
+
+// recorded looks whether the audit trail tells of each rotation that its version came into force, and then each step, before the next did.
 func (d *drill) recorded(rotations int) {
 	d.Helper()
-	told := map[string]int{}
-	for _, path := range []string{"database/rotate-role/turn", "database/static-roles/turn"} {
-		for _, r := range d.records(path) {
-			note, _ := r["note"].(string)
-			note, _, _ = strings.Cut(note, ":") // why
-			shown, _ := r["secrets"].([]any)
-			switch {
-			case r["outcome"] != "granted" || r["phase"] == "begun":
-			case len(shown) > 0:
-				told[fmt.Sprintf("version %v is in force", shown[0].(map[string]any)["version"])]++
-			case note == "rotation resumed": // after a crash; what nobody is told is that of a retired account
-				told["the outgoing account is retired"]++
-			case note != "":
-				told[note]++
+	all := append(d.records("database/rotate-role/turn"), d.records("database/static-roles/turn")...)
+	slices.SortStableFunc(all, func(a, b record) int { return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.index, b.index)) })
+	version, begun := int64(0), false // of the retirement
+	done := map[string]bool{}
+	for _, r := range all {
+		switch {
+		case r.version > version:
+			version, begun = r.version, false
+			done[fmt.Sprint(version)] = true
+		case r.phase == "begun":
+			begun = begun || r.note == retired
+		case r.note == "rotation resumed" && begun: // after a crash
+			done[fmt.Sprint(version, retired)] = true
+		default:
+			done[fmt.Sprint(version, r.note)] = true
+		}
+	}
+	for v := int64(2); v < int64(rotations)+2; v++ {
+		for _, step := range append([]string{""}, steps...) {
+			if !done[fmt.Sprint(v, step)] {
+				d.Errorf("it is not on record of version %d: %s", v, cmp.Or(step, "that it is in force"))
 			}
-		}
-	}
-	for i := range rotations {
-		if step := fmt.Sprintf("version %d is in force", i+2); told[step] != 1 {
-			d.Errorf("it is on record %d times that %s", told[step], step)
-		}
-	}
-	for _, step := range []string{
-		"nobody is waited for any more", "the outgoing account is retired", "the passwords of the outgoing account are proven dead", "older versions are proven dead",
-	} {
-		if told[step] != rotations {
-			d.Errorf("of %d rotations it is on record %d times that %s", rotations, told[step], step)
 		}
 	}
 }
 
-// records are what is on record about a path.
-func (d *drill) records(path string) (all []map[string]any) {
+// record is what matters here of an audit record.
+type record struct {
+	seq, index, version int64 // version: of the password that came into force; 0: none did
+	phase, note         string
+}
+
+// records are what is on record about a path, but for what failed.
+func (d *drill) records(path string) (all []record) {
 	d.Helper()
+	number := func(n any) int64 {
+		i, err := n.(json.Number).Int64()
+		if err != nil {
+			d.Fatal(err)
+		}
+		return i
+	}
 	for query := (url.Values{"path": {path}, "limit": {"1000"}}); ; {
 		answer, err := d.client.Read(d.Context(), "sys/lessor/audit/records", query)
 		if err != nil {
 			d.Fatal(err)
 		}
 		for _, one := range answer.Data["records"].([]any) {
-			all = append(all, one.(map[string]any))
+			one := one.(map[string]any)
+			if one["outcome"] != "granted" {
+				continue
+			}
+			r := record{seq: number(one["seq"]), index: number(one["index"]), phase: one["phase"].(string)}
+			r.note, _ = one["note"].(string)
+			r.note, _, _ = strings.Cut(r.note, ":") // why
+			if shown, _ := one["secrets"].([]any); r.phase == "outcome" && len(shown) > 0 {
+				r.version = number(shown[0].(map[string]any)["version"])
+			}
+			all = append(all, r)
 		}
 		next, _ := answer.Data["next"].(string)
 		if next == "" {
@@ -356,11 +384,12 @@ func TestDrill(t *testing.T) {
 				default:
 					d.rotate(m, func(string) {})
 				}
-				t.Logf("rotation %d, lessor killed %s: %v", i+1, m.name, time.Since(begun).Round(time.Millisecond))
+				t.Logf("rotation %d, lessor killed %s: %v from %v", i+1, m.name, time.Since(begun).Round(time.Millisecond), begun.Format(time.TimeOnly))
 			}
 			used := map[string]bool{}
 			for name, r := range map[string]result{"Go client": service.end(), "lessor run": command.end(), "agent": agent.end()} {
-				t.Logf("%s: %d queries of %d starts, median %v, longest %v", name, r.Done, r.Starts, r.Took.quantile(0.5), r.Took.Worst)
+				t.Logf("%s: %d queries of %d starts, %d of them failed, median %v, 99.9%% within %v, longest %v until %v",
+					name, r.Done, r.Starts, r.Failed, r.Took.quantile(0.5), r.Took.quantile(0.999), r.Took.Worst, r.Took.At.Format(time.TimeOnly))
 				if r.Failed > 0 || r.Done < int64(len(plan)*connections) {
 					t.Errorf("%s: %d of %d queries failed: %s", name, r.Failed, r.Done, r.Failure)
 				}

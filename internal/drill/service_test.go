@@ -112,18 +112,27 @@ const octave = 8
 type latencies struct {
 	counts [32 * octave]atomic.Int64
 	worst  atomic.Int64
+	at     atomic.Int64 // when that was over, in nanoseconds since 1970
 }
 
 func (l *latencies) add(d time.Duration) {
 	i := int(octave * math.Log2(float64(max(d, time.Microsecond))/float64(time.Microsecond)))
 	l.counts[min(i, len(l.counts)-1)].Add(1)
-	for w := l.worst.Load(); int64(d) > w && !l.worst.CompareAndSwap(w, int64(d)); w = l.worst.Load() {
+	for {
+		worst := l.worst.Load()
+		if int64(d) <= worst {
+			return
+		}
+		if l.worst.CompareAndSwap(worst, int64(d)) {
+			l.at.Store(time.Now().UnixNano())
+			return
+		}
 	}
 }
 
 // shown is what they are by now.
 func (l *latencies) shown() shownLatencies {
-	s := shownLatencies{Worst: time.Duration(l.worst.Load()), Counts: make([]int64, len(l.counts))}
+	s := shownLatencies{Worst: time.Duration(l.worst.Load()), At: time.Unix(0, l.at.Load()), Counts: make([]int64, len(l.counts))}
 	for i := range l.counts {
 		s.Counts[i] = l.counts[i].Load()
 	}
@@ -133,11 +142,14 @@ func (l *latencies) shown() shownLatencies {
 // shownLatencies are latencies at some time.
 type shownLatencies struct {
 	Worst  time.Duration
+	At     time.Time // when Worst was over
 	Counts []int64
 }
 
 func (s *shownLatencies) add(o shownLatencies) {
-	s.Worst = max(s.Worst, o.Worst)
+	if o.Worst > s.Worst {
+		s.Worst, s.At = o.Worst, o.At
+	}
 	if s.Counts == nil {
 		s.Counts = make([]int64, len(o.Counts))
 	}
