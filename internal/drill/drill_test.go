@@ -372,6 +372,8 @@ func TestDrill(t *testing.T) {
 			for i, m := range plan {
 				begun := time.Now()
 				switch i {
+				case 0:
+					d.rotate(m, func(string) { d.alone() })
 				case len(plan) / 2:
 					agent.agent.kill()
 					d.rotate(m, func(incoming string) { d.without(agent, incoming) })
@@ -415,6 +417,22 @@ func (d *drill) calm(s *service) time.Duration {
 	}
 	took := s.took.shown()
 	return took.quantile(0.5)
+}
+
+// alone looks whether a rotation waits for a holder of which the target shows nothing, when everybody else has moved.
+func (d *drill) alone() {
+	d.Helper()
+	looks := map[any]bool{}
+	d.until("only one is waited for", func() bool {
+		s := d.tells("status")
+		if s["step"] != "wait" {
+			d.Fatalf("a holder has not moved, and the rotation goes on: %v", s["wait_over"])
+		}
+		if holders, _ := named(s["holders"]); len(holders) == 1 && holders["token-slow"] != nil && len(s["sessions"].([]any)) == 0 {
+			looks[s["last_look"]] = true
+		}
+		return len(looks) > 2
+	})
 }
 
 // without looks whether a rotation waits for an agent that is dead, when nobody else is waited for any longer, and starts it again.
