@@ -230,3 +230,35 @@ func TestCheckedOut(t *testing.T) {
 		t.Error("what was given back works still")
 	}
 }
+
+// Whoever leaves for good (the entity is deleted, an operator says so) does not know the password in force for long, though no lease of his was named.
+func TestHolderLeaves(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	username := w.managed("app", "10000h")
+	entity := w.do(lessor.Update, "identity/entity", `{"name":"leaver"}`).Data["id"].(string)
+	w.do(lessor.Update, "identity/entity-alias", fmt.Sprintf(`{"name":"leaver","canonical_id":%q,"mount_accessor":"auth_token_builtin"}`, entity))
+	w.do(lessor.Update, "sys/policies/acl/reader", `{"policy":"path \"db/*\" { capabilities = [\"read\"] }"}`)
+	w.do(lessor.Update, "auth/token/roles/r", `{"allowed_entity_aliases":["leaver"],"allowed_policies":["reader"],"orphan":true}`)
+	leaver := func() lessor.Secret {
+		t.Helper()
+		return w.do(lessor.Update, "auth/token/create/r", `{"entity_alias":"leaver"}`).Auth.Token
+	}
+	leaves := func(version uint64, leave func()) {
+		t.Helper()
+		before := w.passwords("static/app").Current.Reveal()
+		op := w.op(lessor.Read, "db/static-creds/app", "")
+		op.Token, op.Instance, op.Renewable = leaver(), "laptop", true
+		_, err := w.core.Handle(context.Background(), op)
+		w.must(err)
+		leave()
+		w.until("the password is rotated", func() bool { return w.state("static/app").Version == version && w.unmet() == 0 })
+		if w.logsIn(username, before) {
+			t.Error("who has left knows the password in force")
+		}
+		if r := w.records("db/static-roles/app"); len(r) == 0 || r[0].Cause != "a holder's lease was revoked" {
+			t.Errorf("on record: %+v", r)
+		}
+	}
+	leaves(2, func() { w.do(lessor.Update, "sys/lessor/revoke", fmt.Sprintf(`{"by":"holder","value":%q}`, entity)) })
+	leaves(3, func() { w.do(lessor.Delete, "identity/entity/id/"+entity, "") })
+}

@@ -303,7 +303,7 @@ func rotateNow(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if t.Phase() != rotation.Idle {
 		reply.Warnings = append(reply.Warnings, fmt.Sprintf("a rotation is under way (%s since %s): see lessor rotation status %s%s", t.Phase(), t.Since.Format(time.RFC3339), r.Mount.Path, t.path))
 	}
-	t.Demand("asked for", r.Now)
+	t.Demand(rotation.Asked, r.Now)
 	t.Retry = time.Time{}
 	reply.Txn.Require(t.termsRow)
 	return reply, t.save(&reply.Txn)

@@ -21,7 +21,7 @@ func (of Accounts) Now(t *Turn, r *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{}
 	reply.Txn.Require(t.Terms.Row)
 	if t.Outgoing != 0 {
-		t.Demand("asked for", r.Now)
+		t.Demand(rotation.Asked, r.Now)
 		reply.Warnings = []string{fmt.Sprintf("a rotation is under way (%s since %s), and readers are shown its password already: this one begins when it is done. Who is waited for is shown by lessor rotation status %s%s; lessor rotation retire ends the wait",
 			t.Phase(), t.Since.Format(time.RFC3339), r.Mount.Path, t.reads())}
 		return reply, t.Save(&reply.Txn)
