@@ -146,9 +146,10 @@ func TestHandover(t *testing.T) {
 // Whoever says that he has moved, or that he uses nothing any more, is noticed at once, however long it is until the next look.
 func TestMoveIsNoticedAtOnce(t *testing.T) {
 	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"100h"`)
-	one, two := p.read("one"), p.read("two")
+	p.read("one")
+	two := p.read("two")
 	p.do(lessor.Update, "db/rotate-role/app", "")
-	one = p.read("one")
+	one := p.read("one")
 	var look time.Time
 	far := func() {
 		p.Helper()
