@@ -33,6 +33,7 @@ var pure = map[string][]string{
 	"internal/run":          {"client"},
 	"internal/agent":        {"client"},
 	"internal/version":      {},
+	"internal/servertest":   {},
 }
 
 // adapters are what only the wiring may import.

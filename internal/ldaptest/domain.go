@@ -1,8 +1,6 @@
 package ldaptest
 
 import (
-	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -11,18 +9,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 	"unicode/utf16"
 
 	"github.com/go-ldap/ldap/v3"
 
-	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // DomainSuffix is the root of a Domain's tree, and DomainName what its accounts' names end with.
@@ -38,10 +34,8 @@ const (
 
 // Domain is a running Active Directory, of Samba's: its LDAP server at 127.0.0.1, on the ports that such a one has.
 type Domain struct {
+	*servertest.Daemon
 	CA []byte // PEM, of who issued its certificate for "localhost" and 127.0.0.1
-
-	dir  string
-	stop func()
 }
 
 var (
@@ -74,84 +68,41 @@ func startDomain() (*Domain, error) {
 		c.Close()
 		return nil, errors.New("somebody listens at 127.0.0.1:636 already")
 	}
-	dir, err := os.MkdirTemp("/tmp", "domaintest-")
+	daemon, err := servertest.Kind{Name: "Samba", Starter: "domaintest", Debian: "samba-ad-dc"}.Open()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir} // which has the watch
-	if err := s.watch(); err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	d := &Domain{dir: dir, stop: s.stop}
-	if err = d.provision(); err == nil {
-		err = d.up()
-	}
-	if err != nil {
-		s.stop()
-		return nil, err
-	}
-	return d, nil
+	d := &Domain{Daemon: daemon}
+	return d, d.Begin(d.provision, d.up)
 }
 
 // provision makes the domain.
 func (d *Domain) provision() error {
-	ca, certificate, key, err := pgtest.ServerCertificate()
+	ca, err := d.Certify()
 	if err != nil {
 		return err
 	}
-	d.CA = ca
-	for name, content := range map[string][]byte{"ca.crt": ca, "server.crt": certificate, "server.key": key} {
-		if err := os.WriteFile(filepath.Join(d.dir, name), content, 0o600); err != nil {
-			return err
-		}
-	}
-	cmd := exec.Command("samba-tool", "domain", "provision", "--realm="+strings.ToUpper(DomainName), "--domain=EXAMPLE", "--server-role=dc", "--dns-backend=NONE",
-		"--host-name=dc1", "--host-ip=127.0.0.1", "--adminpass="+administratorPassword, "--targetdir="+d.dir,
-		"--option=xattr_tdb:file="+d.dir+"/xattr.tdb", "--option=vfs objects=dfs_samba4 acl_xattr xattr_tdb")
-	cmd.Env, cmd.Dir = d.environment(), d.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("samba-tool domain provision: %w\n%s", err, out)
-	}
-	return nil
-}
-
-func (d *Domain) environment() []string {
-	return []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin", "LC_ALL=C.UTF-8", "HOME=" + d.dir, "TMPDIR=" + d.dir}
+	d.CA = ca.PEM()
+	cmd := d.Command("samba-tool", "domain", "provision", "--realm="+strings.ToUpper(DomainName), "--domain=EXAMPLE", "--server-role=dc", "--dns-backend=NONE",
+		"--host-name=dc1", "--host-ip=127.0.0.1", "--adminpass="+administratorPassword, "--targetdir="+d.Dir,
+		"--option=xattr_tdb:file="+d.Dir+"/xattr.tdb", "--option=vfs objects=dfs_samba4 acl_xattr xattr_tdb")
+	cmd.Env = append(cmd.Env, "LC_ALL=C.UTF-8")
+	return d.Do(cmd)
 }
 
 // up starts the domain's LDAP server.
 func (d *Domain) up() error {
-	cmd := exec.Command("samba", "-s", filepath.Join(d.dir, "etc/smb.conf"), "-i", "-d1", "--debug-stdout", "--option=server services=ldap",
-		"--option=interfaces=127.0.0.1/8", "--option=bind interfaces only=yes", "--option=pid directory="+d.dir, "--option=ncalrpc dir="+d.dir+"/ncalrpc",
-		"--option=tls cafile="+d.dir+"/ca.crt", "--option=tls certfile="+d.dir+"/server.crt", "--option=tls keyfile="+d.dir+"/server.key")
-	var said bytes.Buffer
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = d.environment(), d.dir, &said, &said, 5*time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	err := os.WriteFile(filepath.Join(d.dir, "pid"), []byte(strconv.Itoa(-cmd.Process.Pid)), 0o600) // all that it starts, for the watch
-	for end := time.Now().Add(2 * time.Minute); err == nil; time.Sleep(50 * time.Millisecond) {
-		c, failure := d.dial(administrator, administratorPassword)
-		if failure == nil {
-			c.Close()
-			return nil
+	cmd := d.Command("samba", "-s", filepath.Join(d.Dir, "etc/smb.conf"), "-i", "-d1", "--debug-stdout", "--option=server services=ldap",
+		"--option=interfaces=127.0.0.1/8", "--option=bind interfaces only=yes", "--option=pid directory="+d.Dir, "--option=ncalrpc dir="+d.Dir+"/ncalrpc",
+		"--option=tls cafile="+d.Dir+"/ca.crt", "--option=tls certfile="+d.Dir+"/server.crt", "--option=tls keyfile="+d.Dir+"/server.key")
+	cmd.Env = append(cmd.Env, "LC_ALL=C.UTF-8")
+	return d.Run(cmd, func() error {
+		c, err := d.dial(administrator, administratorPassword)
+		if err != nil {
+			return err
 		}
-		select {
-		case err = <-ended:
-			return fmt.Errorf("starting samba: %w\n%s", err, said.String())
-		default:
-		}
-		if time.Now().After(end) {
-			err = fmt.Errorf("samba does not answer: %w", failure)
-		}
-	}
-	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	<-ended
-	return fmt.Errorf("%w\n%s", err, said.String())
+		return c.Close()
+	})
 }
 
 // URL leads to the domain controller, over TLS.
@@ -199,12 +150,10 @@ func (d *Domain) Unit(t testing.TB) *Unit {
 // tool runs one of samba-tool's commands, as the administrator.
 func (u *Unit) tool(args ...string) {
 	u.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "samba-tool", append(args, "-H", filepath.Join(u.dir, "private/sam.ldb"), "-s", filepath.Join(u.dir, "etc/smb.conf"))...)
-	cmd.Env, cmd.Dir = u.environment(), u.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		u.t.Fatalf("ldaptest: samba-tool %v: %v\n%s", args, err, out)
+	cmd := u.Command("samba-tool", append(args, "-H", filepath.Join(u.Dir, "private/sam.ldb"), "-s", filepath.Join(u.Dir, "etc/smb.conf"))...)
+	cmd.Env = append(cmd.Env, "LC_ALL=C.UTF-8")
+	if err := u.Do(cmd); err != nil {
+		u.t.Fatalf("ldaptest: samba-tool %v: %v", args, err)
 	}
 }
 

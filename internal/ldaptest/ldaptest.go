@@ -9,17 +9,15 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // Suffix is the root of every Server's tree.
@@ -47,23 +45,19 @@ func Mutual() Option { return func(o *options) { o.mutual = true } }
 
 // Server is a running slapd.
 type Server struct {
-	Host string // 127.0.0.1
+	*servertest.Daemon
 	Port int    // of ldap://, StartTLS included
 	Safe int    // of ldaps://
 	CA   []byte // PEM, of who issued its certificate for "localhost" and 127.0.0.1
-	Log  string // file that the server logs to
 
-	dir    string
-	bin    string
-	issuer *issuer
-	stop   func() // stops the watch, and so the server, and removes all
-	mu     sync.Mutex
-	pid    int
+	program string
+	issuer  *servertest.CA
 }
 
+var kind = servertest.Kind{Name: "OpenLDAP", Starter: "ldaptest", Debian: "slapd"}
+
 var (
-	sharedMu sync.Mutex
-	shared   = map[options]*Server{}
+	shared   servertest.Shared[options, *Server]
 	branches atomic.Int64
 )
 
@@ -71,86 +65,46 @@ var (
 // Branch.
 func Start(t testing.TB, opts ...Option) *Server {
 	t.Helper()
-	bin := binary(t)
-	o := chosen(opts)
-	sharedMu.Lock()
-	defer sharedMu.Unlock()
-	if s := shared[o]; s != nil {
-		return s
-	}
-	s, err := start(bin, o)
-	if err != nil {
-		t.Fatalf("ldaptest: %v", err)
-	}
-	shared[o] = s
-	return s
+	o := servertest.Chosen(opts)
+	return shared.Get(o, func() *Server { return start(t, o) })
 }
 
 // Own starts a server for this test alone, which may stop, pause or kill it: what was acknowledged survives that. It is removed when the
 // test ends.
 func Own(t testing.TB, opts ...Option) *Server {
 	t.Helper()
-	bin := binary(t)
-	o := chosen(opts)
+	o := servertest.Chosen(opts)
 	o.own = true
-	s, err := start(bin, o)
-	if err != nil {
-		t.Fatalf("ldaptest: %v", err)
-	}
-	t.Cleanup(s.stop)
+	s := start(t, o)
+	t.Cleanup(s.Discard)
 	return s
 }
 
-func chosen(opts []Option) (o options) {
-	for _, opt := range opts {
-		opt(&o)
-	}
-	return o
-}
-
-// binary is slapd's program.
-func binary(t testing.TB) string {
+func start(t testing.TB, o options) *Server {
 	t.Helper()
-	for _, name := range []string{"slapd", "/usr/sbin/slapd", "/usr/local/libexec/slapd"} {
-		if p, err := exec.LookPath(name); err == nil {
-			return p
-		}
-	}
-	if testing.Short() && os.Getenv("CI") != "true" {
-		t.Skip("ldaptest: no OpenLDAP server is installed (Debian: apt-get install slapd)")
-	}
-	t.Fatal("ldaptest: no OpenLDAP server is installed (Debian: apt-get install slapd); -short skips these tests")
-	return ""
-}
-
-func start(bin string, o options) (*Server, error) {
-	dir, err := os.MkdirTemp("/tmp", "ldaptest-")
+	program := kind.Programs(t, "slapd")[0]
+	d, err := kind.Open()
 	if err != nil {
-		return nil, err
+		t.Fatalf("ldaptest: %v", err)
 	}
-	s := &Server{Host: "127.0.0.1", Log: filepath.Join(dir, "log"), dir: dir, bin: bin}
-	if err := s.watch(); err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	if err := s.create(o); err != nil {
-		s.stop()
-		return nil, err
-	}
-	for range 3 { // another process may take a port between finding it free and binding it
-		if err = s.Up(); err == nil {
-			break
+	s := &Server{Daemon: d, program: program}
+	err = d.Begin(func() error { return s.create(o) }, func() (err error) {
+		if s.Port, err = s.Daemon.Port(); err != nil {
+			return err
 		}
-		s.Port, s.Safe = 0, 0
-	}
+		if s.Safe, err = s.Daemon.Port(); err != nil {
+			return err
+		}
+		return s.Up()
+	})
 	if err == nil {
-		err = s.plant()
+		err = s.plant(o)
 	}
 	if err != nil {
-		s.stop()
-		return nil, err
+		d.Discard()
+		t.Fatalf("ldaptest: %v", err)
 	}
-	return s, nil
+	return s
 }
 
 // configuration is slapd's, in the form that slapadd takes. Whoever is "cn=lessor" in a branch may do everything there, and nothing elsewhere.
@@ -239,34 +193,28 @@ func (s *Server) create(o options) error {
 		overlay += lengthy
 	}
 	for _, name := range []string{"config", "data"} {
-		if err := os.Mkdir(filepath.Join(s.dir, name), 0o700); err != nil {
+		if err := os.Mkdir(filepath.Join(s.Dir, name), 0o700); err != nil {
 			return err
 		}
 	}
-	if err := s.certify(); err != nil {
+	ca, err := s.Certify()
+	if err != nil {
 		return err
 	}
+	s.issuer, s.CA = ca, ca.PEM()
 	verify := "never"
 	if o.mutual {
 		verify = "demand"
 	}
-	init := filepath.Join(s.dir, "init.ldif")
-	if err := os.WriteFile(init, fmt.Appendf(nil, configuration, s.dir, modules, schemas, overlay, verify), 0o600); err != nil {
+	if err := s.Write("init.ldif", fmt.Appendf(nil, configuration, s.Dir, modules, schemas, overlay, verify)); err != nil {
 		return err
 	}
 	// slapadd is slapd under another name.
-	cmd := s.command("-Ta", "-n0", "-F", filepath.Join(s.dir, "config"), "-l", init)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("slapadd: %w\n%s", err, out)
-	}
-	if o.shortest == 0 {
-		return nil
-	}
-	return os.WriteFile(filepath.Join(s.dir, "shortest"), []byte(strconv.Itoa(o.shortest)), 0o600)
+	return s.Do(s.Command(s.program, "-Ta", "-n0", "-F", filepath.Join(s.Dir, "config"), "-l", filepath.Join(s.Dir, "init.ldif")))
 }
 
 // plant makes the root of the tree.
-func (s *Server) plant() error {
+func (s *Server) plant(o options) error {
 	c, err := s.root()
 	if err != nil {
 		return err
@@ -275,141 +223,28 @@ func (s *Server) plant() error {
 	if err := c.Add(entry(Suffix, "objectClass", "dcObject", "objectClass", "organization", "dc", "example", "o", "example")); err != nil {
 		return err
 	}
-	shortest, err := os.ReadFile(filepath.Join(s.dir, "shortest"))
-	if err != nil {
+	if o.shortest == 0 {
 		return nil
 	}
 	return c.Add(entry("cn=policy,"+Suffix, "objectClass", "person", "objectClass", "pwdPolicy", "cn", "policy", "sn", "policy",
-		"pwdAttribute", "userPassword", "pwdCheckQuality", "2", "pwdMinLength", string(shortest)))
+		"pwdAttribute", "userPassword", "pwdCheckQuality", "2", "pwdMinLength", strconv.Itoa(o.shortest)))
 }
 
-// watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way (or by stop), and then
-// takes the server down and its folder away.
-func (s *Server) watch() error {
-	cmd := exec.Command("/bin/sh", "-c", `read -r _
-[ -f "$0/pid" ] && {
-  pid=$(cat "$0/pid")
-  kill -CONT "$pid" 2>/dev/null
-  kill -TERM "$pid" 2>/dev/null
-  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
-  kill -KILL "$pid" 2>/dev/null
-}
-rm -rf "$0"`, s.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	s.stop = sync.OnceFunc(func() {
-		in.Close()
-		_ = cmd.Wait()
-	})
-	return nil
-}
-
-// Up starts the server after Down or Kill; Start and Own have done it once. The ports stay the same.
+// Up starts the server after it ended; Start and Own have done it once. The ports stay the same.
 func (s *Server) Up() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range []*int{&s.Port, &s.Safe} {
-		if *p == 0 {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			*p = l.Addr().(*net.TCPAddr).Port
-			l.Close()
+	at := fmt.Sprintf("ldap://%s:%d/ ldaps://%s:%d/", s.Host, s.Port, s.Host, s.Safe)
+	return s.Run(s.Command(s.program, "-d", "none", "-F", filepath.Join(s.Dir, "config"), "-h", at), func() error {
+		c, err := s.root()
+		if err != nil {
+			return err
 		}
-	}
-	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	cmd := s.command("-d", "none", "-F", filepath.Join(s.dir, "config"), "-h", fmt.Sprintf("ldap://%s:%d/ ldaps://%s:%d/", s.Host, s.Port, s.Host, s.Safe))
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for end := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if c, err := s.root(); err == nil {
-			c.Close()
-			s.pid = cmd.Process.Pid
-			return nil
-		}
-		select {
-		case err := <-ended:
-			said, _ := os.ReadFile(s.Log)
-			return fmt.Errorf("starting slapd: %w\n%s", err, said)
-		default:
-		}
-		if time.Now().After(end) {
-			_ = cmd.Process.Kill()
-			said, _ := os.ReadFile(s.Log)
-			return fmt.Errorf("slapd does not answer\n%s", said)
-		}
-	}
+		return c.Close()
+	})
 }
 
-// Down stops the server in an orderly way.
-func (s *Server) Down() error { return s.end(syscall.SIGTERM) }
-
-// Kill ends the server as a crash does.
-func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
-
-func (s *Server) end(sig syscall.Signal) error {
-	if err := s.signal(sig); err != nil {
-		return err
-	}
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if c, err := net.Dial("tcp", net.JoinHostPort(s.Host, strconv.Itoa(s.Port))); err != nil {
-			return nil
-		} else {
-			c.Close()
-		}
-	}
-	return errors.New("slapd did not end")
-}
-
-// Pause stops the server where it is: connections are accepted by the kernel, and nothing answers.
-func (s *Server) Pause() error {
-	if err := s.signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if s.stopped() {
-			return nil
-		}
-	}
-	return errors.New("slapd did not stop")
-}
-
-// stopped reports whether all threads of the server have stopped.
-func (s *Server) stopped() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.pid))
-	for _, t := range threads {
-		stat, err := os.ReadFile(t)
-		if _, state, ok := strings.Cut(string(stat), ") "); err == nil && (!ok || !strings.HasPrefix(state, "T")) {
-			return false
-		}
-	}
-	return len(threads) > 0
-}
-
-// Resume undoes Pause.
-func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig syscall.Signal) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return syscall.Kill(s.pid, sig)
+// Certificate is one for a client, with its key, both PEM.
+func (s *Server) Certificate(name string) (certificate, key []byte, err error) {
+	return s.issuer.Client(name)
 }
 
 // URL leads to the server without TLS, unless StartTLS is asked for.
@@ -587,13 +422,4 @@ func entry(dn string, attributes ...string) *ldap.AddRequest {
 		r.Attribute(name, values[name])
 	}
 	return r
-}
-
-func (s *Server) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(s.bin, args...)
-	cmd.Dir = s.dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "HOME=" + s.dir}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = 5 * time.Second
-	return cmd
 }

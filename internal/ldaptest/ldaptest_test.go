@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/lessor-dev/lessor/internal/ldaptest"
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // What was acknowledged survives a crash; a branch's manager rules there, and nowhere else.
@@ -33,4 +34,9 @@ func TestServer(t *testing.T) {
 	if mine.Entry(dn) != nil {
 		t.Error("it is still there")
 	}
+}
+
+// A test process that is killed leaves neither a server nor a folder.
+func TestServerEndsWithItsProcess(t *testing.T) {
+	servertest.EndsWithItsProcess(t, func(t testing.TB) *servertest.Daemon { return ldaptest.Start(t).Daemon })
 }

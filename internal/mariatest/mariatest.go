@@ -9,21 +9,16 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // Superuser is the name of every Server's superuser, who may come from anywhere.
@@ -50,293 +45,122 @@ func Setting(name, value string) Option {
 
 // Server is a running MariaDB, or MySQL.
 type Server struct {
-	Host   string // 127.0.0.1
+	*servertest.Daemon
 	Port   int
 	Socket string // its Unix socket
 	CA     []byte // PEM; nil without TLS
 
-	dir  string
-	bin  binaries
-	cred *syscall.Credential
-	stop func() // stops the watch, and so the server, and removes all
-
-	mu    sync.Mutex
-	pid   int
-	ended chan struct{} // closed when the process has ended
+	server  string // program
+	install string // the one that makes the data folder; empty: the server itself does, as MySQL's
 }
 
-type binaries struct {
-	server  string
-	install string // empty: the server itself makes its data folder, as MySQL's does
-}
+var kind = servertest.Kind{Name: "MariaDB", Starter: "mariatest", Debian: "mariadb-server", User: "mysql"}
 
-var (
-	sharedMu sync.Mutex
-	shared   = map[options]*Server{}
-)
+var shared servertest.Shared[options, *Server]
 
 // Start returns the test process's server for these options, starting it if this is the first to ask. Tests that share it keep apart by database
 // (Server.Database) and by the names of their accounts.
 func Start(t testing.TB, opts ...Option) *Server {
 	t.Helper()
-	bin := installed(t)
-	var o options
-	for _, opt := range opts {
-		opt(&o)
-	}
-	sharedMu.Lock()
-	defer sharedMu.Unlock()
-	if s := shared[o]; s != nil {
-		return s
-	}
-	s, err := start(bin, o)
-	if err != nil {
-		t.Fatalf("mariatest: %v", err)
-	}
-	shared[o] = s
-	return s
+	o := servertest.Chosen(opts)
+	return shared.Get(o, func() *Server { return start(t, o) })
 }
 
 // Own starts a server for this test alone, which may stop, pause or kill it: what was committed survives that. It is removed when the test ends.
 func Own(t testing.TB, opts ...Option) *Server {
 	t.Helper()
-	bin := installed(t)
-	o := options{own: true}
-	for _, opt := range opts {
-		opt(&o)
-	}
-	s, err := start(bin, o)
-	if err != nil {
-		t.Fatalf("mariatest: %v", err)
-	}
-	t.Cleanup(s.stop)
+	o := servertest.Chosen(opts)
+	o.own = true
+	s := start(t, o)
+	t.Cleanup(s.Discard)
 	return s
 }
 
-// installed are the server's programs, which some systems keep where only root's PATH leads.
-func installed(t testing.TB) binaries {
+func start(t testing.TB, o options) *Server {
 	t.Helper()
-	server, install := find("mariadbd"), find("mariadb-install-db")
-	if server != "" && install != "" {
-		return binaries{server, install}
-	}
-	if server := find("mysqld"); server != "" {
-		return binaries{server: server}
-	}
-	if testing.Short() && os.Getenv("CI") != "true" {
-		t.Skip("mariatest: no MariaDB server is installed (Debian: apt-get install mariadb-server)")
-	}
-	t.Fatal("mariatest: no MariaDB server is installed (Debian: apt-get install mariadb-server); -short skips these tests")
-	return binaries{}
-}
-
-func find(program string) string {
-	if p, err := exec.LookPath(program); err == nil {
-		return p
-	}
-	for _, dir := range []string{"/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"} {
-		if p, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
-			return p
-		}
-	}
-	return ""
-}
-
-// unprivileged is who runs the server: MariaDB refuses to run as root.
-func unprivileged() (*syscall.Credential, error) {
-	if os.Getuid() != 0 {
-		return nil, nil
-	}
-	for _, name := range []string{"mysql", "nobody"} {
-		u, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
-	}
-	return nil, errors.New("running as root, and there is neither a user mysql nor nobody to run the server as")
-}
-
-func start(bin binaries, o options) (*Server, error) {
-	cred, err := unprivileged()
+	programs := kind.OneOf(t, []string{"mariadbd", "mariadb-install-db"}, []string{"mysqld"})
+	d, err := kind.Open()
 	if err != nil {
-		return nil, err
+		t.Fatalf("mariatest: %v", err)
 	}
-	dir, err := os.MkdirTemp("/tmp", "mariatest-")
-	if err != nil {
-		return nil, err
+	s := &Server{Daemon: d, Socket: filepath.Join(d.Dir, "sock"), server: programs[0]}
+	if len(programs) > 1 {
+		s.install = programs[1]
 	}
-	s := &Server{Host: "127.0.0.1", Socket: filepath.Join(dir, "sock"), dir: dir, bin: bin, cred: cred}
-	if err := s.watch(); err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	if err := s.create(o); err != nil {
-		s.stop()
-		return nil, err
-	}
-	for range 3 { // another process may take the port between finding it free and binding it
-		if err = s.Up(); err == nil {
-			return s, nil
+	err = d.Begin(func() error { return s.create(o) }, func() (err error) {
+		if s.Port, err = s.Daemon.Port(); err != nil {
+			return err
 		}
-		s.Port = 0
+		return s.Up()
+	})
+	if err != nil {
+		t.Fatalf("mariatest: %v", err)
 	}
-	s.stop()
-	return nil, err
+	return s
 }
 
 // create makes the server's data folder, its options, and what it does when it starts for the first time.
 func (s *Server) create(o options) error {
-	if s.cred != nil {
-		if err := os.Chown(s.dir, int(s.cred.Uid), int(s.cred.Gid)); err != nil {
-			return err
-		}
-	}
-	cmd := s.command(s.bin.install, "--no-defaults", "--datadir="+s.data(), "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force",
+	cmd := s.Command(s.install, "--no-defaults", "--datadir="+s.data(), "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force",
 		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0")
 	if s.MySQL() {
-		cmd = s.command(s.bin.server, "--no-defaults", "--initialize-insecure", "--datadir="+s.data())
+		cmd = s.Command(s.server, "--no-defaults", "--initialize-insecure", "--datadir="+s.data())
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("making its data folder: %w\n%s", err, out)
+	if err := s.Do(cmd); err != nil {
+		return err
 	}
-	conf := fmt.Sprintf("[mysqld]\ndatadir = %s\nsocket = %s\npid_file = %s\nlog_error = %s\ngeneral_log_file = %[5]s.general\nslow_query_log_file = %[5]s.slow\n",
-		s.data(), s.Socket, filepath.Join(s.dir, "mariadbd.pid"), s.errors(), s.logs())
+	conf := fmt.Sprintf("[mysqld]\ndatadir = %s\nsocket = %s\npid_file = %s\ngeneral_log_file = %[4]s.general\nslow_query_log_file = %[4]s.slow\n",
+		s.data(), s.Socket, filepath.Join(s.Dir, "mariadbd.pid"), s.Log)
 	conf += "bind_address = 127.0.0.1\nmax_connections = 300\ninnodb_buffer_pool_size = 32M\nloose_innodb_log_file_size = 16M\nkey_buffer_size = 1M\n" +
 		"innodb_flush_log_at_trx_commit = 0\ninnodb_fast_shutdown = 2\nloose_log_warnings = 2\nloose_log_error_verbosity = 3\nskip_log_bin\nloose_mysqlx = OFF\n"
 	if o.own { // what is killed loses what it had not written, not what the system had not flushed
 		conf += "innodb_flush_log_at_trx_commit = 2\n"
 	}
 	if o.tls {
-		ca, certificate, key, err := pgtest.ServerCertificate()
+		ca, err := s.Certify()
 		if err != nil {
 			return err
 		}
-		s.CA = ca
-		conf += fmt.Sprintf("ssl_ca = %[1]s/ca.crt\nssl_cert = %[1]s/server.crt\nssl_key = %[1]s/server.key\n", s.dir)
-		if err := errors.Join(s.write("ca.crt", ca), s.write("server.crt", certificate), s.write("server.key", key)); err != nil {
-			return err
-		}
+		s.CA = ca.PEM()
+		conf += fmt.Sprintf("ssl_ca = %[1]s/ca.crt\nssl_cert = %[1]s/server.crt\nssl_key = %[1]s/server.key\n", s.Dir)
 	} else if s.MySQL() { // newer servers make themselves a certificate otherwise
 		conf += "tls_version =\n"
 	} else {
 		conf += "skip_ssl\n"
 	}
-	quoted := strings.ReplaceAll(password, "'", "''")
 	others := "DELETE FROM mysql.global_priv WHERE User IN ('', 'root') AND Host <> '%';\nFLUSH PRIVILEGES;\n"
 	if s.MySQL() {
 		others = "DROP USER root@localhost;\n"
 	}
-	return errors.Join(s.write("my.cnf", []byte(conf+o.settings)), s.write("first.sql", []byte(
+	quoted := strings.ReplaceAll(password, "'", "''")
+	return errors.Join(s.Write("my.cnf", []byte(conf+o.settings)), s.Write("first.sql", []byte(
 		"CREATE USER "+Superuser+"@'%' IDENTIFIED BY '"+quoted+"';\nGRANT ALL PRIVILEGES ON *.* TO "+Superuser+"@'%' WITH GRANT OPTION;\n"+others)))
 }
 
-// watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way (or by stop), and then takes
-// the server down and its folder away.
-func (s *Server) watch() error {
-	cmd := exec.Command("/bin/sh", "-c", `read -r _
-[ -f "$0/pid" ] && {
-  pid=$(cat "$0/pid")
-  kill -KILL "$pid" 2>/dev/null
-  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-}
-rm -rf "$0"`, s.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	s.stop = sync.OnceFunc(func() {
-		in.Close()
-		_ = cmd.Wait()
-	})
-	return nil
-}
-
-// Up starts the server after Down or Kill; Start and Own have done it once. The port stays the same.
+// Up starts the server after it ended; Start and Own have done it once. The port stays the same.
 func (s *Server) Up() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.Port == 0 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		s.Port = l.Addr().(*net.TCPAddr).Port
-		l.Close()
-	}
-	args := []string{"--defaults-file=" + filepath.Join(s.dir, "my.cnf"), "--port=" + strconv.Itoa(s.Port)}
-	first := filepath.Join(s.dir, "first.sql")
+	args := []string{"--defaults-file=" + filepath.Join(s.Dir, "my.cnf"), "--port=" + strconv.Itoa(s.Port)}
+	first := filepath.Join(s.Dir, "first.sql")
 	if _, err := os.Stat(first); err == nil {
 		args = append(args, "--init-file="+first)
 	}
-	cmd := s.command(s.bin.server, args...)
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }()
-	s.pid, s.ended = cmd.Process.Pid, ended
-	if err := os.WriteFile(filepath.Join(s.dir, "pid"), []byte(strconv.Itoa(s.pid)), 0o600); err != nil { // for the watch
-		return errors.Join(err, syscall.Kill(s.pid, syscall.SIGKILL))
-	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	err := s.Run(s.Command(s.server, args...), func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
 		c, err := s.Login(ctx, Superuser, password, "")
-		if err == nil {
-			c.Close()
-			cancel()
-			return os.RemoveAll(first)
+		if err != nil {
+			return err
 		}
-		cancel()
-		select {
-		case <-ended:
-			log, _ := os.ReadFile(s.errors())
-			return fmt.Errorf("MariaDB ended as soon as it was started\n%s", log)
-		default:
-		}
-		if time.Now().After(deadline) {
-			_ = syscall.Kill(s.pid, syscall.SIGKILL)
-			<-ended
-			log, _ := os.ReadFile(s.errors())
-			return fmt.Errorf("starting MariaDB: %w\n%s", err, log)
-		}
-	}
-}
-
-// Down stops the server in an orderly way, ending its sessions.
-func (s *Server) Down() error { return s.end(syscall.SIGTERM) }
-
-// Kill ends the server as a crash does.
-func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
-
-func (s *Server) end(sig syscall.Signal) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := syscall.Kill(s.pid, sig); err != nil {
+		return c.Close()
+	})
+	if err != nil {
 		return err
 	}
-	select {
-	case <-s.ended:
-		return nil
-	case <-time.After(time.Minute):
-		return errors.New("MariaDB did not end")
-	}
+	return os.RemoveAll(first)
 }
-
-// Pause stops the server where it is: connections are accepted by the kernel, and nothing answers.
-func (s *Server) Pause() error { return syscall.Kill(s.pid, syscall.SIGSTOP) }
-
-// Resume undoes Pause.
-func (s *Server) Resume() error { return syscall.Kill(s.pid, syscall.SIGCONT) }
 
 // MySQL reports whether the server is MySQL, and no MariaDB.
-func (s *Server) MySQL() bool { return s.bin.install == "" }
+func (s *Server) MySQL() bool { return s.install == "" }
 
 // Address is the server's host and port.
 func (s *Server) Address() string { return fmt.Sprintf("%s:%d", s.Host, s.Port) }
@@ -408,8 +232,8 @@ func (s *Server) Database(t testing.TB) string {
 
 // Logs are the files of the general log and of slow queries, as far as they are switched on (general_log, slow_query_log), and of errors.
 func (s *Server) Logs() []string {
-	all := []string{s.errors()}
-	for _, name := range []string{s.logs() + ".general", s.logs() + ".slow"} {
+	all := []string{s.Log}
+	for _, name := range []string{s.Log + ".general", s.Log + ".slow"} {
 		if _, err := os.Stat(name); err == nil {
 			all = append(all, name)
 		}
@@ -417,27 +241,4 @@ func (s *Server) Logs() []string {
 	return all
 }
 
-func (s *Server) data() string   { return filepath.Join(s.dir, "data") }
-func (s *Server) logs() string   { return filepath.Join(s.dir, "log") }
-func (s *Server) errors() string { return filepath.Join(s.dir, "errors.log") }
-
-func (s *Server) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Dir = s.dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin", "LC_ALL=C", "HOME=" + s.dir, "TMPDIR=" + s.dir}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.cred, Setsid: true}
-	cmd.WaitDelay = 5 * time.Second
-	return cmd
-}
-
-func (s *Server) write(name string, content []byte) error {
-	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	if s.cred != nil {
-		err = f.Chown(int(s.cred.Uid), int(s.cred.Gid))
-	}
-	_, werr := f.Write(content)
-	return errors.Join(err, werr, f.Close())
-}
+func (s *Server) data() string { return filepath.Join(s.Dir, "data") }

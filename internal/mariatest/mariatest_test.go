@@ -3,10 +3,10 @@ package mariatest
 import (
 	"context"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 func TestServerLives(t *testing.T) {
@@ -70,8 +70,8 @@ func TestServerLives(t *testing.T) {
 			t.Errorf("%q logs in without a password", nobody)
 		}
 	}
-	s.stop()
-	if _, err := os.Stat(s.dir); err == nil {
+	s.Discard()
+	if _, err := os.Stat(s.Dir); err == nil {
 		t.Error("the folder was left behind")
 	}
 	if ask() == nil {
@@ -81,26 +81,5 @@ func TestServerLives(t *testing.T) {
 
 // A test process that panics, or is killed, leaves neither a server nor a folder.
 func TestServerEndsWithItsProcess(t *testing.T) {
-	if out := os.Getenv("MARIATEST_CHILD"); out != "" {
-		s := Start(t)
-		if err := os.WriteFile(out, []byte(s.dir), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		os.Exit(2) // runs no cleanup
-	}
-	out := filepath.Join(t.TempDir(), "dir")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestServerEndsWithItsProcess$")
-	cmd.Env = append(os.Environ(), "MARIATEST_CHILD="+out)
-	text, _ := cmd.CombinedOutput()
-	dir, err := os.ReadFile(out)
-	if err != nil {
-		t.Skipf("the child started no server: %s", text)
-	}
-	for range 600 {
-		if _, err := os.Stat(string(dir)); err != nil {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Errorf("%s was left behind", dir)
+	servertest.EndsWithItsProcess(t, func(t testing.TB) *servertest.Daemon { return Start(t).Daemon })
 }

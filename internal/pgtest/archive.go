@@ -12,18 +12,16 @@ import (
 // Archive makes the server archive its WAL, so that RestoreTo can take it back to a moment after BaseBackup.
 func Archive() Option { return func(o *options) { o.fsync, o.archive = true, true } }
 
-func (s *Server) archive() string { return filepath.Join(s.dir, "archive") }
-func (s *Server) base() string    { return filepath.Join(s.dir, "base") }
+func (s *Server) archive() string { return filepath.Join(s.Dir, "archive") }
+func (s *Server) base() string    { return filepath.Join(s.Dir, "base") }
 
 // archiving makes the folder of the archive, and is what postgresql.conf says of it.
 func (s *Server) archiving() (string, error) {
 	if err := os.Mkdir(s.archive(), 0o700); err != nil {
 		return "", err
 	}
-	if s.cred != nil {
-		if err := os.Chown(s.archive(), int(s.cred.Uid), int(s.cred.Gid)); err != nil {
-			return "", err
-		}
+	if err := s.Chown(s.archive()); err != nil {
+		return "", err
 	}
 	return fmt.Sprintf("wal_level = replica\narchive_mode = on\narchive_command = 'cp %%p %s/%%f'\nrestore_command = 'cp %s/%%f %%p'\n", s.archive(), s.archive()), nil
 }
@@ -33,13 +31,10 @@ func (s *Server) BaseBackup() error {
 	if err := os.RemoveAll(s.base()); err != nil {
 		return err
 	}
-	cmd := s.command(filepath.Join(s.bin, "pg_basebackup"), "-D", s.base(), "-h", s.Socket, "-p", fmt.Sprint(s.Port), "-U", Superuser,
+	cmd := s.program("pg_basebackup", "-D", s.base(), "-h", s.Socket, "-p", fmt.Sprint(s.Port), "-U", Superuser,
 		"--checkpoint=fast", "--wal-method=stream", "--no-sync")
 	cmd.Env = append(cmd.Env, "PGPASSWORD="+password)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("pg_basebackup: %w\n%s", err, out)
-	}
-	return nil
+	return s.Do(cmd)
 }
 
 // RestoreTo stops the server, puts the base backup in the place of its data, and starts it: with all that was committed by a moment, by
@@ -51,15 +46,12 @@ func (s *Server) RestoreTo(at time.Time) error {
 	if err := errors.Join(os.RemoveAll(s.data()), os.Rename(s.base(), s.data())); err != nil {
 		return err
 	}
-	if err := s.write(filepath.Join(s.data(), "recovery.signal"), nil); err != nil {
+	if err := s.Write(filepath.Join(s.data(), "recovery.signal"), nil); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	err := s.Append(filepath.Join(s.data(), "postgresql.conf"),
+		fmt.Sprintf("recovery_target_time = '%s'\nrecovery_target_action = promote\n", at.UTC().Format("2006-01-02 15:04:05.000000+00")))
 	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(f, "recovery_target_time = '%s'\nrecovery_target_action = promote\n", at.UTC().Format("2006-01-02 15:04:05.000000+00"))
-	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	if err := s.Up(); err != nil {

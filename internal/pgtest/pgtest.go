@@ -8,20 +8,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // Superuser is the name of every Server's superuser.
@@ -56,85 +56,26 @@ func Setting(name, value string) Option {
 
 // Server is a running PostgreSQL.
 type Server struct {
-	Host   string // 127.0.0.1
+	*servertest.Daemon
 	Port   int
 	Socket string // folder of its Unix socket
 	CA     []byte // PEM; nil without TLS
-	Log    string // file that the server logs to
 
-	dir    string
-	bin    string
-	cred   *syscall.Credential
-	issuer *issuer // nil without TLS
-	disk   int64   // bytes of the file system that its data has to itself; 0: none
-	stop   func()  // stops the watch, and so the server, and removes all
-	mu     sync.Mutex
+	bin    string         // folder of its programs
+	issuer *servertest.CA // nil without TLS
+	disk   int64          // bytes of the file system that its data has to itself; 0: none
 }
 
-var (
-	sharedMu sync.Mutex
-	shared   = map[options]*Server{}
-)
-
-// Start returns the test process's server for these options, starting it if this is the first to ask. Tests that share it
-// keep apart by database (Server.Database) and by the names of their roles.
-func Start(t testing.TB, opts ...Option) *Server {
-	t.Helper()
-	bin := binaries(t)
-	var o options
-	for _, opt := range opts {
-		opt(&o)
-	}
-	sharedMu.Lock()
-	defer sharedMu.Unlock()
-	if s := shared[o]; s != nil {
-		return s
-	}
-	s, err := start(bin, o)
-	if err != nil {
-		t.Fatalf("pgtest: %v", err)
-	}
-	shared[o] = s
-	return s
+// kind is PostgreSQL: the newest that is installed.
+var kind = servertest.Kind{
+	Name: "PostgreSQL", Starter: "pgtest", Debian: "postgresql", Folders: folders(), User: "postgres", Down: syscall.SIGINT,
+	Kill: syscall.SIGQUIT, // without a word to clients or disk; SIGKILL would leave its shared memory behind
 }
 
-// Own starts a server for this test alone, which may stop, pause or kill it: what was committed survives that. It is removed when the test ends.
-func Own(t testing.TB, opts ...Option) *Server {
-	t.Helper()
-	bin := binaries(t)
-	var o options
-	for _, opt := range opts {
-		opt(&o)
-	}
-	o.own = true
-	s, err := start(bin, o)
-	if err != nil {
-		t.Fatalf("pgtest: %v", err)
-	}
-	t.Cleanup(s.stop)
-	return s
-}
-
-// binaries is the folder of the newest PostgreSQL server that is installed.
-func binaries(t testing.TB) string {
-	t.Helper()
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+func folders() []string {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
 	slices.SortFunc(found, func(a, b string) int { return version(b) - version(a) })
-	if p, err := exec.LookPath("postgres"); err == nil {
-		found = append(found, p)
-	}
-	for _, p := range found {
-		if p, err := filepath.EvalSymlinks(p); err == nil {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(p), "initdb")); err == nil {
-				return filepath.Dir(p)
-			}
-		}
-	}
-	if testing.Short() && os.Getenv("CI") != "true" {
-		t.Skip("pgtest: no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-	}
-	t.Fatal("pgtest: no PostgreSQL server is installed (Debian: apt-get install postgresql); -short skips these tests")
-	return ""
+	return found
 }
 
 func version(path string) int {
@@ -142,69 +83,63 @@ func version(path string) int {
 	return n
 }
 
-// unprivileged is who runs the server: PostgreSQL refuses to run as root.
-func unprivileged() (*syscall.Credential, error) {
-	if os.Getuid() != 0 {
-		return nil, nil
-	}
-	for _, name := range []string{"postgres", "nobody"} {
-		u, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
-	}
-	return nil, errors.New("running as root, and there is neither a user postgres nor nobody to run the server as")
+var shared servertest.Shared[options, *Server]
+
+// Start returns the test process's server for these options, starting it if this is the first to ask. Tests that share it
+// keep apart by database (Server.Database) and by the names of their roles.
+func Start(t testing.TB, opts ...Option) *Server {
+	t.Helper()
+	o := servertest.Chosen(opts)
+	return shared.Get(o, func() *Server { return start(t, o) })
 }
 
-func start(bin string, o options) (*Server, error) {
-	return launch(bin, o, func(s *Server) error { return s.create(o) })
+// Own starts a server for this test alone, which may stop, pause or kill it: what was committed survives that. It is removed when the test ends.
+func Own(t testing.TB, opts ...Option) *Server {
+	t.Helper()
+	o := servertest.Chosen(opts)
+	o.own = true
+	s := start(t, o)
+	t.Cleanup(s.Discard)
+	return s
+}
+
+func start(t testing.TB, o options) *Server {
+	t.Helper()
+	program, err := filepath.EvalSymlinks(kind.Programs(t, "postgres")[0])
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	s, err := launch(filepath.Dir(program), o.disk, func(s *Server) error { return s.create(o) })
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return s
 }
 
 // launch starts a server on the data that fill puts into its folder.
-func launch(bin string, o options, fill func(*Server) error) (*Server, error) {
-	cred, err := unprivileged()
+func launch(bin string, disk int64, fill func(*Server) error) (*Server, error) {
+	d, err := kind.Open()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("/tmp", "pgtest-")
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{Host: "127.0.0.1", Socket: dir, Log: filepath.Join(dir, "log"), dir: dir, bin: bin, disk: o.disk, cred: cred}
-	if err := s.watch(); err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	if err := fill(s); err != nil {
-		s.stop()
-		return nil, err
-	}
-	for range 3 { // another process may take the port between finding it free and binding it
-		if err = s.Up(); err == nil {
-			return s, nil
+	s := &Server{Daemon: d, Socket: d.Dir, bin: bin, disk: disk}
+	return s, d.Begin(func() error { return fill(s) }, func() (err error) {
+		if s.Port, err = s.Daemon.Port(); err != nil {
+			return err
 		}
-		s.Port = 0
-	}
-	s.stop()
-	return nil, err
+		return s.Up()
+	})
 }
 
 // create makes the server's data folder.
 func (s *Server) create(o options) error {
-	secret := filepath.Join(s.dir, "password")
-	if err := s.write(secret, []byte(password+"\n")); err != nil {
+	if err := errors.Join(s.Write("password", []byte(password+"\n")), s.mount()); err != nil {
 		return err
 	}
-	if err := s.settle(); err != nil {
+	err := s.Do(s.program("initdb", "-D", s.data(), "-U", Superuser, "--pwfile="+filepath.Join(s.Dir, "password"),
+		"--auth=scram-sha-256", "--no-sync", "--encoding=UTF8", "--locale=C", "--no-instructions"))
+	if err != nil {
 		return err
-	}
-	cmd := s.command(filepath.Join(s.bin, "initdb"), "-D", s.data(), "-U", Superuser, "--pwfile="+secret,
-		"--auth=scram-sha-256", "--no-sync", "--encoding=UTF8", "--locale=C", "--no-instructions")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb: %w\n%s", err, out)
 	}
 	conf := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\nmax_connections = 90\nshared_buffers = 32MB\n", s.Socket)
 	conf += "password_encryption = 'scram-sha-256'\nlog_min_messages = warning\nautovacuum_naptime = 10s\n"
@@ -225,128 +160,40 @@ func (s *Server) create(o options) error {
 		if err := s.certify(); err != nil {
 			return err
 		}
-		conf += fmt.Sprintf("ssl = on\nssl_cert_file = '%[1]s/server.crt'\nssl_key_file = '%[1]s/server.key'\nssl_ca_file = '%[1]s/ca.crt'\n", s.dir)
+		conf += fmt.Sprintf("ssl = on\nssl_cert_file = '%[1]s/server.crt'\nssl_key_file = '%[1]s/server.key'\nssl_ca_file = '%[1]s/ca.crt'\n", s.Dir)
 	}
-	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(conf + o.settings)
-	return errors.Join(err, f.Close())
+	return s.Append(filepath.Join(s.data(), "postgresql.conf"), conf+o.settings)
 }
 
 // certify makes the server's certificate, and lets members of ByCertificate log in by theirs.
 func (s *Server) certify() (err error) {
-	if s.issuer, err = newIssuer(); err != nil {
+	if s.issuer, err = s.Certify(); err != nil {
 		return err
 	}
-	s.CA = s.issuer.pem()
-	certificate, key, err := s.issuer.server()
-	if err != nil {
-		return err
-	}
+	s.CA = s.issuer.PEM()
 	access := filepath.Join(s.data(), "pg_hba.conf")
 	rules, err := os.ReadFile(access)
 	if err != nil {
 		return err
 	}
 	rules = append([]byte("hostssl all +"+ByCertificate+" 127.0.0.1/32 cert\nhost all +"+ByCertificate+" 127.0.0.1/32 reject\n"), rules...)
-	return errors.Join(s.write(filepath.Join(s.dir, "server.crt"), certificate), s.write(filepath.Join(s.dir, "server.key"), key),
-		s.write(filepath.Join(s.dir, "ca.crt"), s.CA), os.WriteFile(access, rules, 0o600))
+	return os.WriteFile(access, rules, 0o600)
 }
 
-// watch starts a shell that waits for its standard input to end, which it does when this process ends in whatever way
-// (or by stop), and then takes the server down and its folder away.
-func (s *Server) watch() error {
-	cmd := exec.Command("/bin/sh", "-c", `read -r _
-[ -f "$0/data/postmaster.pid" ] && {
-  pid=$(head -n 1 "$0/data/postmaster.pid")
-  for p in $pid $(cat /proc/$pid/task/$pid/children 2>/dev/null); do kill -CONT "$p" 2>/dev/null; done
-  kill -QUIT "$pid" 2>/dev/null
-  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-  kill -KILL "$pid" 2>/dev/null
-}
-umount -l "$0/data" 2>/dev/null
-rm -rf "$0"`, s.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	s.stop = sync.OnceFunc(func() {
-		in.Close()
-		_ = cmd.Wait()
-	})
-	return nil
-}
-
-// Up starts the server after Down or Kill; Start and Own have done it once. The port stays the same.
+// Up starts the server after it ended; Start and Own have done it once. The port stays the same.
 func (s *Server) Up() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.Port == 0 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
+	return s.Run(s.program("postgres", "-D", s.data(), "-p", strconv.Itoa(s.Port)), func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		c, err := s.Login(ctx, Superuser, password, "")
+		if err == nil {
+			return c.Close(ctx)
 		}
-		s.Port = l.Addr().(*net.TCPAddr).Port
-		l.Close()
-	}
-	out, err := s.command(filepath.Join(s.bin, "pg_ctl"), "start", "-D", s.data(), "-l", s.Log, "-w", "-t", "60", "-s", "-o", "-p "+strconv.Itoa(s.Port)).CombinedOutput()
-	if err != nil {
-		log, _ := os.ReadFile(s.Log)
-		return fmt.Errorf("starting PostgreSQL: %w\n%s%s", err, out, log)
-	}
-	return nil
-}
-
-// Down stops the server in an orderly way, ending its sessions.
-func (s *Server) Down() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out, err := s.command(filepath.Join(s.bin, "pg_ctl"), "stop", "-D", s.data(), "-m", "fast", "-w", "-s").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("stopping PostgreSQL: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// Kill ends the server as a crash does.
-func (s *Server) Kill() error {
-	if err := s.signal(syscall.SIGQUIT, false); err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(filepath.Join(s.data(), "postmaster.pid")); err != nil {
-			return nil
+		if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code != "57P03" { // cannot_connect_now
+			return nil // a test may have changed who logs in
 		}
-	}
-	return errors.New("PostgreSQL did not die")
-}
-
-// Pause stops every process of the server where it is: connections are accepted by the kernel, and nothing answers.
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP, true) }
-
-// Resume undoes Pause.
-func (s *Server) Resume() error { return s.signal(syscall.SIGCONT, true) }
-
-func (s *Server) signal(sig syscall.Signal, all bool) error {
-	pid, err := s.postmaster()
-	if err != nil {
 		return err
-	}
-	if err := syscall.Kill(pid, sig); err != nil || !all {
-		return err
-	}
-	for _, child := range children(pid) {
-		if err := syscall.Kill(child, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // URL is a connection URL for name, without TLS. Braces in name and password stay as they are, for templates.
@@ -398,25 +245,9 @@ func (s *Server) Database(t testing.TB) string {
 	return name
 }
 
-func (s *Server) data() string { return filepath.Join(s.dir, "data") }
+func (s *Server) data() string { return filepath.Join(s.Dir, "data") }
 
-func (s *Server) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Dir = s.dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "HOME=" + s.dir}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.cred, Setsid: true}
-	cmd.WaitDelay = 5 * time.Second
-	return cmd
-}
-
-func (s *Server) write(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	if s.cred != nil {
-		err = f.Chown(int(s.cred.Uid), int(s.cred.Gid))
-	}
-	_, werr := f.Write(content)
-	return errors.Join(err, werr, f.Close())
+// program is one of the server's own.
+func (s *Server) program(name string, args ...string) *exec.Cmd {
+	return s.Command(filepath.Join(s.bin, name), args...)
 }

@@ -5,13 +5,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 func TestServerLives(t *testing.T) {
@@ -78,8 +78,8 @@ func TestServerLives(t *testing.T) {
 	must(err)
 	c.Close(t.Context())
 
-	s.stop()
-	if _, err := os.Stat(s.dir); err == nil {
+	s.Discard()
+	if _, err := os.Stat(s.Dir); err == nil {
 		t.Error("the folder was left behind")
 	}
 	if ask() == nil {
@@ -89,28 +89,7 @@ func TestServerLives(t *testing.T) {
 
 // A test process that panics, or is killed, leaves neither a server nor a folder.
 func TestServerEndsWithItsProcess(t *testing.T) {
-	if out := os.Getenv("PGTEST_CHILD"); out != "" {
-		s := Start(t)
-		if err := os.WriteFile(out, []byte(s.dir), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		os.Exit(2) // runs no cleanup
-	}
-	out := filepath.Join(t.TempDir(), "dir")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestServerEndsWithItsProcess$")
-	cmd.Env = append(os.Environ(), "PGTEST_CHILD="+out)
-	text, _ := cmd.CombinedOutput()
-	dir, err := os.ReadFile(out)
-	if err != nil {
-		t.Skipf("the child started no server: %s", text)
-	}
-	for range 100 {
-		if _, err := os.Stat(string(dir)); err != nil {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Errorf("%s was left behind", dir)
+	servertest.EndsWithItsProcess(t, func(t testing.TB) *servertest.Daemon { return Start(t).Daemon })
 }
 
 // What was committed by the moment is there after RestoreTo, and nothing else.

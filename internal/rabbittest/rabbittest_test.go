@@ -6,6 +6,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 func TestServerLives(t *testing.T) {
@@ -27,11 +29,16 @@ func TestServerLives(t *testing.T) {
 	if s.Do(t, http.MethodGet, User("somebody"), nil) != nil {
 		t.Error("the user is still there")
 	}
-	s.stop()
-	if _, err := os.Stat(s.dir); err == nil {
+	s.Discard()
+	if _, err := os.Stat(s.Dir); err == nil {
 		t.Error("the folder was left behind")
 	}
 	if _, _, err := s.Call(Admin, password, http.MethodGet, "overview", nil); err == nil {
 		t.Error("the server outlived its test")
 	}
+}
+
+// A test process that is killed leaves neither a server nor a folder.
+func TestServerEndsWithItsProcess(t *testing.T) {
+	servertest.EndsWithItsProcess(t, func(t testing.TB) *servertest.Daemon { return Start(t).Daemon })
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 func TestServerLives(t *testing.T) {
@@ -41,8 +43,8 @@ func TestServerLives(t *testing.T) {
 			}
 			must(s.Up())
 			must(ask(time.Minute))
-			s.stop()
-			if _, err := os.Stat(s.dir); err == nil {
+			s.Discard()
+			if _, err := os.Stat(s.Dir); err == nil {
 				t.Error("the folder was left behind")
 			}
 			if ask(time.Second) == nil {
@@ -50,4 +52,9 @@ func TestServerLives(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A test process that is killed leaves neither a server nor a folder.
+func TestServerEndsWithItsProcess(t *testing.T) {
+	servertest.EndsWithItsProcess(t, func(t testing.TB) *servertest.Daemon { return Start(t).Daemon })
 }

@@ -388,7 +388,7 @@ func through(b *bench, r *pgtest.Relay) (d database.Database, delivered func()) 
 }
 
 func relay(b *bench) *pgtest.Relay {
-	return pgtest.NewRelay(b.t, &pgtest.Server{Host: b.Host, Port: b.Port})
+	return pgtest.RelayTo(b.t, b.Addr())
 }
 
 // What a paused process sent, and the network delivers after its successor has removed the account and looked for the last time, makes nothing.
