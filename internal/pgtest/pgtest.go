@@ -237,9 +237,12 @@ func (s *Server) Database(t testing.TB) string {
 		t.Fatalf("pgtest: %v", err)
 	}
 	t.Cleanup(func() {
-		if c, err := s.Login(context.Background(), Superuser, password, ""); err == nil {
-			_, _ = c.Exec(context.Background(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
-			c.Close(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if c, err := s.Login(ctx, Superuser, password, ""); err == nil {
+			_, _ = c.Exec(ctx, "SET synchronous_commit = local") // its standby may be gone by now
+			_, _ = c.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+			c.Close(ctx)
 		}
 	})
 	return name
