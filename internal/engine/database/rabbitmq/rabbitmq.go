@@ -87,6 +87,9 @@ func (Driver) CheckPassword(_ *database.Connection, password lessor.Secret) erro
 	if password.Empty() {
 		return errors.New("the password is empty, by which nobody could log in")
 	}
+	if strings.Contains(password.Reveal(), "\x00") {
+		return errors.New("the password contains a zero byte, by which clients could not log in")
+	}
 	return nil
 }
 
