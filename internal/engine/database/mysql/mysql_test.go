@@ -128,62 +128,19 @@ func (b *bench) until(what string, f func() bool) {
 	}
 }
 
-func TestLife(t *testing.T) {
+// What an account bears at the server: a marker, and a hash in the place of its password.
+func TestWhatAnAccountBears(t *testing.T) {
 	b := newBench(t, mariatest.Start(t))
 	a := account()
 	a.Mount, a.Role = strings.Repeat("ab", 12), strings.Repeat("cd", 12)
 	b.create(a)
-	c, err := b.login(a)
-	if err != nil {
-		t.Fatalf("the account cannot log in: %v", err)
-	}
-	c.Close()
 	if got, want := ask[string](b, "SELECT Host FROM mysql.user WHERE Host<>'%' AND User="+text(a.Username)), database.Mark(a.Lease)+"."+a.Mount+"."+a.Role+".lessor.invalid"; got != want {
 		t.Errorf("marker %q, want %q", got, want)
 	}
 	if stored := ask[string](b, "SELECT authentication_string FROM mysql.user WHERE Host='%' AND User="+text(a.Username)); stored != nativeHash(a.Password.Reveal()) && !(b.MySQL() && strings.HasPrefix(stored, "$A$")) {
 		t.Errorf("stored as %q", stored)
 	}
-	wrong := a
-	wrong.Password = lessor.NewSecret("wrong")
-	if c, err := b.login(wrong); err == nil {
-		c.Close()
-		t.Error("a wrong password logs in")
-	}
-	if err := b.Renew(t.Context(), a); err != nil {
-		t.Fatal(err)
-	}
-	marked, err := b.Marked(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := false
-	for _, m := range marked {
-		found = found || m == database.Marked{Username: a.Username, Mark: database.Mark(a.Lease), Mount: a.Mount, Role: a.Role}
-	}
-	if !found {
-		t.Errorf("the account is not among those marked: %v", marked)
-	}
 	b.remove(a)
-	if _, err := b.login(a); err == nil {
-		t.Error("a removed account logs in")
-	}
-	if err := b.Renew(t.Context(), a); err == nil || errors.Is(err, database.ErrUnreachable) {
-		t.Errorf("renewing a removed account: %v", err)
-	}
-}
-
-// One that was found is removed by the mark that it bears.
-func TestRemoveWhatWasFound(t *testing.T) {
-	b := newBench(t, mariatest.Start(t))
-	a := b.create(account())
-	stray := database.Account{Lease: "database/strays/1", Found: database.Mark(a.Lease), Username: a.Username}
-	other := stray
-	other.Found = database.Mark("another")
-	if errs := b.Database.Remove(t.Context(), []database.Account{other}); errs[0] != nil || !b.has(a) {
-		t.Errorf("removed by another mark: %v", errs)
-	}
-	b.remove(stray)
 }
 
 // The names of an account may be at several hosts, with several rights, and go together.
@@ -269,16 +226,10 @@ func TestHashesAreThoseOfTheServer(t *testing.T) {
 	b.remove(special)
 }
 
+// A password that is sent as it is has no quotes.
 func TestPlainPassword(t *testing.T) {
 	b := newBench(t, mariatest.Start(t), func(c *database.Connection, _ *database.Secrets) { c.Authentication = plain })
-	a := b.create(account())
-	c, err := b.login(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	b.remove(a)
-	a = account()
+	a := account()
 	a.Password = lessor.NewSecret("it's")
 	if err := b.Create(t.Context(), a); api.KindOf(err) != api.Invalid || b.has(a) {
 		t.Errorf("a password with a quote: %v", err)
@@ -401,56 +352,6 @@ func TestHalfMade(t *testing.T) {
 	}
 }
 
-// Create and Remove, in every order of up to four, leave what the last of them says, and neither fails.
-func TestIdempotentInEveryOrder(t *testing.T) {
-	b := newBench(t, mariatest.Start(t))
-	for n := range 1 << 4 {
-		a := account()
-		for step := range 4 {
-			if n>>step&1 == 0 {
-				b.create(a)
-				if !b.has(a) {
-					t.Fatal("created, and not there")
-				}
-			} else {
-				b.remove(a)
-			}
-		}
-		b.remove(a)
-	}
-}
-
-// Made again, an account that is in use stays as it is.
-func TestCreateAgainChangesNothing(t *testing.T) {
-	b := newBench(t, mariatest.Start(t))
-	a := b.create(account())
-	c, err := b.login(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	b.create(a)
-	if _, err := c.ExecContext(t.Context(), "SELECT 1"); err != nil {
-		t.Error(err)
-	}
-	b.remove(a)
-}
-
-// Both at once, many times over: whatever wins, a last Remove confirmed means gone.
-func TestConcurrentCreateAndRemove(t *testing.T) {
-	b := newBench(t, mariatest.Start(t))
-	for range 30 {
-		a := account()
-		var wg sync.WaitGroup
-		for range 2 {
-			wg.Go(func() { _ = b.Create(t.Context(), a) })
-			wg.Go(func() { b.Database.Remove(t.Context(), []database.Account{a}) })
-		}
-		wg.Wait()
-		b.remove(a)
-	}
-}
-
 // Many are made at once, and removed together, with a session in some.
 func TestManyAtOnce(t *testing.T) {
 	b := newBench(t, mariatest.Start(t), func(c *database.Connection, _ *database.Secrets) { c.MaxOpen = 8 })
@@ -533,29 +434,6 @@ func TestRemoveEndsSessions(t *testing.T) {
 			t.Error("a session outlived its account")
 		}
 	}
-}
-
-// Only what bears the lease's mark is removed.
-func TestRemoveKeepsWhatIsOthers(t *testing.T) {
-	b := newBench(t, mariatest.Start(t))
-	mine, theirs := b.create(account()), account()
-	theirs.Username = mine.Username
-	if err := b.Create(t.Context(), theirs); err == nil {
-		t.Error("one account for two leases")
-	}
-	if errs := b.Database.Remove(t.Context(), []database.Account{theirs}); errs[0] != nil || !b.has(mine) {
-		t.Errorf("another lease's account: %v", errs[0])
-	}
-	human := account()
-	b.exec("CREATE USER " + text(human.Username))
-	if err := b.Create(t.Context(), human); err == nil {
-		t.Error("took over an account that was there")
-	}
-	if errs := b.Database.Remove(t.Context(), []database.Account{human}); errs[0] == nil || !b.has(human) {
-		t.Errorf("an account without a marker: %v", errs[0])
-	}
-	b.exec("DROP USER " + text(human.Username))
-	b.remove(mine)
 }
 
 func TestRevocationStatements(t *testing.T) {

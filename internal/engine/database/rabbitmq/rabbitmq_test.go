@@ -14,7 +14,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -117,17 +116,10 @@ func (b *bench) remove(as ...database.Account) {
 	}
 }
 
-func TestLife(t *testing.T) {
+// An account has the tags and permissions that its statements say.
+func TestPermissions(t *testing.T) {
 	b := newBench(t)
 	a := b.create(account())
-	c, err := b.Dial(a.Username, a.Password.Reveal(), "/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if b.logsIn(a.Username, "wrong") {
-		t.Error("a wrong password logs in")
-	}
 	if u := b.user(a.Username); !slices.Contains(u.Tags, "monitoring") || !slices.Contains(u.Tags, "policymaker") {
 		t.Errorf("tags %v", u.Tags)
 	}
@@ -139,96 +131,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("%s%s: %s", path, a.Username, got)
 		}
 	}
-	if err := b.Renew(t.Context(), a); err != nil {
-		t.Error(err)
-	}
-	marked, err := b.Marked(t.Context())
-	if want := (database.Marked{Username: a.Username, Mark: database.Mark(a.Lease), Mount: a.Mount, Role: a.Role}); err != nil || !slices.Contains(marked, want) {
-		t.Errorf("%+v is not among %+v, %v", want, marked, err)
-	}
 	b.remove(a)
-	if !c.Ended(30 * time.Second) {
-		t.Error("a connection outlived its account")
-	}
-	if err := b.Renew(t.Context(), a); err == nil || errors.Is(err, database.ErrUnreachable) {
-		t.Errorf("renewing a removed account: %v", err)
-	}
-	b.remove(a)
-}
-
-func TestCreateFails(t *testing.T) {
-	b := newBench(t)
-	for creation, want := range map[string]string{
-		`{"vhosts":{"nowhere":{}}}`:                     `virtual host "nowhere"`,
-		`{"vhosts":{"/":{"write":"(x"}}}`:               `regular expressions`,
-		`{"vhost_topics":{"nowhere":{"amq.topic":{}}}}`: `virtual host "nowhere"`,
-	} {
-		a := account()
-		a.Creation = []string{creation}
-		err := b.Create(t.Context(), a)
-		if api.KindOf(err) != api.Upstream || errors.Is(err, database.ErrUnreachable) || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", creation, err)
-		}
-		b.remove(a)
-	}
-}
-
-// Create and Remove, in every order of up to four, leave what the last of them says, and neither fails.
-func TestIdempotentInEveryOrder(t *testing.T) {
-	b := newBench(t)
-	for n := range 1 << 4 {
-		a := account()
-		for step := range 4 {
-			if n>>step&1 == 0 {
-				b.create(a)
-				if b.user(a.Username) == nil {
-					t.Fatal("created, and not there")
-				}
-			} else {
-				b.remove(a)
-			}
-		}
-		b.remove(a)
-	}
-}
-
-// Both at once, many times over: whatever wins, a last Remove confirmed means gone.
-func TestConcurrentCreateAndRemove(t *testing.T) {
-	b := newBench(t)
-	for range 10 {
-		a := account()
-		var wg sync.WaitGroup
-		for range 2 {
-			wg.Go(func() { _ = b.Create(t.Context(), a) })
-			wg.Go(func() { b.Database.Remove(t.Context(), []database.Account{a}) })
-		}
-		wg.Wait()
-		b.remove(a)
-	}
-}
-
-// Only what bears the lease's mark is removed.
-func TestRemoveKeepsWhatIsOthers(t *testing.T) {
-	b := newBench(t)
-	mine, theirs := b.create(account()), account()
-	theirs.Username = mine.Username
-	if err := b.Create(t.Context(), theirs); err == nil {
-		t.Error("one account for two leases")
-	}
-	if errs := b.Database.Remove(t.Context(), []database.Account{theirs}); errs[0] != nil || b.user(mine.Username) == nil {
-		t.Errorf("another lease's account: %v", errs[0])
-	}
-	human := account()
-	b.Do(t, http.MethodPut, rabbittest.User(human.Username), map[string]string{"password": "x", "tags": "lessor"})
-	if err := b.Create(t.Context(), human); err == nil {
-		t.Error("took over an account that was there")
-	}
-	if errs := b.Database.Remove(t.Context(), []database.Account{human}); errs[0] == nil || b.user(human.Username) == nil {
-		t.Errorf("an account without a mark: %v", errs[0])
-	}
-	found := mine // a stray: by another lease's id, and its mark
-	found.Found, found.Lease = mine.Bears(), "strays/1"
-	b.remove(found)
 }
 
 // What arrives after its account was removed brings back an account that may do nothing; it is removed again, as long as something may come.

@@ -111,42 +111,21 @@ func (b *bench) remove(as ...database.Account) {
 	}
 }
 
-func TestLife(t *testing.T) {
+// An account without statements may read everything, and write nothing; its sessions say since when they are open.
+func TestAccountByDefault(t *testing.T) {
 	b := newBench(t, redistest.Start(t))
 	a := b.create(account())
-	if !b.logsIn(a.Username, a.Password.Reveal()) || b.logsIn(a.Username, "wrong") {
-		t.Error("the account's password is not the one that it was given")
-	}
 	c := b.Client(a.Username, a.Password.Reveal())
 	defer c.Close()
+	if err := c.Get(t.Context(), "x").Err(); err != nil && !errors.Is(err, redis.Nil) {
+		t.Errorf("it does not read: %v", err)
+	}
 	if err := c.Set(t.Context(), "x", 1, 0).Err(); err == nil || !strings.HasPrefix(err.Error(), "NOPERM") {
-		t.Errorf("an account that may read writes: %v", err)
+		t.Errorf("it writes: %v", err)
 	}
-	if err := b.Renew(t.Context(), a); err != nil {
-		t.Error(err)
-	}
-	marked, err := b.Marked(t.Context())
-	want := database.Marked{Username: a.Username, Mark: database.Mark(a.Lease), Mount: a.Mount, Role: a.Role}
-	found := false
-	for _, m := range marked {
-		found = found || m == want
-	}
-	if err != nil || !found {
-		t.Errorf("%+v is not among %+v, %v", want, marked, err)
-	}
-	sessions, err := b.Sessions(t.Context(), []string{a.Username, "nobody"})
-	if err != nil || len(sessions) != 1 || sessions[0].Username != a.Username || sessions[0].Client != "127.0.0.1" || time.Since(sessions[0].Since) > time.Minute {
+	sessions, err := b.Sessions(t.Context(), []string{a.Username})
+	if err != nil || len(sessions) != 1 || sessions[0].Since.IsZero() || time.Since(sessions[0].Since) > time.Minute {
 		t.Errorf("sessions %+v, %v", sessions, err)
-	}
-	b.remove(a)
-	if err := c.Get(t.Context(), "x").Err(); err == nil || errors.Is(err, redis.Nil) {
-		t.Errorf("a session outlived its account: %v", err)
-	}
-	if b.logsIn(a.Username, a.Password.Reveal()) {
-		t.Error("a removed account logs in")
-	}
-	if err := b.Renew(t.Context(), a); err == nil || errors.Is(err, database.ErrUnreachable) {
-		t.Errorf("renewing a removed account: %v", err)
 	}
 	b.remove(a)
 }
@@ -282,40 +261,6 @@ func TestCreateFails(t *testing.T) {
 	b.remove(a)
 }
 
-// Create and Remove, in every order of up to four, leave what the last of them says, and neither fails.
-func TestIdempotentInEveryOrder(t *testing.T) {
-	b := newBench(t, redistest.Start(t))
-	for n := range 1 << 4 {
-		a := account()
-		for step := range 4 {
-			if n>>step&1 == 0 {
-				b.create(a)
-				if !b.has(a) {
-					t.Fatal("created, and not there")
-				}
-			} else {
-				b.remove(a)
-			}
-		}
-		b.remove(a)
-	}
-}
-
-// Both at once, many times over: whatever wins, a last Remove confirmed means gone.
-func TestConcurrentCreateAndRemove(t *testing.T) {
-	b := newBench(t, redistest.Start(t))
-	for range 30 {
-		a := account()
-		var wg sync.WaitGroup
-		for range 2 {
-			wg.Go(func() { _ = b.Create(t.Context(), a) })
-			wg.Go(func() { b.Database.Remove(t.Context(), []database.Account{a}) })
-		}
-		wg.Wait()
-		b.remove(a)
-	}
-}
-
 func TestManyAtOnce(t *testing.T) {
 	b := newBench(t, redistest.Start(t))
 	as := make([]database.Account, batch+50)
@@ -330,31 +275,6 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	b.remove(as...)
-}
-
-// Only what bears the lease's mark is removed.
-func TestRemoveKeepsWhatIsOthers(t *testing.T) {
-	b := newBench(t, redistest.Start(t))
-	mine, theirs := b.create(account()), account()
-	theirs.Username = mine.Username
-	if err := b.Create(t.Context(), theirs); err == nil {
-		t.Error("one account for two leases")
-	}
-	if errs := b.Database.Remove(t.Context(), []database.Account{theirs}); errs[0] != nil || !b.has(mine) {
-		t.Errorf("another lease's account: %v", errs[0])
-	}
-	human := account()
-	b.do("ACL", "SETUSER", human.Username)
-	if err := b.Create(t.Context(), human); err == nil {
-		t.Error("took over an account that was there")
-	}
-	if errs := b.Database.Remove(t.Context(), []database.Account{human}); errs[0] == nil || !b.has(human) {
-		t.Errorf("an account without a mark: %v", errs[0])
-	}
-	b.do("ACL", "DELUSER", human.Username)
-	found := mine // a stray: by another lease's id, and its mark
-	found.Found, found.Lease = mine.Bears(), "strays/1"
-	b.remove(found)
 }
 
 // through is a connection over a relay, of an account of its own, with a session that is open; delivered waits until the server has ended it, which it
