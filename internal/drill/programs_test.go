@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Variables that make this test's program one of those that know nothing of lessor.
@@ -45,7 +46,11 @@ func TestMain(m *testing.M) {
 	default:
 		flag.Parse()
 		_ = flag.Set("test.parallel", "16") // they wait most of the time
-		os.Exit(m.Run())
+		code := m.Run()
+		if built != "" {
+			_ = os.RemoveAll(built)
+		}
+		os.Exit(code)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -62,10 +67,15 @@ func work(url, result string) error {
 	return until(p, result, func() []string { return []string{url} })
 }
 
-// until queries over a pool until SIGTERM. used are the URLs that it has logged in with by then.
+// until queries over a pool until SIGTERM, or until who started it is killed. used are the URLs that it has logged in with by then.
 func until(p pool, name string, used func() []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	go func() {
+		for parent := os.Getppid(); os.Getppid() == parent; time.Sleep(time.Second) {
+		}
+		os.Exit(1)
+	}()
 	if err := p.query(ctx); err != nil {
 		return err
 	}

@@ -26,13 +26,16 @@ type server struct {
 	ended chan struct{} // closed when cmd has
 }
 
+// built is the folder of what build makes, which ends with this process.
+var built string
+
 // build makes the program, once for all tests of this process.
 var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "lessor-drill-")
-	if err != nil {
+	var err error
+	if built, err = os.MkdirTemp("", "lessor-drill-"); err != nil {
 		return "", err
 	}
-	bin := filepath.Join(dir, "lessor")
+	bin := filepath.Join(built, "lessor")
 	cmd := exec.Command("go", "build", "-o", bin, "github.com/lessor-dev/lessor/cmd/lessor")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
