@@ -19,12 +19,17 @@ import (
 // guesser counts the guesses of its node.
 type guesser struct {
 	*Backend
-	guesses atomic.Int64
+	guessed atomic.Bool // the latest write was begun without the lock
 }
 
 func (g *guesser) Guess(at store.Snapshot, keys []store.Key, versions []uint64) store.Write {
-	g.guesses.Add(1)
+	g.guessed.Store(true)
 	return g.Backend.Guess(at, keys, versions)
+}
+
+func (g *guesser) Begin() (store.Write, error) {
+	g.guessed.Store(false)
+	return g.Backend.Begin()
 }
 
 // followed is a server with a synchronous standby.
@@ -117,45 +122,65 @@ func TestWaitsCutShortAcknowledgeNothing(t *testing.T) {
 		t.Helper()
 		return uint64(f.number(`SELECT count(*) FROM lessor.rows WHERE tab = $1`, int16(store.Head)))
 	}
-	for _, path := range []string{"under the lock", "by a guess"} {
-		guesses := b.guesses.Load()
-		if path == "by a guess" { // which a node makes once it has met no other for a while
-			for tries := 0; b.guesses.Load() == guesses; tries++ {
-				if _, err := add(t.Context(), db, "n"); err != nil || tries == 100 {
-					t.Fatal("it does not guess", err)
+	for path, guessed := range map[string]bool{"under the lock": false, "by a guess": true} {
+		for tries, met := 0, false; !met; tries++ {
+			if tries == 20 {
+				t.Fatalf("no commit was made %s", path)
+			}
+			var acknowledged atomic.Uint64
+			acknowledged.Store(counted(t, db, "n"))
+			stop, done := make(chan struct{}), make(chan error, 1)
+			write := func() { // a node guesses once it has met no other for a while, and only where one commit follows upon another
+				for {
+					if _, err := add(context.Background(), db, "n"); err != nil {
+						done <- err
+						return
+					}
+					acknowledged.Add(1)
+					select {
+					case <-stop:
+						done <- nil
+						return
+					default:
+					}
 				}
 			}
-			guesses = b.guesses.Load() + 1
-		}
-		before := counted(t, db, "n")
-		done := make(chan error, 1)
-		f.away(func() {
-			go func() {
-				_, err := add(context.Background(), db, "n")
-				done <- err
-			}()
-			for range 3 { // it is committed, and seen to be; it waits on nevertheless, with a further commit
-				f.cut()
-				await(t, "the server shows the commit", func() bool { return heads() > before })
+			if guessed {
+				go write()
+			} else {
+				time.Sleep(50 * time.Millisecond) // without which it guesses
 			}
-			await(t, "it waits again", func() bool { return f.waiting() != 0 })
-			select {
-			case err := <-done:
-				t.Fatalf("%s: a commit that the standby does not have was answered: %v", path, err)
-			default:
+			var before uint64
+			f.away(func() {
+				if !guessed {
+					go write()
+				}
+				await(t, "a commit waits", func() bool { // and is not one that the standby had before it stood still
+					before = acknowledged.Load()
+					waits := f.waiting() != 0
+					time.Sleep(20 * time.Millisecond)
+					return waits && acknowledged.Load() == before
+				})
+				close(stop)
+				met = b.guessed.Load() == guessed
+				for range 3 { // it is committed, and seen to be; it waits on nevertheless, with a further commit
+					f.cut()
+					await(t, "the server shows the commit", func() bool { return heads() > before })
+				}
+				await(t, "it waits again", func() bool { return f.waiting() != 0 })
+				if got := acknowledged.Load(); got != before {
+					t.Errorf("%s: a commit that the standby does not have was acknowledged", path)
+				}
+			})
+			if err := <-done; err != nil {
+				t.Errorf("%s: the standby is back: %v", path, err)
 			}
-		})
-		if err := <-done; err != nil {
-			t.Errorf("%s: the standby is back: %v", path, err)
-		}
-		if n := counted(t, db, "n"); n != before+1 {
-			t.Errorf("%s: %d where %d was to be", path, n, before+1)
-		}
-		if n := heads(); n != before+1 {
-			t.Errorf("%s: %d commits where %d were to be", path, n, before+1)
-		}
-		if got := b.guesses.Load(); got != guesses {
-			t.Errorf("%s: %d guesses where %d were to be", path, got, guesses)
+			if n := counted(t, db, "n"); n != before+1 {
+				t.Errorf("%s: %d where %d was to be", path, n, before+1)
+			}
+			if n := heads(); n != before+1 {
+				t.Errorf("%s: %d commits where %d were to be", path, n, before+1)
+			}
 		}
 	}
 	verify(t, db)
