@@ -83,7 +83,11 @@ func (d *server) fail(err error, secrets ...string) error {
 		return &api.Error{Kind: api.Upstream, Text: "the database cannot be reached: " + text, Cause: database.ErrUnreachable}
 	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		text := fmt.Sprintf("%s (SQLSTATE %s)", d.redact(e.Message, secrets), e.Code)
+		said := e.Message
+		if e.Code == notPermitted && e.Detail != "" { // since PostgreSQL 16 which right is lacking is said here
+			said += ": " + strings.TrimSuffix(e.Detail, ".")
+		}
+		text := fmt.Sprintf("%s (SQLSTATE %s)", d.redact(said, secrets), e.Code)
 		switch {
 		case e.Code == wrongPassword || e.Code == notAuthorized:
 			return api.Errorf(api.Upstream, "the database refused lessor's own login: %s", text)

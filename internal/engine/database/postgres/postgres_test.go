@@ -436,6 +436,86 @@ func TestAccountWithCreaterole(t *testing.T) {
 	b.Database.(*server).pool.Close()
 }
 
+// A role that may create others changes passwords: its own, and those of accounts that are not of its making. From PostgreSQL 16 on it needs ADMIN on these,
+// and on what it grants; who lacks that is told so. Accounts that one of lessor's accounts has made are removed by the next that is a member of it.
+func TestRotationWithCreaterole(t *testing.T) {
+	s := pgtest.Start(t)
+	root := newBench(t, s)
+	first, next := fmt.Sprintf("lessor_%d", serial.Add(1)), fmt.Sprintf("lessor_%d", serial.Add(1))
+	user, readers := fmt.Sprintf("user_%d", serial.Add(1)), fmt.Sprintf("readers_%d", serial.Add(1))
+	root.exec(fmt.Sprintf("CREATE ROLE %s LOGIN CREATEROLE PASSWORD 'less'; CREATE ROLE %s LOGIN CREATEROLE PASSWORD 'less'", first, next))
+	root.exec(fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'word'; CREATE ROLE %s", user, readers))
+	t.Cleanup(func() {
+		_, _ = root.root.Exec(context.Background(), fmt.Sprintf("DROP ROLE %s, %s, %s, %s", user, readers, next, first))
+	})
+	as := func(name, password string) *bench {
+		b := &bench{Server: s, t: t, name: root.name, root: root.root}
+		b.Database = connection(t, s, root.name, func(c *database.Connection, s *database.Secrets) {
+			c.Username, s.Password = name, lessor.NewSecret(password)
+		})
+		return b
+	}
+	verdict := func(name, password string) database.Verdict {
+		t.Helper()
+		v, err := root.Database.Login(t.Context(), name, lessor.NewSecret(password))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	change := func(name, password string) database.Change {
+		return database.Change{Name: name, Username: name, Password: lessor.NewSecret(password)}
+	}
+	reader := func() database.Account {
+		a := account()
+		a.Creation = append(a.Creation, fmt.Sprintf(`GRANT %s TO "{{name}}"`, readers))
+		return a
+	}
+
+	b, successor := as(first, "less"), as(next, "less")
+	narrow := ask[int](root, "SELECT current_setting('server_version_num')::int") >= 160000
+	admin := "ADMIN OPTION"
+	if narrow {
+		admin = "ADMIN TRUE, INHERIT FALSE, SET FALSE"
+		if err := b.SetPassword(t.Context(), change(user, "changed")); err == nil || !strings.Contains(err.Error(), "ADMIN") {
+			t.Errorf("a password is changed without ADMIN: %v", err)
+		}
+		if err := b.Create(t.Context(), reader()); err == nil || !strings.Contains(err.Error(), "ADMIN") {
+			t.Errorf("a role is granted without ADMIN: %v", err)
+		}
+	}
+	root.exec(fmt.Sprintf("GRANT %s, %s TO %s WITH %s", user, readers, first, admin))
+	if err := b.SetPassword(t.Context(), change(user, "changed")); err != nil {
+		t.Fatal(err)
+	}
+	if verdict(user, "changed") != database.Accepted || verdict(user, "word") != database.Refused {
+		t.Error("the password was not changed")
+	}
+	if err := b.SetPassword(t.Context(), change(first, "more")); err != nil {
+		t.Fatal(err)
+	}
+	b.Use([]lessor.Secret{lessor.NewSecret("more")})
+	if verdict(first, "more") != database.Accepted || verdict(first, "less") != database.Refused {
+		t.Error("lessor's own password was not changed")
+	}
+
+	a, left := b.create(reader()), b.create(reader())
+	b.remove(a)
+	if narrow {
+		if err := successor.Renew(t.Context(), left); err == nil || !strings.Contains(err.Error(), "ADMIN") {
+			t.Errorf("an account of another's making is renewed: %v", err)
+		}
+		if err := successor.Remove(t.Context(), []database.Account{left})[0]; err == nil || !strings.Contains(err.Error(), "ADMIN") {
+			t.Errorf("an account of another's making is removed: %v", err)
+		}
+	}
+	root.exec(fmt.Sprintf("GRANT %s TO %s", first, next))
+	if err := successor.Renew(t.Context(), left); err != nil {
+		t.Error(err)
+	}
+	successor.remove(left)
+}
+
 // Statements that change their session do not change it for others.
 func TestSessionsAreNotShared(t *testing.T) {
 	b := newBench(t, pgtest.Start(t), func(c *database.Connection, _ *database.Secrets) { c.MaxOpen = 1 })
@@ -772,6 +852,10 @@ func TestErrorsHaveNoSecrets(t *testing.T) {
 		if s := fmt.Sprint(got, errors.Unwrap(got)); strings.Contains(s, "word") || strings.Contains(s, "oot-") || strings.Contains(s, "SCRAM") {
 			t.Errorf("%s became %s", text, s)
 		}
+	}
+	got := d.fail(&pgconn.PgError{Severity: "ERROR", Code: notPermitted, Message: "permission denied", Detail: `You lack "it", root-password.`})
+	if text := got.Error(); text != `the database refused: permission denied: You lack "it", [secret] (SQLSTATE 42501)` {
+		t.Errorf("a right that is lacking: %s", text)
 	}
 }
 

@@ -55,11 +55,19 @@ func (d *server) End(ctx context.Context, username string) error {
 		return err
 	}
 	return d.session(ctx, func(s *session) error {
-		rows, err := s.run("SELECT oid, rolname FROM pg_roles WHERE rolname = " + name)
+		rows, err := s.run("SELECT oid, rolsuper FROM pg_roles WHERE rolname = " + name)
 		if err != nil || len(rows) == 0 {
 			return d.fail(err)
 		}
-		return d.fail(s.evict(rows[0][0]))
+		oid, superuser := rows[0][0], rows[0][1] == "t"
+		err = s.evict(oid)
+		switch {
+		case code(err) == notPermitted && superuser:
+			err = &refusal{"lessor's account may not end a superuser's sessions: only a superuser may"}
+		case code(err) == notPermitted:
+			err = &refusal{"lessor's account may not end these sessions: grant it pg_signal_backend"}
+		}
+		return d.fail(err)
 	})
 }
 

@@ -69,6 +69,14 @@ func TestSessionsOfAccounts(t *testing.T) {
 	if err := few.End(t.Context(), user); err == nil || !strings.Contains(err.Error(), "pg_signal_backend") {
 		t.Errorf("whoever has few rights ends sessions: %v", err)
 	}
+	root.exec("GRANT pg_signal_backend TO " + weak)
+	if err := few.End(t.Context(), pgtest.Superuser); err == nil || !strings.Contains(err.Error(), "only a superuser") {
+		t.Errorf("whoever has few rights ends a superuser's sessions: %v", err)
+	}
+	if err := few.End(t.Context(), other); err != nil {
+		t.Errorf("whoever may end sessions: %v", err)
+	}
+	open(other, "other")
 	for range 2 {
 		if err := root.End(t.Context(), user); err != nil {
 			t.Fatal(err)
