@@ -3,12 +3,15 @@ package ldap_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/ldaptest"
 	"github.com/lessor-dev/lessor/internal/lessor"
+	"github.com/lessor-dev/lessor/internal/rotation"
 )
 
 // domainWorld is a world over a unit of Active Directory. lessor logs in as binddn says.
@@ -120,4 +123,43 @@ func TestDomainByPrincipalName(t *testing.T) {
 	own, _, _ := strings.Cut(name, "@")
 	w.refused(api.Invalid, lessor.Update, "ldap/static-role/own", fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, own), "is the account that lessor itself logs in with")
 	w.refused(api.Invalid, lessor.Update, "ldap/library/own", fmt.Sprintf(`{"service_account_names":%q}`, own), "lessor")
+}
+
+// Two accounts of Active Directory take turns, found by their names or named by their DNs: the old password works until the last holder has moved.
+func TestDomainHandover(t *testing.T) {
+	for _, named := range []string{"usernames", "dns"} {
+		t.Run(named, func(t *testing.T) {
+			u := ldaptest.StartDomain(t).Unit(t)
+			p := &pair{world: domainWorld(t, u, u.Manager)}
+			role := map[string]any{"rotation_period": "1000h"}
+			for i, color := range []string{"blue", "green"} {
+				p.names[i] = fmt.Sprintf("%s-%s", color, named)
+				p.dns[i] = u.User(p.names[i], "First-word-1")
+			}
+			if named == "dns" {
+				p.names, role["dns"] = [2]string{"first", "second"}, p.dns // only the readers are told these
+			}
+			role["usernames"] = p.names
+			body, err := json.Marshal(role)
+			p.must(err)
+			p.do(lessor.Update, "ldap/static-role/app", string(body))
+			lets := func(l login) bool { return u.LogsIn(p.dns[slices.Index(p.names[:], l.username)], l.password) }
+
+			old := p.read("one")
+			if old.username != p.names[0] || !lets(old) || u.LogsIn(p.dns[0], "First-word-1") {
+				t.Fatalf("before: %+v", old)
+			}
+			p.acknowledge("one", old)
+			p.do(lessor.Update, "ldap/rotate-role/app", "")
+			next := p.read("one")
+			if next.username != p.names[1] || !lets(next) || !lets(old) || u.LogsIn(p.dns[1], "First-word-1") {
+				t.Fatalf("after the rotation readers are shown %+v", next)
+			}
+			p.acknowledge("one", next)
+			p.reaches(rotation.Idle, time.Second)
+			if lets(old) || !lets(next) {
+				t.Errorf("in the end the old password logs in: %v; the new one: %v", lets(old), lets(next))
+			}
+		})
+	}
 }
