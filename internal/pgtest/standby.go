@@ -14,11 +14,8 @@ import (
 	"testing"
 )
 
-// Disk gives the data of a server a file system of its own, in memory, of so many bytes, which Fill fills. It takes root: see Root.
+// Disk gives the data of a server a file system of its own, in memory, of so many bytes, which Fill fills. It takes root, on Linux: see Root.
 func Disk(bytes int64) Option { return func(o *options) { o.disk = bytes } }
-
-// Root reports whether this process may mount what Disk asks for.
-func Root() bool { return os.Getuid() == 0 }
 
 // StandbyName is what standbys call themselves: synchronous_standby_names of a server that shall wait for them.
 const StandbyName = "lessor_standby"
@@ -61,33 +58,7 @@ func (s *Server) mount() error {
 	if err := os.Mkdir(s.data(), 0o700); err != nil {
 		return err
 	}
-	owner := ""
-	if who := s.Credential(); who != nil {
-		owner = fmt.Sprintf(",uid=%d,gid=%d", who.Uid, who.Gid)
-	}
-	if err := syscall.Mount("pgtest", s.data(), "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700%s", s.disk, owner)); err != nil {
-		return fmt.Errorf("mounting a disk for PostgreSQL: %w", err)
-	}
-	return nil
-}
-
-// Fill leaves so many bytes free on the disk of s, until Free.
-func (s *Server) Fill(free int64) error {
-	var at syscall.Statfs_t
-	if err := syscall.Statfs(s.data(), &at); err != nil {
-		return err
-	}
-	return s.resize(int64(at.Blocks-at.Bfree)*at.Bsize + free)
-}
-
-// Free undoes Fill. A server that ended since then has to be brought Up.
-func (s *Server) Free() error { return s.resize(s.disk) }
-
-func (s *Server) resize(bytes int64) error {
-	if s.disk == 0 {
-		return errors.New("pgtest: this server has no disk of its own")
-	}
-	return syscall.Mount("pgtest", s.data(), "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=%d", bytes))
+	return s.attach()
 }
 
 // Synchronous makes s wait for its standby with each commit.
