@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -185,6 +186,56 @@ func TestFailingTarget(t *testing.T) {
 	b.clock.advance(15 * time.Minute)
 	if got := b.work(); len(got) < len("[a b c d e]") {
 		t.Errorf("when it is back %s", got)
+	}
+}
+
+// However many targets hang, each has one turn and no other begins there, while another target's accounts have all theirs.
+func TestHangingTargets(t *testing.T) {
+	b := newBench(t)
+	const hanging, healthy = 100, 50
+	for i := range hanging {
+		name := fmt.Sprintf("down%03d", i)
+		b.add(name, name+"a", name+"b")
+	}
+	for i := range healthy {
+		b.add("up", fmt.Sprintf("up%03d", i))
+	}
+	answers := make(chan struct{})
+	b.fails = func(account string) error {
+		if strings.HasPrefix(account, "down") {
+			<-answers
+			return errors.New("down")
+		}
+		return nil
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { b.Worker.Run(ctx) })
+	defer running.Wait()
+	defer stop()
+	defer close(answers)
+	for rounds := uint64(1); rounds <= 3; rounds++ {
+		await(t, "the healthy ones have their turn while the others hang", func() bool {
+			b.clock.advance(time.Minute)
+			b.Nudge()
+			return b.Metrics().Done >= rounds*healthy
+		})
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	turns := map[string]int{}
+	for _, account := range b.turns {
+		if strings.HasPrefix(account, "down") {
+			turns[account[:len("down000")]]++
+		}
+	}
+	for target, n := range turns {
+		if n != 1 {
+			t.Errorf("%s had %d turns while it hung", target, n)
+		}
+	}
+	if len(turns) != hanging {
+		t.Errorf("%d of %d targets had a turn", len(turns), hanging)
 	}
 }
 

@@ -3,6 +3,7 @@ package database_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -74,6 +75,47 @@ func TestTargetIsDownForHours(t *testing.T) {
 	}
 	if a := w.do(lessor.Read, "db/static-creds/far", ""); len(a.Warnings) > 0 {
 		t.Errorf("warnings after it: %q", a.Warnings)
+	}
+}
+
+// What many accounts at a database that is down cost the store is bounded by time, not by how many they are, nor by what becomes due elsewhere.
+func TestDeadDatabaseIsSeldomTried(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	w.static("near", "pg", w.account(""))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	w.must(err)
+	w.must(l.Close())
+	w.do(lessor.Update, "db/config/dead", fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":"postgresql://{{username}}:{{password}}@%s/postgres?sslmode=disable","username":"lessor","password":"whatever","allowed_roles":"*","verify_connection":false}`, l.Addr()))
+	const accounts = 40
+	for i := range accounts {
+		w.do(lessor.Update, fmt.Sprint("db/static-roles/dead", i), fmt.Sprintf(`{"db_name":"dead","username":"gone%d","rotation_period":"5s","skip_import_rotation":true,"password":"whatever"}`, i))
+	}
+	failed := func() (tries, records int) {
+		for i := range accounts {
+			tries += int(w.state(fmt.Sprint("static/dead", i)).Attempts)
+			records += len(w.records(fmt.Sprint("db/static-roles/dead", i)))
+		}
+		return tries, records
+	}
+	w.clock.advance(10 * time.Second)
+	w.until("the dead database is given a rest", func() bool { tries, _ := failed(); return tries >= 3 })
+
+	began := w.db.Now()
+	triesBefore, recordsBefore := failed()
+	for range 50 {
+		version := w.state("static/near").Version
+		w.do(lessor.Update, "db/rotate-role/near", "")
+		if got := w.state("static/near").Version; got <= version {
+			t.Fatalf("it was not rotated: version %d", got)
+		}
+		w.clock.advance(2 * time.Second)
+	}
+	w.until("the dead database is tried again", func() bool { tries, _ := failed(); return tries > triesBefore })
+	tries, records := failed()
+	tries, records = tries-triesBefore, records-recordsBefore
+	// Rests double from 2 s or more, to 30 s or more; a try is on record when it begins and when it has failed.
+	if most := 5 + int(w.db.Now().Sub(began)/(30*time.Second)); tries > most || records > 2*(tries+1) {
+		t.Errorf("in %s the dead database was tried %d times, %d at most, with %d records", w.db.Now().Sub(began), tries, most, records)
 	}
 }
 
