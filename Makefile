@@ -7,6 +7,7 @@ GO      ?= go
 VERSION ?= $(shell scripts/version)
 LDFLAGS  = -s -w -X github.com/lessor-dev/lessor/internal/version.Version=$(VERSION)
 SEED    ?= 0
+ROLES   ?= 10000
 
 .PHONY: build quickstart test check race bench bench-cluster bench-rotation bench-scale soak sim torture drill others fuzz dist release docs servers clients clean
 
@@ -51,8 +52,8 @@ bench: servers build ## writes a table of figures beside their limits, measured 
 bench-cluster: servers build ## the same load on one node embedded, on one and on three over PostgreSQL, beside their limits
 	$(GO) run ./test/bench -lessor bin/lessor -cluster
 
-bench-rotation: servers build ## 10,000 roles rotated by time, beside databases that are dead, too; a rotation under 10,000 holders; half an hour
-	$(GO) run ./test/bench -lessor bin/lessor -rotation
+bench-rotation: servers build ## ROLES (10,000) rotated by time, beside databases that are dead, too; a rotation under 10,000 holders; 25 minutes
+	$(GO) run ./test/bench -lessor bin/lessor -rotation -roles $(ROLES)
 
 bench-scale: servers build ## what leases, secrets, policies and audit records cost as they grow; an hour, 60 GB of disk; plots go to docs/scale
 	$(GO) run ./test/bench -lessor bin/lessor -scale

@@ -163,7 +163,7 @@ func (r *rotated) hold(token string, n int) (*congregation, error) {
 
 // gathered waits until all wait for news.
 func (c *congregation) gathered() error {
-	return eventually(5*time.Minute, "all wait for news", func() (bool, error) {
+	return eventually(5*time.Minute, often, "all wait for news", func() (bool, error) {
 		metrics, err := c.fetch(c.root, "GET", "sys/metrics?format=prometheus", nil)
 		if err != nil {
 			return false, err

@@ -33,6 +33,7 @@ func main() {
 	flag.StringVar(&b.out, "out", "BENCHMARKS.md", "`file` whose part between the markers is replaced by the table; empty: none")
 	flag.BoolVar(&b.cluster, "cluster", false, "measure one node embedded, one and three over PostgreSQL, under the same load")
 	flag.BoolVar(&b.rotates, "rotation", false, "measure rotations of very many roles, and one under very many holders")
+	flag.IntVar(&b.roles, "roles", 10_000, "with -rotation: how `many` roles")
 	flag.BoolVar(&b.scale, "scale", false, "measure how cost grows with leases, secrets, policies and audit records; takes about an hour and 60 GB")
 	flag.StringVar(&b.plots, "plots", "docs/scale", "`folder` that plots of -scale go to")
 	flag.DurationVar(&b.soaks, "soak", 0, "measure nothing, but let leases come and go for so `long`, and say whether anything grows")
@@ -50,6 +51,7 @@ type bench struct {
 	quick             bool
 	cluster, scale    bool
 	rotates           bool
+	roles             int // that are rotated
 	soaks             time.Duration
 
 	dir     string
