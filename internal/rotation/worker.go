@@ -317,7 +317,9 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 	return did
 }
 
-// next is the first row of the target's queue, at or after from, that is due; none: the zero value.
+// next is the row of the target's queue, at or after from, whose turn it is; none: the zero value. That is the first one, if it is due; but a target that failed is
+// probed by an account that did not fail itself when it was tried last, if one is due: however many of the others are gone at the target, those that are there
+// do not wait behind them, once each of those has failed.
 func (w *Worker) next(t target, from string) (queued, error) {
 	view, err := w.Store.View()
 	if err != nil {
@@ -326,13 +328,36 @@ func (w *Worker) next(t target, from string) (queued, error) {
 	defer view.Close()
 	prefix := queuePrefix(t.Namespace, t.UUID)
 	own := prefix + t.name + "\x00"
-	q, ok, err := first(view, max(own, from), store.PrefixEnd(own), len(prefix))
-	if err != nil || !ok || q.at.After(w.Store.Now()) {
+	due := func(from string) (queued, bool, error) {
+		q, ok, err := first(view, max(own, from), store.PrefixEnd(own), len(prefix))
+		return q, ok && !q.at.After(w.Store.Now()), err
+	}
+	q, ok, err := due(from)
+	if err != nil || !ok {
 		return queued{}, err
+	}
+	if w.probed(t) {
+		for at := q; ok; at, ok, err = due(at.row + "\x00") {
+			if a, _, err := Load(view, t.Namespace, t.UUID, at.account); err == nil && a.Attempts == 0 {
+				q = at
+				break
+			}
+		}
+		if err != nil {
+			return queued{}, err
+		}
 	}
 	row, err := view.Get(accountKey(store.Engine, t.Namespace, t.UUID, q.account))
 	q.before = row.Version
 	return q, err
+}
+
+// probed reports whether so many accounts failed at a target, one after the other, that the next is a probe.
+func (w *Worker) probed(t target) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.targets[t]
+	return r != nil && r.failures >= trips
 }
 
 // settled reports whether an account that had its turn stands otherwise than before. If it does not, a place of which its row does not know is taken away: versions

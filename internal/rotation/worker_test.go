@@ -189,6 +189,46 @@ func TestFailingTarget(t *testing.T) {
 	}
 }
 
+// However many accounts are known to be gone at a target, one that is there waits for no more than the rest between two probes; and each of the others is tried again.
+func TestGoneAccountsDelayNoOther(t *testing.T) {
+	b := newBench(t)
+	var gone []string
+	for i := range 50 {
+		gone = append(gone, fmt.Sprintf("gone%02d", i))
+	}
+	b.add("pg", gone...)
+	b.fails = func(account string) error {
+		if account != "there" {
+			return errors.New("it does not exist")
+		}
+		return nil
+	}
+	tries := map[string]int{}
+	wait := func(d time.Duration) {
+		for end := b.db.Now().Add(d); b.db.Now().Before(end); {
+			b.clock.advance(time.Second)
+			for _, account := range strings.Fields(strings.Trim(b.work(), "[]")) {
+				tries[account]++
+			}
+		}
+	}
+	wait(time.Hour) // until each has failed once
+	for range 3 {
+		b.add("pg", "there")
+		before := tries["there"]
+		if wait(longest + 2*time.Second); tries["there"] == before {
+			t.Errorf("it was not rotated within %s", longest)
+		}
+		wait(10 * time.Minute)
+	}
+	wait(time.Hour)
+	for _, account := range gone {
+		if tries[account] < 2 {
+			t.Errorf("%s was tried %d times", account, tries[account])
+		}
+	}
+}
+
 // However many targets hang, each has one turn and no other begins there, while another target's accounts have all theirs.
 func TestHangingTargets(t *testing.T) {
 	b := newBench(t)
