@@ -31,8 +31,14 @@ type strategy struct {
 
 var strategies = []strategy{{"one account", 1}, {"two accounts in turns", 2}}
 
-// slices in which lateness is measured, in turns without dead databases and beside them: each has as many of the roles.
-const spreads = 6
+// Lateness is measured in slices, in turns without dead databases and beside them: each has as many of the roles, but no more than are due in a while.
+const (
+	spreads = 6
+	while   = 30 * time.Second
+)
+
+// enough is how long roles that are all due at once may take for it to be measured once more.
+const enough = 2 * time.Minute
 
 // rotations measures rotations that time makes due: how fast many are through that are due at once, beside the statements that they
 // come to; how late each is at half of that rate, in turns without and beside databases that are dead.
@@ -57,7 +63,7 @@ func (b *bench) rotations() error {
 			return err
 		}
 		f := &figure{name: title(k) + rate}
-		for range pick(b.quick, 1, 2) {
+		for began, i := time.Now(), 0; i < pick(b.quick, 1, 2) && time.Since(began) < enough; i++ {
 			have, err := r.atOnce()
 			if err != nil {
 				return err
@@ -325,9 +331,9 @@ func (r *rotated) spread(rate float64, slice int, dead bool) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	took := time.Duration(float64(len(before)) / spreads / rate * float64(time.Second))
 	if err := r.due(dead, func(role int) (time.Duration, bool) {
-		return lead + time.Duration(float64(role/spreads)/rate*float64(time.Second)), role%spreads == slice
+		after := time.Duration(float64(role/spreads) / rate * float64(time.Second))
+		return lead + after, role%spreads == slice && after < while
 	}); err != nil {
 		return nil, err
 	}
@@ -336,7 +342,7 @@ func (r *rotated) spread(rate float64, slice int, dead bool) ([]sample, error) {
 		return nil, err
 	}
 	maps.DeleteFunc(planned, func(_ string, s standing) bool { return time.Until(s.Due) > far/2 })
-	time.Sleep(lead + took) // undisturbed
+	time.Sleep(lead + time.Duration(float64(len(planned))/rate*float64(time.Second))) // undisturbed
 	after, err := r.through(planned)
 	if err != nil {
 		return nil, err
