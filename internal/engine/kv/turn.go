@@ -264,7 +264,7 @@ func (e V2) Turn(ctx context.Context, a engine.Access, account string) engine.Tu
 	if err != nil || t == nil {
 		return engine.Turned{Err: err}
 	}
-	if t.Pending == 0 && t.Step(t.terms.schedule(), a.Now) == rotation.Watching {
+	if a.Look { // be it that somebody else was faster: nothing is on record of a call
 		return t.look()
 	}
 	if e.Rotators == nil {
@@ -485,8 +485,8 @@ func (t *turn) look() engine.Turned {
 		records := txn.Audit
 		txn.Audit = nil
 		t, err := turnOf(background(a), account)
-		if err != nil || t == nil || t.Phase() != rotation.Waiting || t.Outgoing != outgoing {
-			return err // somebody else was faster
+		if err != nil || t == nil || t.Phase() != rotation.Waiting || t.Outgoing != outgoing || t.Abort {
+			return err // somebody else was faster, or wants it to be given up
 		}
 		users, err := lease.Users(a.View, a.Mount, t.path)
 		if err != nil {

@@ -142,7 +142,9 @@ func (w *turner) turn() {
 		if err != nil {
 			w.T.Fatal(err)
 		}
-		turned := w.engine.Turn(context.Background(), w.access(v), "app")
+		a := w.access(v)
+		a.Look = r.Look
+		turned := w.engine.Turn(context.Background(), a, "app")
 		v.Close()
 		if turned.Err != nil {
 			w.T.Logf("a step failed: %v", turned.Err)
@@ -324,4 +326,59 @@ func TestAstray(t *testing.T) {
 	if _, version := w.read(); version != 5 {
 		t.Errorf("after the rotation was written again readers are shown version %d: %+v", version, w.account())
 	}
+}
+
+// A look that comes late, when somebody else has ended the wait, or wants the rotation to be given up, calls no rotator, of which nothing would be on record, and
+// changes nothing.
+func TestLateLook(t *testing.T) {
+	for name, change := range map[string]func(a *rotation.Account, now time.Time){
+		"the wait is over":     func(a *rotation.Account, now time.Time) { a.Close(rotation.Told, nil, now) },
+		"it is to be given up": func(a *rotation.Account, _ time.Time) { a.Abort = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTurner(t)
+			w.Do(put, "rotation/app", `{"rotator":"folder","rotation_period":"24h","rotation_grace":"60s"}`)
+			w.turn()
+			w.Do(put, "rotate/app", "")
+			w.turn()
+			w.Clock.Advance(61 * time.Second)
+			early := w.look()
+			w.commit(func(v store.View, txn *store.Txn) error {
+				a, row, err := rotation.Load(v, w.Mount.Namespace, w.Mount.UUID, "app")
+				if err != nil {
+					return err
+				}
+				change(a, w.Clock.Now())
+				return rotation.Save(txn, row, a)
+			})
+			before := w.account()
+			w.engine.Rotators = nil // to call one is an error
+			for _, turned := range []engine.Turned{early, w.look()} {
+				if turned.Err != nil {
+					t.Errorf("more than a look: %v", turned.Err)
+				}
+				w.commit(func(v store.View, txn *store.Txn) error {
+					records := txn.Audit
+					defer func() { txn.Audit = records }()
+					return turned.Then(w.access(v), txn, func() float64 { return 0.5 })
+				})
+			}
+			if after := w.account(); after.Phase() != before.Phase() || after.Abort != before.Abort || after.Attempts > 0 {
+				t.Errorf("%s became %s; %+v", before.Phase(), after.Phase(), after)
+			}
+		})
+	}
+}
+
+// look is what comes of a look at who holds the outgoing value, which is not recorded yet.
+func (w *turner) look() engine.Turned {
+	w.T.Helper()
+	v, err := w.DB.View()
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	defer v.Close()
+	a := w.access(v)
+	a.Look = true
+	return w.engine.Turn(context.Background(), a, "app")
 }
