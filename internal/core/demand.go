@@ -144,10 +144,6 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 	}
 	waiting := slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Born == born && a.MayReturn(d.Version) })
 	for _, d := range demands {
-		cause := demandCause
-		if d.Ended {
-			cause = endedCause
-		}
 		switch {
 		case d.Born != born || d.Version != current && !a.InForce(d.Version):
 			continue // it is succeeded already
@@ -155,8 +151,12 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 			continue // it would lock out who has it still, whose own end demands the same
 		}
 		now := c.Store.Now()
-		if !a.Demand(cause, now) {
-			return a.Cause != "" && !waiting, nil
+		cause, at := demandCause, now
+		if d.Ended {
+			cause, at = endedCause, a.Spared(now)
+		}
+		if !a.Demand(cause, at) {
+			return a.Demanded() && !waiting, nil // what somebody asked for may be given up, and with it what this is about
 		}
 		txn.Audit = append(txn.Audit, audit.Record{
 			Time: now, Operation: "demand", Namespace: m.Namespace, Path: m.Path + secret, Phase: audit.Done, System: "rotation", Granted: true,

@@ -394,6 +394,17 @@ func TestDemand(t *testing.T) {
 	}
 }
 
+// What somebody asked for is demanded as soon as there is a reason that whoever gives it up does not give up.
+func TestDemandOfWhatWasAskedFor(t *testing.T) {
+	a := &Account{Version: 1, Due: t0.Add(time.Hour)}
+	if !a.Demand(Asked, t0) || a.Demand(Asked, t0) || a.Demanded() {
+		t.Errorf("%+v", a)
+	}
+	if !a.Demand("leak", t0) || a.Demand(Asked, t0) || !a.Demanded() || a.Cause != "leak" || !a.Due.Equal(t0) {
+		t.Errorf("%+v", a)
+	}
+}
+
 // Who gives up a rotation before its password is in force does not give up what demanded it: somebody knows the password in force who should not. What somebody
 // asked for is given up.
 func TestDemandOutlivesGivingUp(t *testing.T) {

@@ -277,12 +277,13 @@ func (a *Account) Proven(p *Passwords, now time.Time) {
 	a.forget(p, a.Slot, now)
 }
 
-// forget drops what an account had so long ago that it cannot come again, and has all that is left tried later.
+// forget drops what an account had so long ago that it cannot come again, and has all that is left tried later. One account has all of it, whichever of a
+// Pair's two it was in its time: what nobody would forget would be tried again at once, for ever.
 func (a *Account) forget(p *Passwords, slot uint8, now time.Time) {
 	a.Check = time.Time{}
 	kept := p.Former[:0]
 	for _, f := range p.Former {
-		if f.Slot == slot && !now.Before(f.Until.Add(Watch)) {
+		if (f.Slot == slot || !a.Pair) && !now.Before(f.Until.Add(Watch)) {
 			continue
 		}
 		kept = append(kept, f)
@@ -296,18 +297,27 @@ func (a *Account) forget(p *Passwords, slot uint8, now time.Time) {
 // Asked is the cause of a rotation that somebody asked for while another one was under way. Who gives it up does not want it any more; other causes stay.
 const Asked = "asked for"
 
-// Demand makes a rotation due at now, whatever the schedule says, and keeps why: cause is a fixed text, for the audit trail. One that is under way waits
+// Demand makes a rotation due at a time, whatever the schedule says, and keeps why: cause is a fixed text, for the audit trail. One that is under way waits
 // for its end first. It reports whether anything changed: it did not if a password is on its way, in whose place this one would come, or if
-// a rotation was demanded already.
-func (a *Account) Demand(cause string, now time.Time) bool {
-	if a.Phase() == Setting || a.Cause != "" {
+// a rotation was demanded already; one that was only Asked for is demanded from now on.
+func (a *Account) Demand(cause string, at time.Time) bool {
+	if a.Phase() == Setting || a.Demanded() || a.Cause == cause {
 		return false
 	}
-	if a.Due.IsZero() || now.Before(a.Due) {
-		a.Due = now
+	if a.Due.IsZero() || at.Before(a.Due) {
+		a.Due = at
 	}
 	a.Cause = cause
 	return true
+}
+
+// Spared is when, from now on, what any reader can bring about may begin a rotation: not sooner after the last than a schedule may have it. Else one who
+// takes and gives back in a loop would keep the target and all other readers busy, and what is to be proven dead would become more and more.
+func (a *Account) Spared(now time.Time) time.Time {
+	if next := a.Rotated.Add(ShortestPeriod); !a.Rotated.IsZero() && now.Before(next) {
+		return next
+	}
+	return now
 }
 
 // Demanded reports whether a rotation is due, or under way, that who gives one up does not give up: there is a cause.

@@ -74,6 +74,49 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// What the second account of a pair had is forgotten in its time, too, when there is one account only by now: it is not tried again and again.
+func TestOneOfTwo(t *testing.T) {
+	a, p := pair()
+	a.Close(Told, nil, t0)
+	a.Begin(p, secret("x"), t0)
+	a.Confirm(p, hourly, t0)
+	a.Proven(p, t0)
+	a.Buried(p, t0)
+	a.Pair, a.Settled = false, a.Dead
+	at := t0.Add(Watch)
+	if len(p.Former) == 0 || a.Step(Schedule{}, at) != Prove {
+		t.Fatalf("nothing is left to be tried: %+v", a)
+	}
+	a.Proven(p, at)
+	a.Buried(p, at)
+	if len(p.Former) > 0 || !a.Check.IsZero() {
+		t.Errorf("it is tried at %v, for ever: %+v", a.Check, p.Former)
+	}
+}
+
+// What any reader can bring about is no oftener than what a schedule may ask for.
+func TestSpared(t *testing.T) {
+	a, p := &Account{}, &Passwords{}
+	a.Import(p, secret("a"), t0)
+	rotations := 0
+	for at := t0; at.Before(t0.Add(time.Minute)); at = at.Add(100 * time.Millisecond) {
+		a.Demand("a lease on it ended", a.Spared(at))
+		if a.Step(Schedule{}, at) != Rotate {
+			continue
+		}
+		rotations++
+		a.Begin(p, secret("b"), at)
+		a.Confirm(p, Schedule{}, at)
+	}
+	if rotations != 12 {
+		t.Errorf("%d rotations in a minute", rotations)
+	}
+	later := t0.Add(time.Hour)
+	if a.Demand("a lease on it ended", a.Spared(later)); a.Step(Schedule{}, later) != Rotate {
+		t.Error("what was long ago delays a rotation")
+	}
+}
+
 // A pending password is withdrawn only if no attempt at it can have come through.
 func TestWithdraw(t *testing.T) {
 	a, p := &Account{}, &Passwords{}

@@ -181,6 +181,7 @@ func TestCheckedOut(t *testing.T) {
 	}
 	rotated := func(version uint64) {
 		t.Helper()
+		w.clock.advance(rotation.ShortestPeriod)
 		w.until("it is rotated", func() bool { return w.state("static/app").Version == version && w.unmet() == 0 })
 	}
 	one, two := w.reads("one", "app"), w.reads("two", "app")
@@ -207,11 +208,20 @@ func TestCheckedOut(t *testing.T) {
 	if found := w.demands("app"); len(found) != 2 || found[0].Cause != "expired" {
 		t.Errorf("on record: %+v", found)
 	}
+	// Who takes it and gives it back in a loop has it rotated no oftener than a schedule may.
+	for range 20 {
+		release("loop", w.reads("loop", "app"))
+		w.until("that is seen to", func() bool { return w.unmet() == 0 })
+	}
+	if s := w.state("static/app"); s.Version != 3 || !s.Due.Equal(s.Rotated.Add(rotation.ShortestPeriod)) {
+		t.Errorf("after twenty times in a row: %+v", s)
+	}
+	rotated(4)
 	// Not any more for whoever reads after it was switched off.
 	w.do(lessor.Update, "db/static-roles/app", `{"rotation_on_lease_end":false}`)
 	release("four", w.reads("four", "app"))
 	w.until("that is seen to", func() bool { return w.unmet() == 0 })
-	if s := w.state("static/app"); s.Version != 3 {
+	if s := w.state("static/app"); s.Version != 4 {
 		t.Errorf("rotated by nobody's wish: %+v", s)
 	}
 	w.do(lessor.Delete, "db/static-roles/app", "")
@@ -229,6 +239,44 @@ func TestCheckedOut(t *testing.T) {
 	if p.lets(a) {
 		t.Error("what was given back works still")
 	}
+}
+
+// Who gives up a rotation that somebody only asked for does not give up what was demanded while its password was on its way.
+func TestDemandOutlivesWhatWasAskedFor(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	w.managed("app", "1000h")
+	w.managed("other", "1000h")
+	change := func(f func(a *rotation.Account)) {
+		t.Helper()
+		_, err := w.db.Update(context.Background(), func(v store.View, txn *store.Txn) error {
+			for row, err := range v.Scan(store.Engine, "", "") {
+				w.must(err)
+				if namespace, mount, name := store.SplitMountKey(row.Name); name == "turn/static/app" {
+					a, row, err := rotation.Load(v, namespace, mount, "static/app")
+					w.must(err)
+					f(a)
+					return rotation.Save(txn, row, a)
+				}
+			}
+			return nil
+		})
+		w.must(err)
+	}
+	revoke := func(id string) { w.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, id)) }
+	id := w.reads("pod-0", "app")
+	change(func(a *rotation.Account) { // it was asked for, and its target cannot be reached
+		a.Demand(rotation.Asked, w.clock.Now())
+		a.Pending, a.Retry = 2, w.clock.Now().Add(time.Hour)
+	})
+	revoke(id)
+	revoke(w.reads("pod-0", "other"))
+	w.until("the demand on the other is met", func() bool { return w.state("static/other").Version == 2 })
+	if n := w.unmet(); n != 1 {
+		t.Fatalf("%d demands while it is not certain that the password comes into force", n)
+	}
+	change(func(a *rotation.Account) { a.Pending, a.Cause, a.Retry = 0, "", time.Time{} }) // as it is given up
+	w.until("the exposed password is rotated", func() bool { return w.state("static/app").Version == 2 })
+	w.until("the demand is met", func() bool { return w.unmet() == 0 })
 }
 
 // Whoever leaves for good (the entity is deleted, an operator says so) does not know the password in force for long, though no lease of his was named.
