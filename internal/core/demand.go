@@ -136,19 +136,21 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 	if err != nil || !row.Exists() {
 		return err == nil, err
 	}
-	shared := false
+	shared, lasting := false, false
 	if !a.Pair && slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Ended }) {
-		if shared, err = checkedOut(v, m, secret, a); err != nil {
+		if shared, lasting, err = checkedOut(v, m, secret, a); err != nil {
 			return false, err
 		}
 	}
+	var left []lease.Demand
 	waiting := slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Born == born && a.MayReturn(d.Version) })
 	for _, d := range demands {
 		switch {
 		case d.Born != born || d.Version != current && !a.InForce(d.Version):
 			continue // it is succeeded already
 		case d.Ended && shared:
-			continue // it would lock out who has it still, whose own end demands the same
+			left = append(left, d) // it would lock out who has it still
+			continue
 		}
 		now := c.Store.Now()
 		cause, at := demandCause, now
@@ -164,11 +166,22 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 		})
 		return !waiting, rotation.Save(txn, row, a)
 	}
-	return !waiting, nil
+	if !lasting || len(left) == 0 {
+		return !waiting, nil // who has it still demands the same by its own end
+	}
+	for _, d := range left[1:] {
+		lease.Met(txn, m, d) // one is enough
+	}
+	return false, nil
 }
 
-// checkedOut reports whether somebody has a lease on the version in force of an account.
-func checkedOut(v store.View, m *mount.Entry, secret string, a *rotation.Account) (bool, error) {
+// checkedOut reports whether somebody has a lease on the version in force of an account; lasting, whether somebody has one whose end demands nothing.
+func checkedOut(v store.View, m *mount.Entry, secret string, a *rotation.Account) (shared, lasting bool, err error) {
 	users, err := lease.Users(v, m, secret)
-	return slices.ContainsFunc(users, func(u lease.User) bool { return u.Lapsed.IsZero() && u.Born == a.Born && a.InForce(u.Newest) }), err
+	for _, u := range users {
+		if u.Lapsed.IsZero() && u.Born == a.Born && a.InForce(u.Newest) {
+			shared, lasting = true, lasting || !u.CheckOut
+		}
+	}
+	return shared, lasting, err
 }

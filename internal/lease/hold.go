@@ -94,6 +94,7 @@ type pointer struct {
 	Lapsed    time.Time `cbor:"13,keyasint,omitempty"` // when the lease ended; zero: it has not
 	Revoked   bool      `cbor:"14,keyasint,omitempty"` // Lapsed: by a revocation
 	Released  bool      `cbor:"15,keyasint,omitempty"` // Lapsed: its holder said that it uses nothing any more
+	CheckOut  bool      `cbor:"16,keyasint,omitempty"` // of the lease; one that it is not known of is made anew by a read that has it
 }
 
 // Hold gives the reader a lease: the live one that the same holder instance has on the same version, else a new one, in whose
@@ -130,7 +131,7 @@ func (r *Reading) hold(txn *store.Txn) (id string, err error) {
 		}
 	}
 	switch {
-	case p.Version != r.Value.Version || p.Born != r.Value.Born, r.Renewable && !p.Renewable, r.Value.Rotatable && !p.Rotatable,
+	case p.Version != r.Value.Version || p.Born != r.Value.Born, r.Renewable && !p.Renewable, r.Value.Rotatable && !p.Rotatable, r.Value.CheckOut && !p.CheckOut,
 		!p.Lapsed.IsZero(), !r.Now.Before(held.Expires), r.buried(p):
 		return r.replace(txn, row, p, held)
 	}
@@ -313,7 +314,7 @@ func (l *Lease) pointerKey() store.Key {
 func (l *Lease) pointer() *pointer {
 	p := &pointer{
 		ID: l.ID, Version: l.Version, Position: l.Position, Owner: l.Owner, Renewable: l.Renewable, Hold: l.hold(), Born: l.Born, Oldest: l.Version,
-		Rotatable: l.Rotatable,
+		Rotatable: l.Rotatable, CheckOut: l.CheckOut,
 	}
 	if l.Rotatable {
 		p.Holder = l.Holder

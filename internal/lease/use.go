@@ -36,6 +36,7 @@ type User struct {
 	Revoked bool      // it Lapsed by a revocation: it may use what it knows all the same, but nobody has to wait for it
 	// Released says that it Lapsed by its own word: it uses nothing any more. It is Revoked, too, in that nobody has to wait for it.
 	Released bool
+	CheckOut bool // the end of its latest lease demands another version; not of one that is Wrapped still
 }
 
 // Behind reports whether the user may still use something that is older than a version of the secret. Whoever has read only another secret, that
@@ -103,7 +104,7 @@ func (p *pointer) user() User {
 	return User{
 		Holder: p.Holder, Owner: p.Owner, Lease: p.ID, Born: p.Born, Kept: p.Rotatable, Version: p.Version, Oldest: p.Oldest, Newest: p.newest(), Acked: p.Acked,
 		Since: p.Hold.Last, Last: p.Hold.Last, Expires: p.Hold.Expires, Lapsed: p.Lapsed, Revoked: p.Revoked || p.Released,
-		Released: p.Released,
+		Released: p.Released, CheckOut: p.CheckOut && !strings.HasPrefix(p.Holder.Instance, Wrapped),
 	}
 }
 

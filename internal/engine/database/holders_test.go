@@ -224,6 +224,24 @@ func TestCheckedOut(t *testing.T) {
 	if s := w.state("static/app"); s.Version != 4 {
 		t.Errorf("rotated by nobody's wish: %+v", s)
 	}
+	// Who has read it before it was switched on again keeps what others give back in force, and is locked out by nobody; with its end the password goes.
+	boot := w.reads("boot", "app")
+	w.do(lessor.Update, "db/static-roles/app", `{"rotation_on_lease_end":true}`)
+	for range 3 {
+		release("five", w.reads("five", "app"))
+	}
+	w.until("one demand is left", func() bool { return w.unmet() == 1 })
+	release("boot", boot)
+	rotated(5)
+	// And one who has not, but reads again, demands it by its own end.
+	w.do(lessor.Update, "db/static-roles/app", `{"rotation_on_lease_end":false}`)
+	w.reads("boot", "app")
+	w.do(lessor.Update, "db/static-roles/app", `{"rotation_on_lease_end":true}`)
+	again := w.reads("boot", "app")
+	release("five", w.reads("five", "app"))
+	w.until("that is seen to", func() bool { return w.unmet() == 0 })
+	release("boot", again)
+	rotated(6)
 	w.do(lessor.Delete, "db/static-roles/app", "")
 
 	p := w.pair(`,"rotation_on_lease_end":true,"rotation_quiet":"100h"`)
