@@ -78,6 +78,9 @@ func (s *Signing) Renew(r *Rotator, random io.Reader, now time.Time) (lessor.Sec
 	if _, err := io.ReadFull(random, key); err != nil {
 		return lessor.Secret{}, fmt.Errorf("rotator: no randomness: %w", err)
 	}
+	if len(r.Keyed) == 0 {
+		s.Keys = nil // of one that had the name before: a version that knew of no keys has left them
+	}
 	if n := len(s.Keys); n > 0 {
 		s.Keys, r.Keyed = s.Keys[n-1:], r.Keyed[n-1:]
 	}

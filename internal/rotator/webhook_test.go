@@ -45,6 +45,21 @@ func (k *Caller) request(ctx context.Context, s *Signing, r *Rotator, c Call) (A
 	return c.answered(k.post(ctx, s, r, &c, in))
 }
 
+// Keys that are left of a rotator which had the name before sign nothing for the next one.
+func TestKeysOfAnother(t *testing.T) {
+	before, s := &Rotator{}, &Signing{}
+	for range 2 {
+		if _, err := s.Renew(before, rand.Reader, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := &Rotator{}
+	key, err := s.Renew(next, rand.Reader, time.Now())
+	if err != nil || len(s.Keys) != 1 || len(next.Keyed) != 1 || key.Reveal() != "whsec_"+base64.StdEncoding.EncodeToString(s.Keys[0]) {
+		t.Errorf("%d keys, of which %d are known (%v)", len(s.Keys), len(next.Keyed), err)
+	}
+}
+
 // A request is signed by each of the keys, as the webhook's receiver checks it: with what it was given of the key, over id, time and body.
 func TestSigned(t *testing.T) {
 	keys, ids := map[string]bool{}, map[string]bool{}
