@@ -197,11 +197,13 @@ func (d *Server) set(c *connection, dn string, password lessor.Secret) error {
 		}
 		r := goldap.NewModifyRequest(dn, nil)
 		r.Replace("unicodePwd", []string{quoted(password.Reveal())})
-		err = c.Modify(r)
-		if err == nil {
-			err = c.Modify(r)
+		if err := c.Modify(r); err != nil {
+			return d.fail(err, password.Reveal())
 		}
-		return d.fail(err, password.Reveal())
+		if err := d.fail(c.Modify(r), password.Reveal()); err != nil { // be it refused: it is in force
+			return &api.Error{Kind: api.Upstream, Text: "the directory took the password once, and not again: " + err.Error(), Cause: ldap.ErrUnreachable}
+		}
+		return nil
 	}
 	_, err := c.PasswordModify(goldap.NewPasswordModifyRequest(dn, "", password.Reveal()))
 	if is(err, goldap.LDAPResultProtocolError) { // it does not know that operation

@@ -1,11 +1,17 @@
 package directory_test
 
 import (
+	"crypto/tls"
 	"errors"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
+	ber "github.com/go-asn1-ber/asn1-ber"
+	goldap "github.com/go-ldap/ldap/v3"
+
 	"github.com/lessor-dev/lessor/internal/engine/ldap"
+	"github.com/lessor-dev/lessor/internal/engine/ldap/directory"
 	"github.com/lessor-dev/lessor/internal/ldaptest"
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
@@ -51,6 +57,61 @@ func TestDomainPasswords(t *testing.T) {
 	if err := d.SetPassword(within(t), u.Manager, lessor.NewSecret("Managers-next-1")); err != nil {
 		t.Errorf("lessor's own: %v", err)
 	}
+}
+
+// A password that a domain takes once, and then refuses, is in force: that is no refusal, which would have it given up while the one before logs in still. No
+// domain does that at will, so what answers here does nothing else.
+func TestDomainRefusesAgain(t *testing.T) {
+	certified := httptest.NewTLSServer(nil)
+	certified.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", certified.TLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for taken := false; ; {
+			asked, err := ber.ReadPacket(c)
+			if err != nil || len(asked.Children) < 2 {
+				return
+			}
+			result := goldap.LDAPResultSuccess
+			if op := asked.Children[1].Tag; op == goldap.ApplicationModifyRequest && taken {
+				result = goldap.LDAPResultUnwillingToPerform
+			} else {
+				taken = op == goldap.ApplicationModifyRequest
+			}
+			answer := ber.NewSequence("message")
+			answer.AppendChild(asked.Children[0])
+			said := ber.Encode(ber.ClassApplication, ber.TypeConstructed, asked.Children[1].Tag+1, nil, "result")
+			said.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagEnumerated, result, "code"))
+			said.AppendChild(ber.NewString(ber.ClassUniversal, ber.TypePrimitive, ber.TagOctetString, "", "dn"))
+			said.AppendChild(ber.NewString(ber.ClassUniversal, ber.TypePrimitive, ber.TagOctetString, "", "message"))
+			answer.AppendChild(said)
+			if _, err := c.Write(answer.Bytes()); err != nil {
+				return
+			}
+		}
+	}()
+	c := &ldap.Config{URL: "ldaps://" + l.Addr().String(), InsecureTLS: true, Schema: ldap.AD, BindDN: "cn=lessor,dc=example", UserDN: "dc=example", UserAttr: "cn"}
+	d, err := directory.Open(c, ldap.Secrets{Password: lessor.NewSecret("x")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.SetPassword(within(t), "cn=app,dc=example", lessor.NewSecret("Next-word-1"))
+	if !errors.Is(err, ldap.ErrUnreachable) || errors.Is(err, ldap.ErrUntouched) || !strings.Contains(err.Error(), "not again") {
+		t.Errorf("it counts as refused: %v", err)
+	}
+	d.Close()
+	l.Close()
+	<-served
 }
 
 // What keeps an account out besides its password comes after it, and is told apart.
