@@ -168,7 +168,8 @@ func (c *Core) forget(ctx context.Context) error {
 	return c.commit(ctx, &txn)
 }
 
-// forgetUsers drops those who may still use secrets that lessor rotated and that are gone: nothing will ever be proven dead of them.
+// forgetUsers drops those who may still use secrets that lessor rotated and that are gone: nothing will ever be proven dead of them. Of those of other secrets
+// it merges who is too many instances of one holder.
 func (c *Core) forgetUsers(ctx context.Context) error {
 	v, err := c.Store.View()
 	if err != nil {
@@ -180,8 +181,9 @@ func (c *Core) forgetUsers(ctx context.Context) error {
 		return err
 	}
 	for _, m := range mounts {
-		for from, more := "", true; more; more = from != "" {
-			if from, err = c.forgetSome(ctx, m.UUID, from); err != nil && !errors.As(err, new(*store.Conflict)) { // else somebody reads again: the next round does it
+		walk := &lease.Tidying{}
+		for more := true; more; {
+			if more, err = c.forgetSome(ctx, m.UUID, walk); err != nil && !errors.As(err, new(*store.Conflict)) { // else somebody reads again: the next round does it
 				return err
 			}
 		}
@@ -189,33 +191,36 @@ func (c *Core) forgetUsers(ctx context.Context) error {
 	return nil
 }
 
-// forgetSome is one commit of it, and says where to go on.
-func (c *Core) forgetSome(ctx context.Context, uuid, from string) (next string, err error) {
+// forgetSome is one commit of it, and reports whether there is more.
+func (c *Core) forgetSome(ctx context.Context, uuid string, walk *lease.Tidying) (more bool, err error) {
 	v, err := c.Store.View()
 	if err != nil {
-		return "", err
+		return false, err
 	}
 	defer v.Close()
 	m, rotator, err := c.rotatorOf(v, uuid)
 	if err != nil {
-		return "", err
+		return false, err
 	}
 	versions, ok := rotator.(engine.Versioner)
 	if !ok {
-		return "", nil
+		return false, nil
 	}
 	txn := &store.Txn{}
-	next, err = lease.ForgetUsers(v, txn, m, from, func(path string) (bool, error) {
+	more, err = walk.Users(v, txn, m, func(path string) (bool, error) {
 		current, born, err := versions.Current(v, m, path)
 		return current == 0 && born == 0, err
 	})
 	if err != nil || len(txn.Deletes) == 0 {
-		return next, err
+		return more, err
 	}
 	rec := c.upkeep("tidy", m.Path, "holders of secrets that are gone")
+	if len(txn.Puts) > 0 {
+		rec.Note = "holders that were very many instances are on record together"
+	}
 	rec.Namespace = m.Namespace
 	txn.Audit = []audit.Record{rec}
-	return next, c.commit(ctx, txn)
+	return more, c.commit(ctx, txn)
 }
 
 func (c *Core) removeMount(ctx context.Context, v store.View, table *mount.Table, e *mount.Entry) error {

@@ -95,6 +95,7 @@ type pointer struct {
 	Revoked   bool      `cbor:"14,keyasint,omitempty"` // Lapsed: by a revocation
 	Released  bool      `cbor:"15,keyasint,omitempty"` // Lapsed: its holder said that it uses nothing any more
 	CheckOut  bool      `cbor:"16,keyasint,omitempty"` // of the lease; one that it is not known of is made anew by a read that has it
+	Many      uint64    `cbor:"17,keyasint,omitempty"` // Lapsed: how many instances it is about, at most; 0: one
 }
 
 // Hold gives the reader a lease: the live one that the same holder instance has on the same version, else a new one, in whose
@@ -164,9 +165,13 @@ func (r *Reading) take(txn *store.Txn, at store.Row, p *pointer, before hold) (s
 		Version: r.Value.Version, Born: r.Value.Born, Pinned: r.Value.Pinned, Secret: r.Value.Path, Request: r.Request, Position: r.View.Position(),
 		Shown: r.shown(), Longest: begun.Longest, Rotatable: r.Value.Rotatable, CheckOut: r.Value.CheckOut,
 	}
+	next, err := l.successor(r.View, p)
+	if err != nil {
+		return "", err
+	}
 	Add(txn, l)
 	txn.Require(at)
-	txn.Put(at.Table, at.Name, l.pointer().after(p).encode())
+	txn.Put(at.Table, at.Name, next.encode())
 	return id, nil
 }
 
@@ -415,8 +420,12 @@ func Rehold(v store.View, txn *store.Txn, row store.Row, l *Lease, h Holder) err
 			return err
 		}
 	}
+	next, err := l.successor(v, before)
+	if err != nil {
+		return err
+	}
 	txn.Require(at)
-	txn.Put(to.Table, to.Name, l.pointer().after(before).encode())
+	txn.Put(to.Table, to.Name, next.encode())
 	txn.Delete(from.Table, from.Name)
 	return nil
 }

@@ -146,11 +146,15 @@ func (r *Reaper) sweepLapsed(j *job, t *Tomb, s sweep) (sweep, error) {
 			return s, err
 		}
 		l := p.lease(namespace, mount, rest)
+		among := p.Many > 0 && t.Selector.Kind == ByHolder && t.Selector.Instance != ""
+		if among { // who is thrown out may be one of them: what they know is exposed, but the others are waited for
+			l.Holder.Instance = t.Selector.Instance
+		}
 		if p.Lapsed.IsZero() || p.Revoked || t.Selector.Moved || !t.hits(l) {
 			continue
 		}
 		j.left--
-		p.Revoked, l.Tomb = true, t.ID
+		p.Revoked, l.Tomb = !among, t.ID
 		j.txn.Require(row)
 		j.txn.Put(row.Table, row.Name, p.encode())
 		j.expose(l, "revoke", t.Cause)

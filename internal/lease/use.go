@@ -15,7 +15,7 @@ import (
 // (Settle). The pointer from a holder and a path to its lease bears that: the oldest version that the holder may use, and the newest that it has read.
 //
 // Where lessor rotates the secret, a pointer outlives its lease. It is no lease then, is not counted, and gives nobody anything. It stays until rotation
-// has proven dead what it is about: a row for each holder that was, at most, until the next rotation.
+// has proven dead what it is about: a row for each holder that was, at most, until the next rotation; of a holder with very many instances, fewer (Tidying).
 
 // User is a holder that may use a static secret.
 type User struct {
@@ -36,7 +36,8 @@ type User struct {
 	Revoked bool      // it Lapsed by a revocation: it may use what it knows all the same, but nobody has to wait for it
 	// Released says that it Lapsed by its own word: it uses nothing any more. It is Revoked, too, in that nobody has to wait for it.
 	Released bool
-	CheckOut bool // the end of its latest lease demands another version; not of one that is Wrapped still
+	CheckOut bool   // the end of its latest lease demands another version; not of one that is Wrapped still
+	Many     uint64 // how many instances of the Holder that have Lapsed this is, at most, the Instance being Crowd; 0: one, by itself
 }
 
 // Behind reports whether the user may still use something that is older than a version of the secret. Whoever has read only another secret, that
@@ -59,7 +60,7 @@ func Users(v store.View, e *mount.Entry, path string) ([]User, error) {
 			return nil, err
 		}
 		u := p.user()
-		u.Pinned = len(row.Name) > len(prefix)+pointerSum
+		u.Pinned = p.Many == 0 && len(row.Name) > len(prefix)+pointerSum
 		if !p.Rotatable {
 			l, _, err := load(v, store.MountKey(e.Namespace, e.UUID, p.ID))
 			if err != nil {
@@ -104,7 +105,7 @@ func (p *pointer) user() User {
 	return User{
 		Holder: p.Holder, Owner: p.Owner, Lease: p.ID, Born: p.Born, Kept: p.Rotatable, Version: p.Version, Oldest: p.Oldest, Newest: p.newest(), Acked: p.Acked,
 		Since: p.Hold.Last, Last: p.Hold.Last, Expires: p.Hold.Expires, Lapsed: p.Lapsed, Revoked: p.Revoked || p.Released,
-		Released: p.Released, CheckOut: p.CheckOut && !strings.HasPrefix(p.Holder.Instance, Wrapped),
+		Released: p.Released, CheckOut: p.CheckOut && !strings.HasPrefix(p.Holder.Instance, Wrapped), Many: p.Many,
 	}
 }
 
@@ -160,7 +161,7 @@ func (p *pointer) after(before *pointer) *pointer {
 		p.Oldest = 0
 	default:
 		p.Oldest, p.Acked = min(p.Oldest, before.Oldest), before.Acked
-		if n := before.newest(); n > p.Version {
+		if n := before.newest(); n > p.newest() {
 			p.Newest = n
 		}
 	}
@@ -280,42 +281,4 @@ func Settle(v store.View, txn *store.Txn, e *mount.Entry, path string, dead, bor
 		}
 	}
 	return false, nil
-}
-
-// ForgetUsers adds to txn the removal of those who may use a mount's secrets that are gone, from where the last call left off ("" at first), rows required
-// to be still what v shows. Those with a lease that is there stay until it ends. It says where to go on; "" means that it came to the end.
-func ForgetUsers(v store.View, txn *store.Txn, e *mount.Entry, from string, gone func(path string) (bool, error)) (next string, err error) {
-	prefix := pointerRows(e.Namespace, e.UUID)
-	if from == "" {
-		from = prefix
-	}
-	looked, last, over := 0, "", false
-	for row, err := range v.Scan(store.LeaseIdx, from, store.PrefixEnd(prefix)) {
-		if err != nil {
-			return "", err
-		}
-		if looked == examined || len(txn.Deletes) == settled {
-			return row.Name, nil
-		}
-		looked++
-		p, err := decodePointer(row)
-		if err != nil {
-			return "", err
-		}
-		if p.Lapsed.IsZero() {
-			continue
-		}
-		path, _, _ := strings.Cut(row.Name[len(prefix):], "\x00")
-		if last != path {
-			if over, err = gone(path); err != nil {
-				return "", err
-			}
-			last = path
-		}
-		if over {
-			txn.Require(row)
-			txn.Delete(row.Table, row.Name)
-		}
-	}
-	return "", nil
 }
