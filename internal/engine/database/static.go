@@ -167,7 +167,7 @@ func paired(t *turn.Turn, role, before *StaticRole) error {
 	case role.SelfManaged:
 		return api.Errorf(api.Invalid, "self_managed_password is for one account: two that take turns are changed by lessor's own account")
 	}
-	return t.CheckPair(before.Usernames, role.SkipImport)
+	return t.CheckPair(before.Usernames, role.SkipImport, "send it as password, or let the role be rotated when it is made")
 }
 
 // amend takes over what the client sent.

@@ -122,6 +122,10 @@ func TestDomainByPrincipalName(t *testing.T) {
 	w.password("app")
 	own, _, _ := strings.Cut(name, "@")
 	w.refused(api.Invalid, lessor.Update, "ldap/static-role/own", fmt.Sprintf(`{"username":%q,"rotation_period":"1h"}`, own), "is the account that lessor itself logs in with")
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/own", fmt.Sprintf(`{"username":"else","dn":%q,"rotation_period":"1h"}`, u.Manager), "is the account that lessor itself logs in with")
+	w.do(lessor.Update, "ldap/static-role/own", fmt.Sprintf(`{"username":"else","dn":%q,"rotation_period":"1000h","skip_import_rotation":true}`, u.Manager))
+	w.refused(api.Invalid, lessor.Update, "ldap/rotate-root", "", "is managed by static/own")
+	w.do(lessor.Delete, "ldap/static-role/own", "")
 	w.refused(api.Invalid, lessor.Update, "ldap/library/own", fmt.Sprintf(`{"service_account_names":%q}`, own), "lessor")
 }
 

@@ -187,7 +187,7 @@ func TestPairIsRefused(t *testing.T) {
 		{both + fmt.Sprintf(`,"dns":[%q,%q]`, oneDN, w.Manager), "is the account that lessor itself logs in with"},
 		{both + `,"dns":"cn=a,dc=example,cn=b,dc=example"`, "as an array"},
 		{both + fmt.Sprintf(`,"dn":%q,"dns":[%q,%q]`, oneDN, oneDN, twoDN), "dn or dns, not both"},
-		{both + `,"skip_import_rotation":true`, "must know the password of the first account"},
+		{both + `,"skip_import_rotation":true`, "to hand over from it: let the role be rotated when it is made, with skip_import_rotation=false"},
 		{both + `,"rotation_grace":-1`, "rotation_grace"},
 		{fmt.Sprintf(`"username":%q,"rotation_grace":"1h"`, one), "send usernames"},
 		{fmt.Sprintf(`"username":%q,"dns":[%q,%q]`, one, oneDN, twoDN), "that usernames name"},

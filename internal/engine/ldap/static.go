@@ -28,6 +28,7 @@ type StaticRole struct {
 	Jitter    time.Duration `cbor:"6,keyasint,omitempty"`
 	Grace     time.Duration `cbor:"7,keyasint,omitempty"` // of two: how long holders are waited for; 0: for ever
 	SecondDN  string        `cbor:"8,keyasint,omitempty"` // of the second, as DN
+	CheckOut  bool          `cbor:"9,keyasint,omitempty"` // it is rotated when a lease on it ends
 }
 
 // dns are the DNs of the accounts, as far as they are given.
@@ -54,6 +55,7 @@ var staticFields = []engine.Field{
 	{Name: "dn", Type: engine.String, Help: "Its DN; by default it is searched for by its name."},
 	{Name: "dns", Type: engine.Strings, Help: "Instead of dn, with usernames: the DNs of both, in their order, as an array."},
 	{Name: "rotation_grace", Type: engine.Duration, Help: "With usernames: how long holders of the old password are waited for, from when there is a new one; then it is retired all the same. 0, the default: until each has said that it has moved."},
+	{Name: "rotation_on_lease_end", Type: engine.Bool, Help: "Rotate, too, when a lease on the password in force ends: given back, lapsed or revoked. With username, when the last one does. Counts for leases that begin from then on."},
 	{Name: "rotation_period", Type: engine.Duration, Help: "Time from one rotation to the next; 5 seconds or more. Excludes rotation_schedule."},
 	{Name: "rotation_schedule", Type: engine.String, Help: "Times of rotations as cron has them (minute, hour, day of month, month, day of week), in UTC."},
 	{Name: "rotation_window", Type: engine.Duration, Help: "With rotation_schedule: how long after such a time a rotation may begin; an hour or more."},
@@ -78,6 +80,9 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 	data := map[string]any{"username": role.Usernames[a.Slot], "dn": role.dns()[a.Slot], "strategy": role.Usernames.Strategy()}
 	if role.Usernames.Pair() {
 		data["usernames"], data["dns"], data["rotation_grace"] = []string(role.Usernames), role.dns(), turn.Seconds(role.Grace)
+	}
+	if role.CheckOut {
+		data["rotation_on_lease_end"] = true
 	}
 	turn.Tell(data, role.schedule(), a)
 	return &engine.Reply{Data: data, Warnings: turn.Warnings(a, r.Now)}, nil
@@ -135,7 +140,7 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 			reply.Warnings = append(reply.Warnings, "skip_import_rotation has no effect on updates")
 		}
 	}
-	if err := t.CheckPair(before.Usernames, skip && !row.Exists()); err != nil {
+	if err := t.CheckPair(before.Usernames, skip && !row.Exists(), "let the role be rotated when it is made, with skip_import_rotation=false"); err != nil {
 		return nil, err
 	}
 	reply.Warnings = append(reply.Warnings, role.dangers()...)
@@ -186,6 +191,9 @@ func (role *StaticRole) amend(r *engine.Request, create bool) error {
 	}
 	if r.Has("rotation_grace") {
 		role.Grace = r.Dur("rotation_grace")
+	}
+	if r.Has("rotation_on_lease_end") {
+		role.CheckOut = r.Bool("rotation_on_lease_end")
 	}
 	if role.Grace != 0 && !role.Usernames.Pair() {
 		return api.Errorf(api.Invalid, "rotation_grace is for two accounts that take turns: a role with one cannot wait for anybody; send usernames")
@@ -361,7 +369,7 @@ func (e *Engine) Terms(v store.View, m *mount.Entry, account string) (*engine.Te
 }
 
 func (role *StaticRole) terms(name string) engine.Terms {
-	return engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: role.Usernames, Schedule: role.schedule()}
+	return engine.Terms{Path: "static-role/" + name, Reads: staticCred + name, Accounts: role.Usernames, Schedule: role.schedule(), CheckOut: role.CheckOut}
 }
 
 func (c *Config) terms() engine.Terms {

@@ -142,6 +142,26 @@ func TestOwnAccountIsNoRoles(t *testing.T) {
 	}
 }
 
+// Lessor's own account is not rotated as such while a role or a library that searches for it manages it; one that means another entry by its name may.
+func TestOwnAccountIsManagedByName(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	_, dn := w.person("first")
+	w.do(lessor.Update, "ldap/static-role/else", fmt.Sprintf(`{"username":"lessor","dn":%q,"rotation_period":"1h"}`, dn))
+	w.do(lessor.Update, "ldap/rotate-root", "")
+	w.do(lessor.Delete, "ldap/static-role/else", "")
+	password := w.passwords("root").Current.Reveal()
+	w.do(lessor.Update, "ldap/static-role/own", `{"username":"LESSOR","rotation_period":"1000h","skip_import_rotation":true}`)
+	w.refused(api.Invalid, lessor.Update, "ldap/rotate-root", "", "is managed by static/own")
+	if !w.LogsIn(w.Manager, password) {
+		t.Error("lessor's own password was changed under a role")
+	}
+	w.do(lessor.Delete, "ldap/static-role/own", "")
+	w.do(lessor.Update, "ldap/rotate-root", "")
+	if w.LogsIn(w.Manager, password) || !w.LogsIn(w.Manager, w.passwords("root").Current.Reveal()) {
+		t.Error("it is not rotated once the role is gone")
+	}
+}
+
 // errBroken is a connection that broke off: whether something was done nobody knows.
 var errBroken = &api.Error{Kind: api.Upstream, Text: "the connection broke off", Cause: ldap.ErrUnreachable}
 

@@ -2,7 +2,11 @@ package ldap
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"strings"
+
+	goldap "github.com/go-ldap/ldap/v3"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
@@ -94,7 +98,7 @@ func (k *keeper) Reach(ctx context.Context, t *turn.Turn, slot uint8) (turn.Targ
 		return nil, err
 	}
 	if k.role == nil {
-		return entry{d, k.config.BindDN}, nil
+		return entry{d, k.config.BindDN}, k.unshared(ctx, d, t.Access.View)
 	}
 	dns, err := k.locate(ctx, d)
 	if err != nil {
@@ -106,6 +110,12 @@ func (k *keeper) Reach(ctx context.Context, t *turn.Turn, slot uint8) (turn.Targ
 // locate finds the accounts by their names where the role knows no DNs. None of them is lessor's own, and of two none is the other: its password is not the one
 // that may be changed.
 func (k *keeper) locate(ctx context.Context, d Directory) (dns []string, err error) {
+	own := k.config.BindDN
+	if _, err := goldap.ParseDN(own); err != nil && slices.ContainsFunc(k.role.dns(), func(dn string) bool { return dn != "" }) {
+		if own, _, err = d.Self(ctx); err != nil {
+			return nil, err
+		}
+	}
 	for i, dn := range k.role.dns() {
 		if dn == "" {
 			if dn, err = d.Locate(ctx, k.role.Usernames[i]); err != nil {
@@ -113,7 +123,7 @@ func (k *keeper) locate(ctx context.Context, d Directory) (dns []string, err err
 			}
 		}
 		switch {
-		case same(dn, k.config.BindDN):
+		case same(dn, k.config.BindDN), same(dn, own):
 			return nil, errOwn(k.role.Usernames[i])
 		case i > 0 && same(dn, dns[0]):
 			return nil, api.Errorf(api.Invalid, "%q and %q are one account at the directory: %s", k.role.Usernames[0], k.role.Usernames[1], dn)
@@ -121,6 +131,61 @@ func (k *keeper) locate(ctx context.Context, d Directory) (dns []string, err err
 		dns = append(dns, dn)
 	}
 	return dns, nil
+}
+
+// unshared refuses to touch lessor's own account where a static role or a library manages it by one of its names: each would change the password under the other.
+func (k *keeper) unshared(ctx context.Context, d Directory, v store.View) error {
+	own, names, err := d.Self(ctx)
+	if err != nil {
+		return err
+	}
+	if dn, err := goldap.ParseDN(own); err == nil {
+		by, err := v.Get(accountKey(k.mount, dn.String()))
+		if err != nil {
+			return err
+		}
+		if by.Exists() {
+			return k.shared(by)
+		}
+	}
+	for _, name := range names {
+		by, err := v.Get(accountKey(k.mount, name))
+		if err != nil {
+			return err
+		}
+		elsewhere := !by.Exists()
+		if role, ok := strings.CutPrefix(string(by.Value), staticPrefix); ok {
+			var r StaticRole
+			if _, err := load(v, k.mount, staticPrefix, role, &r); err != nil {
+				return err
+			}
+			elsewhere = !r.searches(name)
+		}
+		if elsewhere {
+			continue
+		}
+		switch dn, err := d.Locate(ctx, name); {
+		case errors.Is(err, ErrUnreachable):
+			return err
+		case err == nil && (same(dn, own) || same(dn, k.config.BindDN)):
+			return k.shared(by)
+		}
+	}
+	return nil
+}
+
+func (k *keeper) shared(by store.Row) error {
+	return api.Errorf(api.Invalid, "the account %q is managed by %s: give lessor an account of its own, or delete that", k.config.BindDN, by.Value)
+}
+
+// searches reports whether the role finds the account of a name by searching for it.
+func (role *StaticRole) searches(name string) bool {
+	for i, dn := range role.dns() {
+		if dn == "" && strings.EqualFold(role.Usernames[i], name) {
+			return true
+		}
+	}
+	return false
 }
 
 // Forget deletes the static role.

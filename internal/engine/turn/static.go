@@ -71,15 +71,16 @@ func (n Names) Renamed(r *engine.Request) (Names, error) {
 	return list, nil
 }
 
-// CheckPair says why two accounts cannot take turns, or not yet. before are those that the role had so far; skipped: it is made without rotating it.
-func (t *Turn) CheckPair(before Names, skipped bool) error {
+// CheckPair says why two accounts cannot take turns, or not yet. before are those that the role had so far; skipped: it is made without rotating it, though the
+// engine has another remedy for that.
+func (t *Turn) CheckPair(before Names, skipped bool, remedy string) error {
 	switch {
 	case !t.Pair:
 		return nil
 	case t.Grace < 0:
 		return api.Errorf(api.Invalid, "rotation_grace must not be negative")
 	case skipped && t.Version == 0:
-		return api.Errorf(api.Invalid, "lessor must know the password of the first account, to hand over from it: send it as password, or let the role be rotated when it is made")
+		return api.Errorf(api.Invalid, "lessor must know the password of the first account, to hand over from it: %s", remedy)
 	case len(before) == 1 && (t.Phase() != rotation.Idle || t.Version == 0):
 		return api.Errorf(api.Invalid, "a rotation of this role is under way: wait until it is done before you give it a second account")
 	}

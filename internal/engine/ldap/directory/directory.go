@@ -106,6 +106,32 @@ func (d *Server) Locate(ctx context.Context, username string) (dn string, err er
 	return dn, err
 }
 
+// Self searches for lessor's own entry, and for what is in its userattr.
+func (d *Server) Self(ctx context.Context) (dn string, names []string, err error) {
+	dn = d.config.BindDN
+	err = d.with(ctx, func(_ context.Context, c *connection) error {
+		own, err := d.entry(c, dn)
+		if err != nil {
+			return err
+		}
+		dn, names = own, nil
+		found, err := d.search(c, own, goldap.ScopeBaseObject, "(objectClass=*)", 0, d.config.UserAttr)
+		for _, e := range found {
+			names = e.GetEqualFoldAttributeValues(d.config.UserAttr)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, ldap.ErrUnreachable) { // it is not shown, so that no search finds it
+		err = nil
+	}
+	for _, name := range names {
+		if short, domain, ok := strings.Cut(name, "@"); ok && strings.EqualFold(domain, d.config.UPNDomain) {
+			names = append(names, short)
+		}
+	}
+	return dn, names, err
+}
+
 // principalName is what accounts of Active Directory are called besides: name@domain. lessor may log in by it.
 const principalName = "userPrincipalName"
 
