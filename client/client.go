@@ -418,7 +418,8 @@ func (c *Client) attempt(ctx context.Context, r Request, body []byte, take func(
 	return time.Duration(max(seconds, 0)) * time.Second, decodeError(r, answer.StatusCode, text)
 }
 
-// send sends r and follows one redirect (of a standby to its active server), never from https to http.
+// send sends r and follows one redirect on the server's own host, as a proxy may want it, never from https to http. Another host would be shown the token and the
+// data, and nobody has said that it may: lessor's servers redirect nobody.
 func (c *Client) send(ctx context.Context, r Request, body []byte) (*http.Response, error) {
 	target := c.target(r)
 	for redirected := false; ; redirected = true {
@@ -448,6 +449,9 @@ func (c *Client) send(ctx context.Context, r Request, body []byte) (*http.Respon
 		}
 		if target.Scheme == "https" && location.Scheme != "https" {
 			return nil, fmt.Errorf("%s: the server redirects from https to %s, which would show the token", r.name(), location.Scheme)
+		}
+		if !strings.EqualFold(location.Hostname(), target.Hostname()) {
+			return nil, fmt.Errorf("%s: the server redirects to another host, %s, which would be shown the token: if that is right, address it itself", r.name(), location.Hostname())
 		}
 		target = location
 	}

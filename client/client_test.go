@@ -243,6 +243,19 @@ func TestRedirects(t *testing.T) {
 		t.Errorf("got %v, want %v", answer.Data, want)
 	}
 
+	strayed := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("another host was shown a request") }))
+	defer strayed.Close()
+	for _, at := range []string{strings.Replace(strayed.URL, "127.0.0.1", "localhost", 1), strings.Replace(strayed.URL, "http://127.0.0.1", "//localhost", 1)} {
+		astray, n := answers(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", at+r.URL.Path)
+			w.WriteHeader(http.StatusPermanentRedirect)
+		})
+		_, err := astray.Write(t.Context(), "secret/a", map[string]any{"k": "v"})
+		if err == nil || !strings.Contains(err.Error(), "another host, localhost") || n.Load() != 1 {
+			t.Errorf("to %s: %d calls, %v", at, n.Load(), err)
+		}
+	}
+
 	var n *atomic.Int64
 	var loop *Client
 	loop, n = answers(t, func(w http.ResponseWriter, r *http.Request) {
