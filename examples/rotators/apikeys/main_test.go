@@ -304,6 +304,25 @@ func TestWrittenByHand(t *testing.T) {
 	w.Do("DELETE", "secret/metadata/app", nil)
 }
 
+// What was checked out is dead once it was given back.
+func TestCheckedOut(t *testing.T) {
+	w := newWorld(t)
+	w.rotated()
+	w.Do("POST", "secret/rotation/app", map[string]any{"rotation_on_lease_end": true})
+	for _, path := range []string{"secret/rotation/app", "sys/lessor/rotation/plan/secret/app"} {
+		if on := w.Do("GET", path, nil)["data"].(map[string]any)["rotation_on_lease_end"]; on != true {
+			t.Errorf("%s says %v", path, on)
+		}
+	}
+	first, _, lease := w.read()
+	w.Do("POST", "sys/lessor/leases/release", map[string]any{"lease_id": lease})
+	w.Until("what was given back is dead", func() bool { return w.Version() == 2 && !w.api.takes(first.ID) && w.Step() == "idle" })
+	w.Do("POST", "secret/rotation/app", map[string]any{"rotation_on_lease_end": false})
+	if _, there := w.Do("GET", "secret/rotation/app", nil)["data"].(map[string]any)["rotation_on_lease_end"]; there {
+		t.Error("it is not switched off")
+	}
+}
+
 // lessor is killed at each call to the API, before and after it is done: each time the rotation ends, with one key in force that its readers are shown, and no
 // key works that nobody knows. LESSOR_KILLS=all has all of them; else there are the worst.
 func TestKilledAtEachStep(t *testing.T) {

@@ -37,6 +37,8 @@ type terms struct {
 	Jitter  time.Duration     `cbor:"6,keyasint,omitempty"`
 	Single  bool              `cbor:"7,keyasint,omitempty"` // the target knows one value at a time
 	Grace   time.Duration     `cbor:"8,keyasint,omitempty"` // how long holders of the old value are waited for; 0: for ever
+
+	CheckOut bool `cbor:"9,keyasint,omitempty"` // it is rotated when a lease on it ends
 }
 
 func (t *terms) schedule() rotation.Schedule {
@@ -89,6 +91,7 @@ func (e V2) rotationRoutes() []engine.Route {
 				{Name: "rotation_window", Type: engine.Duration, Help: "with rotation_schedule: how long after such a time a rotation may begin; an hour or more"},
 				{Name: "rotation_jitter", Type: engine.Duration, Help: "up to so much later than its time each rotation is due; default 0"},
 				{Name: "rotation_grace", Type: engine.Duration, Help: "with overlap: how long holders of the old value are waited for; 0, the default: for ever"},
+				{Name: "rotation_on_lease_end", Type: engine.Bool, Help: "rotate, too, when a lease on the value in force ends: given back, lapsed or revoked; with single, when the last one does. Counts for leases that begin from then on"},
 			},
 			Exists: func(r *engine.Request) (bool, error) {
 				row, err := r.View.Get(termsKey(r, r.Param("path")))
@@ -111,6 +114,9 @@ func readRotation(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	data := map[string]any{
 		"rotator": t.terms.Rotator, "options": t.terms.Options, "strategy": t.terms.strategy(), "rotation_grace": seconds(t.terms.Grace),
 		"rotation_jitter": seconds(t.terms.Jitter), "last_rotation": nil, "next_rotation": nil, "step": t.Phase().String(),
+	}
+	if t.terms.CheckOut {
+		data["rotation_on_lease_end"] = true
 	}
 	if t.terms.Cron == "" {
 		data["rotation_period"] = seconds(t.terms.Period)
@@ -224,6 +230,9 @@ func (t *terms) amend(r *engine.Request, isNew bool) error {
 		if r.Has(name) {
 			*to = r.Dur(name)
 		}
+	}
+	if r.Has("rotation_on_lease_end") {
+		t.CheckOut = r.Bool("rotation_on_lease_end")
 	}
 	period, cron := r.Has("rotation_period"), r.Str("rotation_schedule") != ""
 	switch {
@@ -352,7 +361,7 @@ func (V2) Terms(v store.View, m *mount.Entry, account string) (*engine.Terms, er
 	if err != nil || t == nil {
 		return nil, err
 	}
-	return &engine.Terms{Path: "rotation/" + account, Reads: account, Accounts: []string{}, Schedule: t.schedule(), Strategy: t.strategy()}, nil
+	return &engine.Terms{Path: "rotation/" + account, Reads: account, Accounts: []string{}, Schedule: t.schedule(), Strategy: t.strategy(), CheckOut: t.CheckOut}, nil
 }
 
 // material is a value on its way through a rotation, with the rotation's token: the rotator is asked by it again for what it was asked for before.

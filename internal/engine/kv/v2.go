@@ -162,6 +162,11 @@ func read(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	reply.Static = &engine.Static{Path: f.path, Version: f.number, Born: f.meta.Born, Current: f.meta.Current, Pinned: f.pinned, Rotatable: f.meta.Rotated}
 	if f.meta.Rotated { // who is shown a value holds it by the same commit: once another is in force nobody comes to hold this one who is not known
 		reply.Txn.Require(f.row)
+		t, _, err := loadTerms(r, f.path)
+		if err != nil {
+			return nil, err
+		}
+		reply.Static.CheckOut = t != nil && t.CheckOut
 	}
 	return reply, nil
 }
