@@ -242,6 +242,20 @@ func TestCheckedOut(t *testing.T) {
 	w.until("that is seen to", func() bool { return w.unmet() == 0 })
 	release("boot", again)
 	rotated(6)
+	// What lies in a wrapping that nobody opens is nobody's, and keeps what was given back in force no longer than the wrapping lasts.
+	op := w.op(lessor.Read, "db/static-creds/app", "")
+	op.WrapTTL = time.Minute
+	_, err := w.core.Handle(context.Background(), op)
+	w.must(err)
+	release("six", w.reads("six", "app"))
+	w.managed("other", "10000h")
+	w.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, w.reads("six", "other")))
+	w.until("demands were looked at", func() bool { return w.state("static/other").Version == 2 })
+	if s := w.state("static/app"); s.Version != 6 || s.Cause != "" {
+		t.Errorf("rotated under who may open it: %+v", s)
+	}
+	w.clock.advance(30 * time.Hour)
+	rotated(7)
 	w.do(lessor.Delete, "db/static-roles/app", "")
 
 	p := w.pair(`,"rotation_on_lease_end":true,"rotation_quiet":"100h"`)
