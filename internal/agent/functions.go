@@ -341,7 +341,7 @@ func loop(bounds ...any) ([]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	if to-from > mostLoop {
+	if to > from && uint64(to-from) > mostLoop { // a distance that has no int64 is a negative one of them
 		return nil, fmt.Errorf("loop counts %d at most", mostLoop)
 	}
 	all := []int64{}

@@ -42,11 +42,37 @@ func TestFunctions(t *testing.T) {
 		`{{ file "/no/such/file" }}`, `{{ add . 1 }}`, `{{ join "," . }}`, `{{ .field }}`, `{{ index . "x" }}`, `{{ slice . 1 100 }}`, `{{ len 1 }}{{ . }}`, `{{ call . }}`, `{{ eq . 1 }}`,
 		`{{ sprig_fail . }}`, `{{ sprig_b64dec (print . "!") }}`, `{{ sprig_fromJson . }}`, `{{ sprig_add . 1 }}`, `{{ sprig_regexFind (print . "(") "x" }}`, `{{ sprig_join "," . }}`, `{{ sprig_first . }}`,
 		`{{ sprig_get . "a" }}`, `{{ sprig_repeat 100000000 . }}`, `{{ sprig_int . }}`, `{{ sprig_nindent -1 . }}`, `{{ sprig_uuidv4 }}`,
+		`{{ eq (sprig_list .) (sprig_list .) }}`, `{{ eq . (sprig_list .) }}`, `{{ range $i, $s := sprig_b64enc . | len }}{{ end }}`,
+		`{{ loop -9223372036854775808 9223372036854775807 }}`,
 	} {
 		got, err := agent.Render(`{{ with "sesame" }}` + text + `{{ end }}`)
 		if err == nil || strings.Contains(err.Error(), "sesame") {
 			t.Errorf("%s is %q, %v", text, got, err)
 		}
+	}
+}
+
+// A number is as secret as a text is.
+func TestNumbersAreNotRepeated(t *testing.T) {
+	for _, text := range []string{`{{ range $i, $n := 271828 }}{{ end }}`, `{{ range $n := 2.71828 }}{{ end }}`, `{{ eq (sprig_list 271828) (sprig_list 271828) }}`} {
+		if got, err := agent.Render(text); err == nil || strings.Contains(strings.SplitN(err.Error(), ">: ", 2)[1], "71828") {
+			t.Errorf("%s is %q, %v", text, got, err)
+		}
+	}
+}
+
+// A template without end fails, as others do: it neither uses up the stack, which would end the agent, nor memory.
+func TestTemplatesWithoutEnd(t *testing.T) {
+	for _, text := range []string{
+		`{{ define "x" }}{{ executeTemplate "x" }}{{ end }}{{ executeTemplate "x" }}`,
+		`{{ define "x" }}{{ executeTemplate "y" . }}{{ end }}{{ define "y" }}{{ executeTemplate "x" . }}{{ end }}{{ executeTemplate "x" . }}`,
+	} {
+		if _, err := agent.Render(text); err == nil || !strings.Contains(err.Error(), "deep") {
+			t.Errorf("%s: %.200v", text, err)
+		}
+	}
+	if got, err := agent.Render(`{{ define "x" }}.{{ end }}{{ range loop 1000 }}{{ executeTemplate "x" }}{{ end }}`); err != nil || len(got) != 1000 {
+		t.Errorf("one after the other: %d bytes, %v", len(got), err)
 	}
 }
 

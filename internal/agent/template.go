@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"reflect"
@@ -172,7 +173,11 @@ type pass struct {
 	changes []<-chan struct{} // closed when another pass may come to something else
 	uses    []*use
 	seen    map[string]*use
+	depth   int // of executeTemplate within executeTemplate
 }
+
+// mostDepth is how often executeTemplate may lead to itself: a stack that is used up ends the agent, whatever the other templates do.
+const mostDepth = 100
 
 // end is when the first of the credentials would end that the text is made of: it is looked then whether their leases go on. nil: none does.
 func (p *pass) end() <-chan time.Time {
@@ -219,7 +224,11 @@ func (t *template) pass(b *bench) *pass {
 			if len(data) > 0 {
 				with = data[0]
 			}
+			if p.depth++; p.depth > mostDepth {
+				return "", fmt.Errorf("templates execute each other more than %d deep", mostDepth)
+			}
 			err := made.ExecuteTemplate(&text, name, with)
+			p.depth--
 			return text.String(), discreet(err)
 		},
 	})
@@ -287,7 +296,7 @@ func discreet(err error) error {
 		return nil
 	}
 	text := err.Error()
-	for _, revealing := range []string{"range can't iterate over ", "if/with can't use "} {
+	for _, revealing := range []string{"range can't iterate over ", "can't use ", "non-comparable types ", "non-comparable type "} {
 		if before, _, found := strings.Cut(text, revealing); found {
 			return errors.New(before + revealing + "what is there")
 		}
