@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -72,33 +71,52 @@ func (c *cache) around(onward http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		key, ok := question(r)
 		if !ok {
-			onward.ServeHTTP(w, r)
-			if r.Method != http.MethodGet && r.Method != "LIST" && ends(r.URL.Path) {
-				c.clear()
-			}
+			c.pass(w, r, onward)
 			return
 		}
 		e := c.entry(key)
 		select {
 		case e.asking <- struct{}{}: // many who ask at once have one credential
-			defer func() { <-e.asking }()
 		case <-r.Context().Done():
 			return
 		}
-		if c.answer(w, e, false) {
+		release := sync.OnceFunc(func() { <-e.asking }) // before anything is sent: who does not read it holds up nobody
+		defer release()
+		if kept := c.answer(e, false); kept != nil {
+			release()
+			kept.copyTo(w)
 			return
 		}
-		got := &recorded{header: http.Header{}, status: http.StatusOK}
+		got := &recorded{header: http.Header{}, status: http.StatusOK, to: w, full: release}
 		onward.ServeHTTP(got, r)
-		away := got.status == http.StatusBadGateway || got.status == http.StatusServiceUnavailable
-		if away && c.answer(w, e, true) {
+		if got.passed {
 			return
 		}
-		if got.status == http.StatusOK {
+		if got.status == http.StatusBadGateway || got.status == http.StatusServiceUnavailable {
+			if kept := c.answer(e, true); kept != nil {
+				got = kept
+			}
+		} else if got.status == http.StatusOK {
 			c.keep(e, got, r)
 		}
+		release()
 		got.copyTo(w)
 	})
+}
+
+// pass passes on what is no question. What may have ended leases has nothing kept any more; a refusal has ended none, so that who may not end anything takes nothing from others.
+func (c *cache) pass(w http.ResponseWriter, r *http.Request, onward http.Handler) {
+	if r.Method == http.MethodGet || r.Method == "LIST" || !ends(r.URL.Path) {
+		onward.ServeHTTP(w, r)
+		return
+	}
+	noted := &noted{ResponseWriter: w}
+	defer func() { // though the answer could not be sent
+		if noted.status < 400 || noted.status >= 500 {
+			c.clear()
+		}
+	}()
+	onward.ServeHTTP(noted, r)
 }
 
 // ends reports whether a write to the path may end leases: what is kept may be over then.
@@ -139,20 +157,19 @@ func (e *entry) over() bool {
 	return e.sealed == nil || !time.Now().Before(e.expires)
 }
 
-// answer answers with what is kept, if it is good for that.
-func (c *cache) answer(w http.ResponseWriter, e *entry, away bool) bool {
+// answer is what is kept, if it is good as an answer; nil: it is not.
+func (c *cache) answer(e *entry, away bool) *recorded {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.sealed == nil || !time.Now().Before(e.expires) || !e.serves && !away {
-		return false
+		return nil
 	}
-	body := c.box.Open(e.sealed)
-	defer clear(body)
-	w.Header().Set("Content-Type", e.kind)
-	w.Header().Set("X-Cache", "HIT")
-	w.Header().Set("Age", strconv.FormatInt(int64(time.Since(e.given)/time.Second), 10))
-	_, _ = w.Write(body)
-	return true
+	kept := &recorded{header: http.Header{}, status: http.StatusOK}
+	kept.header.Set("Content-Type", e.kind)
+	kept.header.Set("X-Cache", "HIT")
+	kept.header.Set("Age", strconv.FormatInt(int64(time.Since(e.given)/time.Second), 10))
+	kept.body = c.box.Open(e.sealed)
+	return kept
 }
 
 // keep keeps an answer that has a lease, and renews that of a credential.
@@ -162,14 +179,14 @@ func (c *cache) keep(e *entry, got *recorded, r *http.Request) {
 		Duration  int64  `json:"lease_duration"` // seconds
 		Renewable bool   `json:"renewable"`
 	}
-	if got.body.Len() > largest || json.Unmarshal(got.body.Bytes(), &answer) != nil || answer.Lease == "" || answer.Duration <= 0 {
+	if json.Unmarshal(got.body, &answer) != nil || answer.Lease == "" || answer.Duration <= 0 {
 		return
 	}
 	ttl := time.Duration(answer.Duration) * time.Second
 	dynamic := answer.Renewable && got.header.Get("X-Lessor-Version") == ""
 	now := time.Now()
 	e.mu.Lock()
-	e.sealed, e.kind, e.given, e.expires, e.serves = c.box.Seal(got.body.Bytes()), got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
+	e.sealed, e.kind, e.given, e.expires, e.serves = c.box.Seal(got.body), got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
 	e.mu.Unlock()
 	if dynamic {
 		as := c.server.WithToken(client.NewToken(r.Header.Get("X-Vault-Token")))
@@ -222,22 +239,56 @@ func (c *cache) renew(e *entry, as *client.Client, lease string, given time.Time
 	}
 }
 
-// recorded is an answer that is looked at before it is passed on.
+// recorded is an answer that is looked at before it is passed on. One that is too large to be kept is passed on as it comes.
 type recorded struct {
 	header http.Header
 	status int
-	body   bytes.Buffer
+	body   []byte
+
+	to     http.ResponseWriter // who asks
+	full   func()              // is called before anything is passed on as it comes
+	passed bool                // all that there is so far was
 }
 
-func (r *recorded) Header() http.Header         { return r.header }
-func (r *recorded) WriteHeader(status int)      { r.status = status }
-func (r *recorded) Write(b []byte) (int, error) { return r.body.Write(b) }
+func (r *recorded) Header() http.Header    { return r.header }
+func (r *recorded) WriteHeader(status int) { r.status = status }
 
+func (r *recorded) Write(b []byte) (int, error) {
+	if !r.passed && len(r.body)+len(b) > largest {
+		r.full()
+		r.copyTo(r.to)
+		r.passed = true
+	}
+	if r.passed {
+		return r.to.Write(b)
+	}
+	r.body = append(r.body, b...)
+	return len(b), nil
+}
+
+// copyTo sends the answer, and overwrites what it was.
 func (r *recorded) copyTo(w http.ResponseWriter) {
+	defer func() { clear(r.body) }()
 	for name, values := range r.header {
 		w.Header()[name] = values
 	}
-	w.Header().Set("X-Cache", "MISS")
+	if r.header.Get("X-Cache") == "" {
+		w.Header().Set("X-Cache", "MISS")
+	}
 	w.WriteHeader(r.status)
-	_, _ = w.Write(r.body.Bytes())
+	_, _ = w.Write(r.body)
 }
+
+// noted is an answer whose status is looked at while it is passed on.
+type noted struct {
+	http.ResponseWriter
+	status int
+}
+
+func (n *noted) WriteHeader(status int) {
+	n.status = status
+	n.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (n *noted) Unwrap() http.ResponseWriter { return n.ResponseWriter }

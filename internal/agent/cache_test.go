@@ -1,8 +1,12 @@
 package agent_test
 
 import (
+	"context"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 
@@ -75,6 +79,12 @@ listener "unix" {
 		text, _ := answer.Data["data"].(map[string]any)["password"].(string)
 		return text
 	}
+	if _, err := p.through("socket", "nobody's").Write(t.Context(), "sys/leases/revoke", map[string]any{"lease_id": lease}); !client.IsStatus(err, http.StatusForbidden) {
+		t.Errorf("a revocation by nobody: %v", err)
+	}
+	if answer, err := read(creds, ""); err != nil || answer.LeaseID != lease {
+		t.Errorf("once somebody was refused a revocation: another lease, %v", err)
+	}
 	p.put("app", "two")
 	if got := password(); got != "two" {
 		t.Errorf("after a change: %s", got)
@@ -95,5 +105,62 @@ listener "unix" {
 	}
 	if _, err := read("secret/data/other", ""); !client.IsStatus(err, http.StatusBadGateway) {
 		t.Errorf("what was not read before: %v", err)
+	}
+}
+
+// Who asks and does not read the answer holds up nobody who asks the same, whether the answer comes from the server, or is kept; and one that is too large to be kept
+// is passed on whole.
+func TestCacheWithOneWhoDoesNotRead(t *testing.T) {
+	p := newPlace(t)
+	large := strings.Repeat("x", 900<<10)
+	answers := map[string]string{
+		"/v1/kept":   `{"lease_id": "kept/1", "lease_duration": 600, "renewable": true, "data": {"text": "` + large + `"}}`,
+		"/v1/passed": `{"lease_id": "passed/1", "lease_duration": 600, "data": {"text": "` + large + large + `"}}`,
+		"/v1/asked":  `{"data": {"text": "` + large + `"}}`,
+	}
+	server := p.Client().Forward()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if text, ok := answers[r.URL.Path]; ok {
+			_, _ = io.WriteString(w, text)
+			return
+		}
+		server.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	p.address = front.URL
+	p.start(`
+cache {
+}
+listener "unix" {
+  address = "$D/socket"
+}`)
+	p.eventually("the agent is there", func() bool {
+		_, err := p.through("socket", "").Read(t.Context(), "kept", nil)
+		return err == nil
+	})
+	for path, text := range answers {
+		asking, err := net.Dial("unix", p.in("socket"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = asking.Close() })
+		// Nothing more is read than that there is an answer.
+		if _, err := io.WriteString(asking, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(asking, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		within, cancel := context.WithTimeout(t.Context(), patience)
+		stream, _, err := p.through("socket", "").Stream(within, client.Request{Method: http.MethodGet, Path: strings.TrimPrefix(path, "/v1/")})
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		got, err := io.ReadAll(stream)
+		_ = stream.Close()
+		cancel()
+		if err != nil || string(got) != text {
+			t.Errorf("%s: %d bytes of %d, %v", path, len(got), len(text), err)
+		}
 	}
 }
