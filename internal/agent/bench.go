@@ -197,6 +197,9 @@ func (b *bench) open(s *source) {
 		}
 		s.failure = err
 		s.mu.Unlock()
+		if b.abandon(s) {
+			return
+		}
 		wait := relist
 		if failures++; err == nil {
 			failures = 0
@@ -212,6 +215,30 @@ func (b *bench) open(s *source) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// abandon gives a source up if no template reads it any more, and reports whether it has: else it would be asked for as long as the agent runs.
+func (b *bench) abandon(s *source) bool {
+	b.mu.Lock()
+	s.mu.Lock()
+	key, secret, idle := s.key(), s.secret, len(s.readers) == 0
+	mine := b.sources[key] == s // else prune has seen to it
+	if idle && mine {
+		delete(b.sources, key)
+	}
+	s.mu.Unlock()
+	b.mu.Unlock()
+	if idle && mine && secret != nil {
+		b.end(secret)
+	}
+	return idle
+}
+
+// end gives a secret back; what cannot be given back lapses.
+func (b *bench) end(secret *client.Secret) {
+	ending, cancel := context.WithTimeout(b.ctx, cleanup)
+	defer cancel()
+	_ = secret.Close(ending)
 }
 
 func (b *bench) options(q query) []client.SecretOption {
@@ -300,9 +327,7 @@ func (b *bench) prune() {
 	}
 	b.mu.Unlock()
 	for _, secret := range idle {
-		ending, cancel := context.WithTimeout(b.ctx, cleanup)
-		_ = secret.Close(ending) // what cannot be given back lapses
-		cancel()
+		b.end(secret)
 	}
 }
 

@@ -24,7 +24,7 @@ type template struct {
 	once  sync.Once
 
 	held    []*use           // what the file is made of
-	sources map[*source]bool // all that it has ever read
+	sources map[*source]bool // all that it has read, and may be in use
 
 	mu       sync.Mutex
 	state    state
@@ -73,6 +73,7 @@ func (t *template) run(ctx context.Context, b *bench) {
 		default:
 			failures = 0
 			t.move(p.uses)
+			t.narrow(p.uses, b)
 			t.stand(current, nil)
 			again = p.end()
 			t.once.Do(func() { close(t.first) })
@@ -102,6 +103,25 @@ func (t *template) move(uses []*use) {
 			continue
 		}
 		t.held = append(t.held, u)
+	}
+}
+
+// narrow gives back what the file was made of and is not any more: it has no say in what the program uses, and would stay behind at the next rotation. Where nobody knows when the program stops to
+// use what it read it is kept.
+func (t *template) narrow(uses []*use, b *bench) {
+	if !t.adopts() {
+		return
+	}
+	idle := false
+	for s := range t.sources {
+		if !slices.ContainsFunc(uses, func(u *use) bool { return u.source == s }) {
+			s.forget(t)
+			delete(t.sources, s)
+			idle = true
+		}
+	}
+	if idle {
+		b.opening.Go(b.prune)
 	}
 }
 

@@ -1,7 +1,11 @@
 package agent_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -381,4 +385,52 @@ func TestCommand(t *testing.T) {
 	if code := wrong.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("a wrong configuration: %d", code)
 	}
+}
+
+// What a file is made of no more is given back, though its template goes on: at once, or, if it is still being made, once it is there.
+func TestWhatIsReadNoMore(t *testing.T) {
+	p := newPlace(t)
+	has := p.postgres("1h")
+	server := p.Client().Forward()
+	late, hold := make(chan string, 1), make(chan struct{})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/database/creds/app" || r.Header.Get("X-Lessor-Instance") == "" {
+			server.ServeHTTP(w, r)
+			return
+		}
+		answer := httptest.NewRecorder()
+		server.ServeHTTP(answer, r)
+		var made struct{ Data struct{ Username string } }
+		if err := json.Unmarshal(answer.Body.Bytes(), &made); err != nil {
+			t.Error(err)
+		}
+		late <- made.Data.Username
+		<-hold
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+	}))
+	t.Cleanup(front.Close)
+	p.address = front.URL
+	p.put("app", "database")
+	p.start(`
+template {
+  contents = "{{ with secret \"secret/data/app\" }}{{ if eq .Data.data.password \"database\" }}{{ with secret \"database/creds/app\" }}{{ .Data.username }}{{ end }}{{ else }}nothing{{ end }}{{ end }}"
+  destination = "$D/app"
+  command     = "true"
+}`)
+	made := <-late
+	p.put("app", "nothing")
+	p.await("app", "nothing")
+	if !has(made) {
+		t.Fatal("there is no credential")
+	}
+	close(hold)
+	p.eventually("what came too late is given back", func() bool { return !has(made) })
+	p.put("app", "database")
+	made = <-late
+	p.await("app", made)
+	p.put("app", "nothing")
+	p.await("app", "nothing")
+	p.eventually("what is read no more is given back", func() bool { return !has(made) })
 }
