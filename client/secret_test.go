@@ -147,6 +147,22 @@ func TestSecretHearsOfChanges(t *testing.T) {
 	}
 }
 
+// A path may be written with slashes around it, as everywhere: what happens there is told all the same, and it is one path.
+func TestSecretWithSlashesAroundItsPath(t *testing.T) {
+	server := lessortest.Start(t)
+	put(server, "secret/data/app", "one")
+	session := open(t, server.Client(), nil)
+	app := secret(t, session, "/secret/data/app")
+	if got, plain := secret(t, session, "secret/data/app").Value(), app.Value(); got.Lease == plain.Lease {
+		t.Errorf("both of one path have the lease %s", got.Lease)
+	}
+	v := app.Value()
+	put(server, "secret/data/app", "two")
+	if got := field(t, await(t, app, v), "password"); got != "two" {
+		t.Errorf("after a change: %s", got)
+	}
+}
+
 // However it is shown, nobody sees it.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	server := lessortest.Start(t)

@@ -113,6 +113,7 @@ func (s *Session) Err() error {
 // Secret reads a path ("secret/data/app", "database/creds/app", "database/static-creds/app") and keeps what was read fresh. What is wrong now is an
 // error; what goes wrong later is in the secret's Status.
 func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption) (*Secret, error) {
+	path = strings.Trim(path, "/") // as events name it
 	secret := &Secret{
 		session: s, client: s.client.WithWrapTTL(0).WithHeader("X-Lessor-Lease", "renewable"), path: path, jitter: mathrand.Float64(),
 		nudge: make(chan struct{}, 1), done: make(chan struct{}), reading: make(chan struct{}, 1), held: map[uint64]int{}, spent: map[uint64]string{},
