@@ -17,10 +17,18 @@ type owner struct {
 	user, group int // ids; -1: as it comes
 }
 
-// owner is whose the template's file is to be: as configured, else as the file is that info is about, nil if there is none, else the agent's alone.
+// owner is whose the template's file is to be: as configured, else as the file is that info is about, nil if there is none, else the agent's alone. An error refuses to give a secret to whoever has put
+// a file in its place.
 func (t *template) owner(info os.FileInfo) (owner, error) {
 	to := owner{mode: t.Mode, user: -1, group: -1}
 	if to.mode == 0 && info != nil {
+		folder, err := os.Stat(filepath.Dir(t.Destination))
+		if err != nil {
+			return to, err
+		}
+		if user, _ := idsOf(info); planted(folder, user) {
+			return to, fmt.Errorf("%s may be anybody's, since anybody may write to its folder, and would get the secret: set perms, or remove it", t.Destination)
+		}
 		to.mode = info.Mode().Perm()
 		to.user, to.group = idsOf(info)
 	}
@@ -37,6 +45,12 @@ func (t *template) owner(info os.FileInfo) (owner, error) {
 		to.group, err = groupID(t.Group)
 	}
 	return to, err
+}
+
+// planted reports whether a user's file in a folder may have been put there by whoever has a use for that: all may write to it, and it is neither the folder's owner's nor this process's.
+func planted(folder os.FileInfo, user int) bool {
+	of, _ := idsOf(folder)
+	return folder.Mode().Perm()&0o002 != 0 && user != of && user != os.Geteuid()
 }
 
 // userID is a user's id, by name or number.
@@ -63,6 +77,9 @@ func groupID(name string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
+// largestFile bounds what is read of a file that others may write to.
+const largestFile = 64 << 20
+
 // readPlain reads a plain file, and what there is to know of it; text is nil if there is none. Where somebody has put anything else, a link to what he may not read, say, it is not followed.
 func readPlain(name string) (text []byte, info os.FileInfo, err error) {
 	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
@@ -81,7 +98,10 @@ func readPlain(name string) (text []byte, info os.FileInfo, err error) {
 	if !info.Mode().IsRegular() {
 		return nil, nil, notPlain(name)
 	}
-	text, err = io.ReadAll(file)
+	if info.Size() > largestFile {
+		return nil, nil, fmt.Errorf("%s is larger than %d MiB, and is not replaced", name, largestFile>>20)
+	}
+	text, err = io.ReadAll(io.LimitReader(file, largestFile))
 	return text, info, err
 }
 

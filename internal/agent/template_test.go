@@ -96,6 +96,60 @@ func TestOwner(t *testing.T) {
 	}
 }
 
+// Where anybody may write, somebody may have put his own file in the place of the one to come: he is not given the secret. Nor is a file without end read.
+func TestPlantedFiles(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("files are given away by root only")
+	}
+	p := newPlace(t)
+	p.put("app", "sesame")
+	if err := os.Mkdir(p.in("open"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(p.in("open"), 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"open/bare", "open/set", "its"} {
+		p.file(name, "")
+		if err := os.Chown(p.in(name), 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.file("endless", "")
+	if err := os.Truncate(p.in("endless"), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	p.start(follow("app", "open/bare", "") + follow("app", "open/set", "perms = 0640") + follow("app", "its", "") + follow("app", "endless", ""))
+	of := func(name string) string {
+		info, err := os.Stat(p.in(name))
+		if err != nil {
+			return err.Error()
+		}
+		return fmt.Sprintf("%d %v", info.Sys().(*syscall.Stat_t).Uid, info.Mode())
+	}
+	p.eventually("it is refused", func() bool { return p.template("open/bare").State == "failing" })
+	p.await("open/bare", "")
+	p.await("open/set", "sesame\n")
+	if got := of("open/set"); got != "0 -rw-r-----" {
+		t.Errorf("where the mode is set: %s", got)
+	}
+	p.await("its", "sesame\n")
+	if got := of("its"); got != "65534 -rw-------" {
+		t.Errorf("in a folder that nobody else may write to: %s", got)
+	}
+	p.eventually("a file without end is refused", func() bool { return strings.Contains(p.template("endless").Error, "64 MiB") })
+	for _, name := range []string{"open/bare", "endless"} {
+		if err := os.Remove(p.in(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.await("open/bare", "sesame\n")
+	if got := of("open/bare"); got != "0 -rw-------" {
+		t.Errorf("once it is gone: %s", got)
+	}
+	p.await("endless", "sesame\n")
+}
+
 // A link in the place of a file is not followed, not replaced, and what it leads to not kept as the file of before: who can put one there would choose whose file is overwritten, or have
 // one copied that he may not read. Nor does a pipe hold up anything.
 func TestLinksAreNotFollowed(t *testing.T) {
