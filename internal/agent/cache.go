@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -87,7 +88,7 @@ func (c *cache) around(onward http.Handler) http.Handler {
 			kept.copyTo(w)
 			return
 		}
-		got := &recorded{header: http.Header{}, status: http.StatusOK, to: w, full: release}
+		got := &recorded{header: http.Header{"X-Cache": {"MISS"}}, status: http.StatusOK, to: w, full: release}
 		onward.ServeHTTP(got, r)
 		if got.passed {
 			return
@@ -245,16 +246,21 @@ type recorded struct {
 	status int
 	body   []byte
 
-	to     http.ResponseWriter // who asks
+	to     http.ResponseWriter // who asks; nil: nothing is passed on, and what is too large is an error
 	full   func()              // is called before anything is passed on as it comes
 	passed bool                // all that there is so far was
 }
+
+var errLarge = errors.New("the answer is larger than is to be looked at")
 
 func (r *recorded) Header() http.Header    { return r.header }
 func (r *recorded) WriteHeader(status int) { r.status = status }
 
 func (r *recorded) Write(b []byte) (int, error) {
 	if !r.passed && len(r.body)+len(b) > largest {
+		if r.to == nil {
+			return 0, errLarge
+		}
 		r.full()
 		r.copyTo(r.to)
 		r.passed = true
@@ -271,9 +277,6 @@ func (r *recorded) copyTo(w http.ResponseWriter) {
 	defer func() { clear(r.body) }()
 	for name, values := range r.header {
 		w.Header()[name] = values
-	}
-	if r.header.Get("X-Cache") == "" {
-		w.Header().Set("X-Cache", "MISS")
 	}
 	w.WriteHeader(r.status)
 	_, _ = w.Write(r.body)

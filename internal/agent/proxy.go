@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,10 +10,13 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/lessor-dev/lessor/client"
 )
 
 // headerTimeout is how long who asks may take to say what.
@@ -163,32 +168,81 @@ func (a *agent) proxy(l Listener) *http.Server {
 			case !l.Unix && !loopback(r.Host) && !loopback(r.Host+":0"):
 				refuse(w, http.StatusForbidden, "name the agent by its address: another name may be a web page's")
 			default:
-				a.introduce(r.Header)
+				if own := a.introduce(r.Header); !own.Empty() && strings.HasPrefix(path.Clean(r.URL.Path), "/v1/auth/token/") {
+					reserved(own, onward).ServeHTTP(w, r)
+					return
+				}
 				onward.ServeHTTP(w, r)
 			}
 		}),
 	}
 }
 
-// introduce puts the agent's token into a request's headers, if it is to go there, and that who asks is the agent's.
-func (a *agent) introduce(h http.Header) {
+// introduce puts the agent's token into a request's headers, if it is to go there, and that who asks is the agent's. It returns that token; empty: the request has one of its own, or none.
+func (a *agent) introduce(h http.Header) (own client.Token) {
 	if text, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer "); ok && h.Get("X-Vault-Token") == "" {
 		h.Set("X-Vault-Token", text)
 	}
 	h.Del("Authorization")
 	if !a.config.OwnToken || h.Get("X-Vault-Token") != "" && !a.config.ForceToken {
-		return
+		return own
 	}
 	a.mu.Lock()
 	session := a.session
 	a.mu.Unlock()
 	h.Del("X-Vault-Token")
 	if session != nil {
-		h.Set("X-Vault-Token", session.Client().Token().Reveal())
+		own = session.Client().Token()
+		h.Set("X-Vault-Token", own.Reveal())
 		if a.config.Instance != "" && h.Get("X-Lessor-Instance") == "" {
 			h.Set("X-Lessor-Instance", a.through())
 		}
 	}
+	return own
+}
+
+// reserved is for what is asked about tokens with the agent's own. Who may ask through the agent may do so while it lets him: he neither learns the token, with which he could ask from
+// anywhere, nor ends it.
+func reserved(own client.Token, onward http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(path.Clean(r.URL.Path), "/v1/auth/token/revoke-self") {
+			refuse(w, http.StatusForbidden, "the token is the agent's, which ends it itself")
+			return
+		}
+		r.Header.Del("X-Vault-Wrap-TTL") // what is wrapped could not be looked at
+		r.Header.Del("Accept-Encoding")
+		got := &recorded{header: http.Header{}, status: http.StatusOK}
+		onward.ServeHTTP(got, r)
+		got.body = concealed(got.body, own)
+		got.header.Del("Content-Length")
+		got.copyTo(w)
+	})
+}
+
+// concealed is an answer without a token that is in it, and without that token's accessor.
+func concealed(answer []byte, own client.Token) []byte {
+	if !bytes.Contains(answer, []byte(own.Reveal())) {
+		return answer
+	}
+	var all map[string]any
+	d := json.NewDecoder(bytes.NewReader(answer))
+	d.UseNumber()
+	if d.Decode(&all) != nil {
+		return nil
+	}
+	for _, part := range []string{"data", "auth"} {
+		fields, _ := all[part].(map[string]any)
+		for _, name := range []string{"id", "client_token"} {
+			if fields[name] == own.Reveal() {
+				fields[name], fields["accessor"] = "", ""
+			}
+		}
+	}
+	text, err := json.Marshal(all)
+	if err != nil || bytes.Contains(text, []byte(own.Reveal())) {
+		return nil
+	}
+	return append(text, '\n')
 }
 
 // refuse answers as the server would.

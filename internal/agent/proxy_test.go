@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lessor-dev/lessor/client"
 )
@@ -74,6 +75,41 @@ listener "tcp" {
 	}
 	if _, err := p.through("others", "").Read(t.Context(), "secret/data/app", nil); err == nil || client.IsStatus(err, 403) {
 		t.Errorf("as a user who may not ask: %v", err)
+	}
+	// The agent's token is asked with, and stays the agent's.
+	own, err := os.ReadFile(p.in("token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	about := func(method, path string, wrapped time.Duration) string {
+		stream, _, err := p.through("open", "").WithWrapTTL(wrapped).Stream(t.Context(), client.Request{Method: method, Path: path})
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		text, err := io.ReadAll(stream)
+		if _ = stream.Close(); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		return string(text)
+	}
+	accessor := p.Server.Write("auth/token/lookup", map[string]any{"token": string(own)}).Data["accessor"].(string)
+	for _, text := range []string{
+		about("GET", "auth/token/lookup-self", 0), about("PUT", "auth/token/renew-self", 0), about("GET", "auth/token/lookup-self", time.Minute),
+	} {
+		if !strings.Contains(text, `"app"`) || strings.Contains(text, string(own)) || strings.Contains(text, accessor) {
+			t.Errorf("of the agent's token: %s", text)
+		}
+	}
+	for _, path := range []string{"auth/token/revoke-self", "auth/token/revoke-self/"} {
+		if _, err := p.through("open", "").Write(t.Context(), path, nil); !client.IsStatus(err, http.StatusForbidden) {
+			t.Errorf("ending the agent's token: %v", err)
+		}
+	}
+	if answer, err := p.through("open", other.Reveal()).Read(t.Context(), "auth/token/lookup-self", nil); err != nil || answer.Data["id"] != other.Reveal() {
+		t.Errorf("about a token of one's own: %v", err)
+	}
+	if _, err := p.through("open", other.Reveal()).Write(t.Context(), "auth/token/revoke-self", nil); err != nil {
+		t.Errorf("ending a token of one's own: %v", err)
 	}
 	raw := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", p.in("careful"))
