@@ -2,7 +2,11 @@ package agent_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -185,6 +189,58 @@ EOT
 	if text, err := os.ReadFile(p.in("state/instance")); err != nil || strings.Contains(string(text), "hvs.") {
 		t.Errorf("the instance: %q, %v", text, err)
 	}
+}
+
+// What the successor is being given while it has all else ended is not lost: if it was ended as well, there is another.
+func TestSuccessorKeepsWhatComesLate(t *testing.T) {
+	p := newPlace(t)
+	has := p.postgres("1h")
+	server := p.Client().Forward()
+	ended := make(chan struct{})
+	var first sync.Once
+	end := sync.OnceFunc(func() { close(ended) })
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/database/creds/app" {
+			server.ServeHTTP(w, r)
+			if strings.HasSuffix(r.URL.Path, "/supersede") {
+				end()
+			}
+			return
+		}
+		answer := httptest.NewRecorder()
+		server.ServeHTTP(answer, r)
+		first.Do(func() {
+			var made struct{ Data struct{ Username string } }
+			if err := json.Unmarshal(answer.Body.Bytes(), &made); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-ended:
+			case <-r.Context().Done():
+			}
+			for r.Context().Err() == nil && has(made.Data.Username) {
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+	}))
+	t.Cleanup(front.Close)
+	t.Cleanup(end)
+	p.address = front.URL
+	p.start(`
+instance = "app-1"
+template {
+  contents    = "{{ with secret \"database/creds/app\" }}{{ .Data.username }}{{ end }}"
+  destination = "$D/user"
+  command     = "true"
+}`)
+	p.eventually("the template is current", func() bool { return p.template("user").State == "current" })
+	p.eventually("what is in the file is in force", func() bool {
+		user, err := os.ReadFile(p.in("user"))
+		return err == nil && len(user) > 0 && has(string(user))
+	})
 }
 
 // A template whose program does not take the new file does not keep the old credential in force: it is revoked all the same.
