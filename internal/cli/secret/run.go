@@ -3,6 +3,7 @@ package secret
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -112,11 +113,8 @@ func environment(e *run.Environment, a *session.Session, file string, variables 
 	name := file
 	if name == "" {
 		name = environmentFile
-		if err := trusted(name); err != nil {
-			return err
-		}
 	}
-	text, err := os.ReadFile(name)
+	text, err := readVariables(name, file != "")
 	switch {
 	case err == nil:
 		if err := e.Load(string(text)); err != nil {
@@ -136,17 +134,22 @@ func environment(e *run.Environment, a *session.Session, file string, variables 
 	return nil
 }
 
-// trusted refuses a file that nobody named and that somebody else may have put there: what it says decides what the command does (LD_PRELOAD, say).
-func trusted(name string) error {
-	info, err := os.Stat(name)
+// readVariables reads a file. One that nobody named, and that somebody else may have put there, is refused: what it says decides what the command does (LD_PRELOAD, say).
+func readVariables(name string, named bool) ([]byte, error) {
+	file, err := os.Open(name)
 	if err != nil {
-		return nil // what is wrong shows when it is read
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat() // of what is read, whatever is put in its place meanwhile
+	if err != nil {
+		return nil, err
 	}
 	owner := info.Sys().(*syscall.Stat_t).Uid
-	if owner != 0 && owner != uint32(os.Geteuid()) || info.Mode()&0o002 != 0 {
-		return fmt.Errorf("%s is somebody else's, or anybody may write it: if it is meant, say -env-file=%s", name, name)
+	if !named && (owner != 0 && owner != uint32(os.Geteuid()) || info.Mode()&0o002 != 0) {
+		return nil, fmt.Errorf("%s is somebody else's, or anybody may write it: if it is meant, say -env-file=%s", name, name)
 	}
-	return nil
+	return io.ReadAll(file)
 }
 
 // signals are those that commands take for "read your files again", and the like.
