@@ -3,9 +3,12 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"reflect"
 	"strings"
 	"time"
+
+	"github.com/lessor-dev/lessor/client"
 )
 
 // Render renders a template that reads nothing of the server.
@@ -13,6 +16,11 @@ func Render(text string) (string, error) {
 	t := newTemplate(Template{Contents: text, Destination: "test", Left: "{{", Right: "}}"}, slog.New(slog.DiscardHandler))
 	p := t.pass(&bench{ctx: context.Background(), sources: map[string]*source{}})
 	return string(p.text), p.err
+}
+
+// Through is what answers at a listener of an agent that has not logged in.
+func Through(server *client.Client, l Listener) http.Handler {
+	return (&agent{server: server, log: slog.New(slog.DiscardHandler)}).proxy(l).Handler
 }
 
 // RunAndSearch is Run, and tells which of the texts lie in the ended agent's memory: in what lessor's own types lead to.

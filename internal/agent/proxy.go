@@ -167,6 +167,8 @@ func (a *agent) proxy(l Listener) *http.Server {
 				refuse(w, http.StatusPreconditionFailed, "missing 'X-Vault-Request' header")
 			case !l.Unix && !loopback(r.Host) && !loopback(r.Host+":0"):
 				refuse(w, http.StatusForbidden, "name the agent by its address: another name may be a web page's")
+			case !l.Unix && elsewhere(r):
+				refuse(w, http.StatusForbidden, "a web page of elsewhere asks here for nothing")
 			default:
 				if own := a.introduce(r.Header); !own.Empty() && strings.HasPrefix(path.Clean(r.URL.Path), "/v1/auth/token/") {
 					reserved(own, onward).ServeHTTP(w, r)
@@ -176,6 +178,15 @@ func (a *agent) proxy(l Listener) *http.Server {
 			}
 		}),
 	}
+}
+
+// elsewhere reports whether a web page of another place has a browser of this machine ask: it sees no answer, but what is asked for would be done, with the agent's token perhaps.
+func elsewhere(r *http.Request) bool {
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" {
+		return site != "same-origin" && site != "none"
+	}
+	origin := r.Header.Get("Origin")
+	return origin != "" && origin != "http://"+r.Host
 }
 
 // introduce puts the agent's token into a request's headers, if it is to go there, and that who asks is the agent's. It returns that token; empty: the request has one of its own, or none.

@@ -5,13 +5,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/agent"
 )
 
 // through is a client that knows a socket only.
@@ -131,5 +134,46 @@ listener "tcp" {
 		if answer.StatusCode != want || strings.Contains(string(body), "hvs.") {
 			t.Errorf("X-Vault-Request %q: %d %s", header, answer.StatusCode, body)
 		}
+	}
+}
+
+// What a web page has the browser ask at an address of this machine goes nowhere; what programs ask does, and so does a page that came from there.
+func TestPagesOfElsewhere(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	t.Cleanup(server.Close)
+	c, err := client.New(client.Config{Address: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const here = "127.0.0.1:8100"
+	answer := func(l agent.Listener, host string, header ...string) int {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/secret/data/app", strings.NewReader("{}"))
+		r.Host = host
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		w := httptest.NewRecorder()
+		agent.Through(c, l).ServeHTTP(w, r)
+		return w.Code
+	}
+	tcp := agent.Listener{Address: here}
+	for _, header := range [][]string{
+		{"Origin", "https://example.com"}, {"Origin", "null"}, {"Origin", "http://127.0.0.1:9"}, {"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site", "Origin", "http://" + here},
+	} {
+		if got := answer(tcp, here, header...); got != http.StatusForbidden {
+			t.Errorf("%v: %d", header, got)
+		}
+	}
+	if got := answer(tcp, "example.com"); got != http.StatusForbidden || asked.Load() != 0 {
+		t.Errorf("by another name: %d; %d went on", got, asked.Load())
+	}
+	for _, header := range [][]string{nil, {"Origin", "http://" + here}, {"Sec-Fetch-Site", "none"}, {"Sec-Fetch-Site", "same-origin"}} {
+		if got := answer(tcp, here, header...); got != http.StatusOK {
+			t.Errorf("%v: %d", header, got)
+		}
+	}
+	if got := answer(agent.Listener{Unix: true}, "localhost"); got != http.StatusOK {
+		t.Errorf("at a socket: %d", got)
 	}
 }
