@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -85,10 +86,11 @@ func internal(id string) *api.Error {
 	return &api.Error{Kind: api.Internal, Text: "internal error; the server's log tells more under request id " + id}
 }
 
-// fail answers the Gate's error. Causes go to the log, never to the client.
+// fail answers the Gate's error. Causes go to the log, never to the client. That a client went away, as each does that ends while it waits for
+// events, is no failure.
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, op *lessor.Op, err error) {
 	kind := api.KindOf(err)
-	if r.Context().Err() != nil && kind == api.Internal {
+	if r.Context().Err() != nil && (kind == api.Internal || kind == api.Unavailable && errors.Is(cause(err), context.Canceled)) {
 		h.refuse(w, &api.Error{Kind: api.Unavailable, Text: "the request was given up by its client"})
 		return
 	}

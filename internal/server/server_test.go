@@ -328,6 +328,31 @@ func TestLogHoldsCausesAndNoSecrets(t *testing.T) {
 	}
 }
 
+func TestClientsThatGoAreNoFailures(t *testing.T) {
+	var log bytes.Buffer
+	gone := &api.Error{Kind: api.Unavailable, Cause: context.Canceled}
+	fail := func(context.Context, *lessor.Op) (*lessor.Answer, error) { return nil, gone }
+	h := New(Options{Gate: &gate{status: running, handle: fail}, Random: rand.Reader, Log: slog.New(slog.NewJSONHandler(&log, nil))})
+	get := func(ctx context.Context) {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/v1/sys/lessor/events/*?wait=50s", nil))
+	}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	if get(left); log.Len() != 0 {
+		t.Errorf("of a client that went away: %s", &log)
+	}
+	// Whoever is still there is told, and so is the log.
+	if get(t.Context()); !strings.Contains(log.String(), "request failed") {
+		t.Errorf("of a request that failed: %q", &log)
+	}
+	// What the store cannot do is no client's doing.
+	log.Reset()
+	gone.Cause = errors.New("the disk is away")
+	if get(left); !strings.Contains(log.String(), "the disk is away") {
+		t.Errorf("of a disk that is away: %q", &log)
+	}
+}
+
 func TestStream(t *testing.T) {
 	raw := func(f func(w io.Writer) error) *Handler {
 		return answering(&lessor.Answer{RawType: "text/plain; version=0.0.4", Raw: func(_ context.Context, w io.Writer) error { return f(w) }}, nil, nil)
