@@ -19,14 +19,16 @@ type Command struct {
 
 	Signal  syscall.Signal // 0: no signal
 	PIDFile string         // of who gets the signal
+	Settle  time.Duration  // how long after the signal the program uses nothing older: it says nothing itself
 }
 
 func (c Command) given() bool { return len(c.Args) > 0 || c.Signal != 0 }
 
-// run tells the program, and waits until the command has ended. What it has started goes with it if it takes too long.
+// run tells the program, and waits until the command has ended, or until the program that was signalled has settled. What a command has started goes with it if it takes
+// too long.
 func (c Command) run(ctx context.Context) error {
 	if c.Signal != 0 {
-		return c.signal()
+		return c.signal(ctx)
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -51,7 +53,7 @@ func (c Command) run(ctx context.Context) error {
 }
 
 // signal signals the process whose number is in the file. That there is none is no error: who begins later reads what is new.
-func (c Command) signal() error {
+func (c Command) signal(ctx context.Context) error {
 	text, err := os.ReadFile(c.PIDFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -63,8 +65,17 @@ func (c Command) signal() error {
 	if err != nil || pid < 2 {
 		return fmt.Errorf("%s holds no process's number", c.PIDFile)
 	}
-	if err := syscall.Kill(pid, c.Signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+	err = syscall.Kill(pid, c.Signal)
+	if errors.Is(err, syscall.ESRCH) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("process %d could not be signalled: %w", pid, err)
 	}
-	return nil
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(c.Settle):
+		return nil
+	}
 }

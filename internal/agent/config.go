@@ -350,6 +350,9 @@ const (
 // commandTimeout is how long a command may take, if nothing else is configured.
 const commandTimeout = 30 * time.Second
 
+// signalSettle is for how long a program that was signalled may use what it had, if nothing else is configured: as with lessor run.
+const signalSettle = 30 * time.Second
+
 // signals are those that programs take for "read your files again", and the like.
 var signals = map[string]syscall.Signal{
 	"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "QUIT": syscall.SIGQUIT, "TERM": syscall.SIGTERM, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2,
@@ -387,6 +390,13 @@ func readTemplate(s *stanza) (t Template) {
 		if t.Command.Signal == 0 {
 			s.complain("reload_signal is HUP, INT, QUIT, TERM, USR1 or USR2")
 		}
+	}
+	if t.Command.Signal != 0 {
+		t.Command.Settle = signalSettle
+	}
+	s.duration("reload_settle", &t.Command.Settle)
+	if t.Command.Signal == 0 && t.Command.Settle != 0 {
+		s.complain("reload_settle is for a reload_signal: a command ends when the program has settled")
 	}
 	if (t.Command.Signal != 0) != (t.Command.PIDFile != "") {
 		s.complain("reload_signal and reload_pid_file belong together")

@@ -104,7 +104,7 @@ template {
 		"auth":     reflect.DeepEqual(want.Auth, agent.Auth{Type: "approle", Mount: "second", RoleIDFile: "role", File: "secret", Sinks: []agent.Sink{{Path: "token", Mode: 0o640}}}),
 		"proxy":    want.OwnToken && want.ForceToken && len(want.Listeners) == 2 && reflect.DeepEqual(want.Listeners[0].UIDs, []int{0, 1000}) && want.Listeners[0].RequireHeader,
 		"template": reflect.DeepEqual(want.Templates[0].Command, agent.Command{Args: []string{"systemctl", "reload", "app"}, Timeout: 5 * time.Second}) && want.Templates[0].Wait.Most == 8*time.Second,
-		"signal":   want.Templates[1].Command.Signal == syscall.SIGHUP && want.Templates[1].Left == "{{" && want.Templates[1].MakeFolders,
+		"signal":   want.Templates[1].Command.Signal == syscall.SIGHUP && want.Templates[1].Command.Settle == 30*time.Second && want.Templates[1].Left == "{{" && want.Templates[1].MakeFolders,
 		"notes":    strings.Contains(strings.Join(want.Notes, "\n"), "static_secret_render_interval has no effect"),
 	} {
 		if !ok {
@@ -141,6 +141,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		auth + "template {\n contents = \"x\"\n}":                                                                         "needs a destination",
 		auth + "template {\n contents = \"x\"\n destination = \"d\"\n perms = \"rw\"\n}":                                  "octal",
 		auth + "template {\n contents = \"${x}\"\n destination = \"d\"\n}":                                                "computes nothing",
+		auth + "template {\n contents = \"x\"\n destination = \"d\"\n reload_settle = \"5s\"\n}":                          "reload_settle is for a reload_signal",
 		auth + "template {\n contents = \"x\"\n destination = \"d\"\n reload_signal = \"KILL\"\n}":                        "reload_signal is",
 		auth + "template {\n contents=\"x\"\n destination=\"d\"\n}\ntemplate {\n contents=\"x\"\n destination=\"./d\"\n}": "two templates",
 		auth + "env_template \"X\" {}":                                                                                    "env_template is not here: run the program by lessor run",

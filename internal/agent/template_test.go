@@ -25,6 +25,28 @@ func follow(secret, file, more string) string {
 	return "template {\n  contents = <<EOT\n{{ with secret \"secret/data/" + secret + "\" }}{{ .Data.data.password }}{{ end }}\nEOT\n  destination = \"$D/" + file + "\"\n" + more + "\n}\n"
 }
 
+// A signal is no answer: the version before counts as in use until the program has had its time, and an agent that ends earlier leaves word that it is to be told again.
+func TestReloadSettle(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	told := make(chan os.Signal, 10)
+	signal.Notify(told, syscall.SIGUSR2)
+	defer signal.Stop(told)
+	p.start(follow("app", "app", `reload_signal = "USR2"`+"\n"+`reload_pid_file = "$D/pid"`+"\n"+`reload_settle = "1h"`))
+	p.eventually("nobody is there to be told", func() bool { return p.template("app").State == "current" && p.holder("app") == "1-1" })
+	p.file("pid", strconv.Itoa(os.Getpid())+"\n")
+	p.put("app", "two")
+	<-told
+	for at := time.Now(); time.Since(at) < 500*time.Millisecond; {
+		if got := p.holder("app"); got != "1-2" {
+			t.Fatalf("the program was signalled only, and uses %s", got)
+		}
+	}
+	if _, err := os.Stat(p.in(".app.untold")); err != nil {
+		t.Errorf("an agent that ended now would leave no word of it: %v", err)
+	}
+}
+
 // A program is told by a signal, at each change and not between; that there is none yet is no failure, and that its number is nonsense is one.
 func TestReloadSignal(t *testing.T) {
 	p := newPlace(t)
@@ -32,7 +54,7 @@ func TestReloadSignal(t *testing.T) {
 	told := make(chan os.Signal, 10)
 	signal.Notify(told, syscall.SIGUSR1)
 	defer signal.Stop(told)
-	p.start(follow("app", "app", `reload_signal = "SIGUSR1"`+"\n"+`reload_pid_file = "$D/pid"`))
+	p.start(follow("app", "app", `reload_signal = "SIGUSR1"`+"\n"+`reload_pid_file = "$D/pid"`+"\n"+`reload_settle = "1ms"`))
 	p.eventually("nobody is there to be told", func() bool { return p.template("app").State == "current" })
 	p.file("pid", "nonsense")
 	p.put("app", "two")
