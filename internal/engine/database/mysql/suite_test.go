@@ -42,7 +42,7 @@ func at(t *testing.T, s *mariatest.Server, authentication string) *drivertest.Ta
 		Through:    func(c *database.Connection, address string) { c.URL = strings.Replace(c.URL, s.Address(), address, 1) },
 		Creation:   []string{`CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}'`},
 		Broken: map[string]string{
-			`CREATE USER '{{name}}' IDENTIFIED BY '{{password}}'; SELECT * FROM nowhere.nothing`: "doesn't exist (error 1146)",
+			`CREATE USER '{{name}}' IDENTIFIED BY '{{password}}'; SELECT * FROM mysql.nothing`: "doesn't exist (error 1146)",
 			`SELECT '{{name}}'`: "made no account",
 			`CREATE USER '{{name}}' IDENTIFIED BY '{{password}}' 'X{{password}}'`: "(error 1064)",
 		},
