@@ -102,6 +102,9 @@ func (b *bench) rotations() error {
 			value: fmt.Sprintf("%s; p99 %.1f times (%.1f to %.1f)", lateness(beside), median(times), slices.Min(times), slices.Max(times)),
 		})
 		r.end(syscall.SIGTERM)
+		if err := os.RemoveAll(r.dir); err != nil { // what comes next begins anew
+			return err
+		}
 	}
 	p.stop()
 	return os.RemoveAll(p.dir)
