@@ -141,6 +141,9 @@ func ParseVariable(name, value string) (Variable, error) {
 		v.parts = []part{{ref: &r}}
 		return v, nil
 	}
+	if len(value) >= len(scheme) && strings.EqualFold(value[:len(scheme)], scheme) {
+		return v, fmt.Errorf("%s: a reference begins with %s, in small letters", name, scheme)
+	}
 	text := ""
 	for {
 		before, rest, found := strings.Cut(value, "${"+scheme)

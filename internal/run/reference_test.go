@@ -49,7 +49,7 @@ func TestVariables(t *testing.T) {
 			t.Errorf("%s is %s, %v, want %s", value, got, err, want)
 		}
 	}
-	for _, value := range []string{"lessor://", "x${lessor://a/b#c", "${lessor://a/b?as=x}"} {
+	for _, value := range []string{"lessor://", "x${lessor://a/b#c", "${lessor://a/b?as=x}", "Lessor://a/b#c"} {
 		if _, err := ParseVariable("V", value); err == nil || !strings.HasPrefix(err.Error(), "V: ") {
 			t.Errorf("%s: %v", value, err)
 		}

@@ -326,17 +326,22 @@ func acknowledges(v store.View, m *mount.Entry, u *lease.User) (bool, error) {
 // forewarned says in words what a plan's numbers come to.
 func (t *rotating) forewarned(silent int) (all []string) {
 	alternates := t.strategy() != "single"
+	lockedOut, doNot := fmt.Sprintf("%d holders are locked out when it is rotated, until they read again", silent), fmt.Sprintf("%d holders do not acknowledge", silent)
+	if silent == 1 {
+		lockedOut, doNot = "1 holder is locked out when it is rotated, until it reads again", "1 holder does not acknowledge"
+	}
 	switch {
-	case !alternates && silent > 0 && t.terms.Strategy != "":
-		all = append(all, fmt.Sprintf("%d holders are locked out when it is rotated, until they read again: its strategy is single; with overlap nobody is", silent))
-	case !alternates && silent > 0:
-		all = append(all, fmt.Sprintf("%d holders are locked out when it is rotated, until they read again: it has one account; give the role usernames, two that take turns, and nobody is", silent))
-	case alternates && t.Grace > 0 && silent > 0:
-		all = append(all, fmt.Sprintf("%d holders do not acknowledge: those of them that still use the old password %s after the rotation are locked out then", silent, t.Grace))
-	case alternates && silent > 0 && t.Blind:
-		all = append(all, fmt.Sprintf("%d holders do not acknowledge, and the target does not show who uses what: the old value stays in force until somebody says otherwise; give the rotation a rotation_grace", silent))
-	case alternates && silent > 0:
-		all = append(all, fmt.Sprintf("%d holders do not acknowledge: the old password stays in force until the target has shown no use of it for %s", silent, t.QuietFor))
+	case silent == 0:
+	case !alternates && t.terms.Strategy != "":
+		all = append(all, lockedOut+": its strategy is single; with overlap nobody is")
+	case !alternates:
+		all = append(all, lockedOut+": it has one account; give the role usernames, two that take turns, and nobody is")
+	case t.Grace > 0:
+		all = append(all, fmt.Sprintf("%s: whoever of them still uses the old password %s after the rotation is locked out then", doNot, t.Grace))
+	case t.Blind:
+		all = append(all, doNot+", and the target does not show who uses what: the old value stays in force until somebody says otherwise; give the rotation a rotation_grace")
+	default:
+		all = append(all, fmt.Sprintf("%s: the old password stays in force until the target has shown no use of it for %s", doNot, t.QuietFor))
 	}
 	if alternates && t.Strangers() {
 		all = append(all, "others than the holders on record may use the password in force (it was not made by lessor, or handed out without a lease, or this is a restored copy), so it is retired by evidence (where the target shows any) or deadline only")
