@@ -119,7 +119,9 @@ func (r *Reaper) lapse(j *job, row, held store.Row, l *Lease) error {
 	j.txn.Delete(store.Due, l.dueName())
 	j.txn.Audit = append(j.txn.Audit, record(l, "expire", audit.Done, "expired", j.now))
 	j.after(func() { r.counts.expired.Add(1) })
-	checkIn(&j.txn, l, "expired")
+	if err := checkIn(j.view, &j.txn, l, "expired"); err != nil {
+		return err
+	}
 	return dropStatic(j.view, &j.txn, row, l, j.now, lapsed)
 }
 

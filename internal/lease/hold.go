@@ -495,10 +495,33 @@ func expose(txn *store.Txn, l *Lease, cause string, now time.Time) {
 }
 
 // checkIn demands that what was checked out is succeeded, since a lease on it ends by itself, or by its holder's word. One that was never unwrapped is known to nobody.
-func checkIn(txn *store.Txn, l *Lease, cause string) {
-	if l.CheckOut && l.Rotatable && l.State == Live && !strings.HasPrefix(l.Holder.Instance, Wrapped) {
-		demand(txn, l, cause, true)
+func checkIn(v store.View, txn *store.Txn, l *Lease, cause string) error {
+	if !l.CheckOut || !l.Rotatable || l.State != Live || strings.HasPrefix(l.Holder.Instance, Wrapped) {
+		return nil
 	}
+	newest, err := l.newest(v)
+	if err == nil {
+		demand(txn, newest, cause, true)
+	}
+	return err
+}
+
+// newest is l, a static lease, as if it were on the newest version that its holder has read: it is, but where the holder unwrapped an older one since.
+func (l *Lease) newest(v store.View) (*Lease, error) {
+	if l.State != Live {
+		return l, nil
+	}
+	at, err := v.Get(l.pointerKey())
+	if err != nil || !at.Exists() {
+		return l, err
+	}
+	p, err := decodePointer(at)
+	if err != nil || p.newest() <= l.Version {
+		return l, err
+	}
+	newest := *l
+	newest.Version = p.newest()
+	return &newest, nil
 }
 
 // Exposures lists the exposed versions of a mount's static secrets, by path and version: of those whose path begins with prefix.

@@ -324,6 +324,13 @@ func End(v store.View, txn *store.Txn, row store.Row, l *Lease, cause string, no
 	if l.Kind == Static {
 		txn.Delete(store.Holds, row.Name)
 		expose(txn, l, cause, now)
+		newest, err := l.newest(v)
+		if err != nil {
+			return err
+		}
+		if newest.Version != l.Version {
+			expose(txn, newest, cause, now)
+		}
 		return dropStatic(v, txn, row, l, now, revoked)
 	}
 	l.Watch = l.Watch || l.State == Pending

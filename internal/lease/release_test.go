@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -54,4 +55,55 @@ func TestRelease(t *testing.T) {
 			t.Error("it is gone")
 		}
 	})
+}
+
+func checkedOut(r *Reading) { r.Value.Rotatable, r.Value.CheckOut = true, true }
+
+// demands are the versions that are to be succeeded.
+func (w *world) demands() (versions []uint64) {
+	w.Helper()
+	w.view(func(v store.View) {
+		found, _, err := Demands(v, secret, "", 100)
+		w.must(err)
+		for _, d := range found {
+			versions = append(versions, d.Version)
+		}
+	})
+	return versions
+}
+
+// However a lease on what was checked out ends, it demands that the newest version which its holder has read is succeeded.
+func TestCheckIn(t *testing.T) {
+	for _, how := range []struct {
+		name string
+		end  func(w *world, id string)
+	}{
+		{"given back", (*world).release},
+		{"lapsed", func(*world, string) { time.Sleep(2 * MinHold) }},
+		{"revoked", func(w *world, id string) { w.must(w.revoke(w.find(id), false)) }},
+		{"its mount was moved", func(w *world, _ string) {
+			w.must(w.reaper.Settle(ctx, w.bury(Selector{Kind: ByMount, Value: secret.UUID, Moved: true}, false)))
+		}},
+	} {
+		run(t, how.name, func(t *testing.T, w *world) {
+			_, id, _ := w.read(1, alice, checkedOut)
+			how.end(w, id)
+			if got := w.demands(); !slices.Equal(got, []uint64{1}) {
+				t.Errorf("versions %d are to be succeeded", got)
+			}
+		})
+		run(t, how.name+", after an older one was unwrapped", func(t *testing.T, w *world) {
+			_, id, _ := w.read(1, Holder{Entity: bob.Entity, Instance: Wrapped + "r-9"}, checkedOut)
+			w.read(2, bob, checkedOut)
+			w.commit(func(v store.View, txn *store.Txn) {
+				l, row, err := Find(v, secret.Namespace, secret.UUID, id)
+				w.must(err)
+				w.must(Rehold(v, txn, row, l, bob))
+			})
+			how.end(w, id)
+			if got := w.demands(); !slices.Contains(got, 2) {
+				t.Errorf("versions %d are to be succeeded", got)
+			}
+		})
+	}
 }

@@ -206,6 +206,9 @@ func (r *Reaper) release(j *job, row store.Row, l *Lease, t *Tomb) error {
 	j.txn.Delete(store.Holds, row.Name)
 	j.txn.Audit = append(j.txn.Audit, record(l, "revoke", audit.Done, t.Cause, j.now))
 	j.after(func() { r.counts.revoked.Add(1) })
+	if err := checkIn(j.view, &j.txn, l, t.Cause); err != nil {
+		return err
+	}
 	return dropStatic(j.view, &j.txn, row, l, j.now, lapsed)
 }
 

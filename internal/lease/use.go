@@ -230,7 +230,9 @@ func Release(v store.View, txn *store.Txn, row store.Row, l *Lease, now time.Tim
 	txn.Require(row)
 	txn.Delete(store.Due, l.dueName())
 	txn.Delete(store.Holds, row.Name)
-	checkIn(txn, l, "released")
+	if err := checkIn(v, txn, l, "released"); err != nil {
+		return err
+	}
 	return dropStatic(v, txn, row, l, now, released)
 }
 
