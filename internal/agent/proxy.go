@@ -191,8 +191,8 @@ func elsewhere(r *http.Request) bool {
 
 // introduce puts the agent's token into a request's headers, if it is to go there, and that who asks is the agent's. It returns that token; empty: the request has one of its own, or none.
 func (a *agent) introduce(h http.Header) (own client.Token) {
-	if text, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer "); ok && h.Get("X-Vault-Token") == "" {
-		h.Set("X-Vault-Token", text)
+	if scheme, text, ok := strings.Cut(h.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") && h.Get("X-Vault-Token") == "" {
+		h.Set("X-Vault-Token", strings.TrimSpace(text))
 	}
 	h.Del("Authorization")
 	if !a.config.OwnToken || h.Get("X-Vault-Token") != "" && !a.config.ForceToken {
@@ -205,7 +205,7 @@ func (a *agent) introduce(h http.Header) (own client.Token) {
 	if session != nil {
 		own = session.Client().Token()
 		h.Set("X-Vault-Token", own.Reveal())
-		if a.config.Instance != "" && h.Get("X-Lessor-Instance") == "" {
+		if as := h.Get("X-Lessor-Instance"); a.config.Instance != "" && (as == "" || as == a.config.Instance) { // as the agent itself he could end, or acknowledge, what its templates are made of
 			h.Set("X-Lessor-Instance", a.through())
 		}
 	}

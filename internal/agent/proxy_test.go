@@ -137,6 +137,49 @@ listener "tcp" {
 	}
 }
 
+// A program that asks with the agent's token is not the agent, whatever it calls itself; one that brings a token is itself, however it writes that.
+func TestProxyIsNotTheAgent(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	p.Policy("other", `path "secret/data/other" { capabilities = ["read"] }`)
+	p.start(`
+instance = "app-1"
+api_proxy {
+  use_auto_auth_token = true
+}
+listener "unix" {
+  address = "$D/open"
+}`)
+	lease := func(instance string) string {
+		answer, err := p.through("open", "").WithInstance(instance).Read(t.Context(), "secret/data/app", nil)
+		if err != nil {
+			return ""
+		}
+		return answer.LeaseID
+	}
+	p.eventually("the agent has logged in", func() bool { return lease("worker-1") != "" })
+	if asked, as := lease(""), lease("app-1"); asked != as || asked == lease("worker-1") {
+		t.Errorf("who calls itself what the agent does holds %s, not %s", as, asked)
+	}
+	raw := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", p.in("open"))
+	}}}
+	for _, scheme := range []string{"Bearer", "bearer"} {
+		request, err := http.NewRequestWithContext(t.Context(), "GET", "http://agent/v1/secret/data/app", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Authorization", scheme+" "+p.Token("other").Reveal())
+		answer, err := raw.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _ = answer.Body.Close(); answer.StatusCode != http.StatusForbidden {
+			t.Errorf("with a %s token that may not: %d", scheme, answer.StatusCode)
+		}
+	}
+}
+
 // What a web page has the browser ask at an address of this machine goes nowhere; what programs ask does, and so does a page that came from there.
 func TestPagesOfElsewhere(t *testing.T) {
 	var asked atomic.Int64
