@@ -344,6 +344,35 @@ exit_retain = true
 	p.eventually("both have moved", func() bool { return p.holder("app") == "2-2" })
 }
 
+// A template that does not read a secret any more, and never had its program move to it, holds up nobody who has moved.
+func TestTemplateThatReadsASecretNoMore(t *testing.T) {
+	p := newPlace(t)
+	p.put("app", "one")
+	p.file("refuse", "")
+	p.file("slow.tmpl", `{{ with secret "secret/data/app" }}{{ .Data.data.password }}{{ end }}`)
+	p.start(`
+template {
+  contents    = "{{ with secret \"secret/data/app\" }}{{ .Data.data.password }}{{ end }}"
+  destination = "$D/quick"
+  command     = "true"
+}
+template {
+  source      = "$D/slow.tmpl"
+  destination = "$D/slow"
+  command     = "test ! -e $D/refuse"
+}`)
+	p.eventually("one has moved, the other fails", func() bool { return p.template("quick").State == "current" && p.template("slow").State == "failing" })
+	p.put("app", "two")
+	p.await("quick", "two")
+	p.eventually("one has moved", func() bool { return p.template("quick").State == "current" && p.holder("app") == "1-2" })
+	p.file("slow.tmpl", "nothing")
+	if err := os.Remove(p.in("refuse")); err != nil {
+		t.Fatal(err)
+	}
+	p.await("slow", "nothing")
+	p.eventually("nobody uses the old value", func() bool { return p.holder("app") == "2-2" })
+}
+
 // SIGHUP changes templates, and what others have goes on.
 func TestReload(t *testing.T) {
 	p := newPlace(t)

@@ -38,6 +38,7 @@ type source struct {
 	failure error              // why not
 	readers map[*template]bool // templates that read it
 	unmoved map[*template]bool // templates that use it, and whose programs have not moved to any value of it since the agent began: they may use what came before
+	moved   client.Value       // to which one has moved last; zero: none has
 	changed chan struct{}      // closed when any of that is another
 }
 
@@ -154,17 +155,24 @@ func (u *use) adopt(t *template) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.unmoved, t)
-	if s.secret != nil && len(s.unmoved) == 0 {
-		s.secret.Adopt(u.of)
-	}
+	s.moved = u.of
+	s.adopt()
 }
 
-// forget says that a template uses the source no more.
+// forget says that a template uses the source no more. The others may have moved by then, and waited for it only.
 func (s *source) forget(t *template) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.unmoved, t)
 	delete(s.readers, t)
+	s.adopt()
+}
+
+// adopt tells the server what all programs have moved to, if they have. s.mu is held.
+func (s *source) adopt() {
+	if s.secret != nil && len(s.unmoved) == 0 && s.moved.Serial != 0 {
+		s.secret.Adopt(s.moved)
+	}
 }
 
 // open opens a source, and tries again until it has.
