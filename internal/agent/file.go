@@ -26,8 +26,8 @@ func (t *template) owner(info os.FileInfo) (owner, error) {
 		if err != nil {
 			return to, err
 		}
-		if user, _ := idsOf(info); planted(folder, user) {
-			return to, fmt.Errorf("%s may be anybody's, since anybody may write to its folder, and would get the secret: set perms, or remove it", t.Destination)
+		if planted(folder, info) {
+			return to, fmt.Errorf("%s may be anybody's, since anybody may write to its folder, and who may read it would get the secret: set perms, or remove it", t.Destination)
 		}
 		to.mode = info.Mode().Perm()
 		to.user, to.group = idsOf(info)
@@ -47,10 +47,12 @@ func (t *template) owner(info os.FileInfo) (owner, error) {
 	return to, err
 }
 
-// planted reports whether a user's file in a folder may have been put there by whoever has a use for that: all may write to it, and it is neither the folder's owner's nor this process's.
-func planted(folder os.FileInfo, user int) bool {
+// planted reports whether a file may have been put into its folder by whoever has a use for that: all may write to the folder, and the file is neither the folder's owner's nor this process's, or
+// others than its owner may read it. Such a one, of the system's, say, may be moved or linked there by who does not own it.
+func planted(folder, file os.FileInfo) bool {
 	of, _ := idsOf(folder)
-	return folder.Mode().Perm()&0o002 != 0 && user != of && user != os.Geteuid()
+	user, _ := idsOf(file)
+	return folder.Mode().Perm()&0o002 != 0 && (user != of && user != os.Geteuid() || file.Mode().Perm()&0o077 != 0)
 }
 
 // userID is a user's id, by name or number.

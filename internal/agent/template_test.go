@@ -137,11 +137,15 @@ func TestPlantedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	p.file("open/moved", "")
+	if err := os.Chmod(p.in("open/moved"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	p.file("endless", "")
 	if err := os.Truncate(p.in("endless"), 1<<40); err != nil {
 		t.Fatal(err)
 	}
-	p.start(follow("app", "open/bare", "") + follow("app", "open/set", "perms = 0640") + follow("app", "its", "") + follow("app", "endless", ""))
+	p.start(follow("app", "open/bare", "") + follow("app", "open/moved", "") + follow("app", "open/set", "perms = 0640") + follow("app", "its", "") + follow("app", "endless", ""))
 	of := func(name string) string {
 		info, err := os.Stat(p.in(name))
 		if err != nil {
@@ -149,8 +153,10 @@ func TestPlantedFiles(t *testing.T) {
 		}
 		return fmt.Sprintf("%d %v", info.Sys().(*syscall.Stat_t).Uid, info.Mode())
 	}
-	p.eventually("it is refused", func() bool { return p.template("open/bare").State == "failing" })
-	p.await("open/bare", "")
+	for _, name := range []string{"open/bare", "open/moved"} {
+		p.eventually("it is refused", func() bool { return p.template(name).State == "failing" })
+		p.await(name, "")
+	}
 	p.await("open/set", "sesame\n")
 	if got := of("open/set"); got != "0 -rw-r-----" {
 		t.Errorf("where the mode is set: %s", got)
