@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -144,6 +145,7 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 	}
 	var left []lease.Demand
 	waiting := slices.ContainsFunc(demands, func(d lease.Demand) bool { return d.Born == born && a.MayReturn(d.Version) })
+	slices.SortStableFunc(demands, func(x, y lease.Demand) int { return cmp.Compare(rank(x), rank(y)) })
 	for _, d := range demands {
 		switch {
 		case d.Born != born || d.Version != current && !a.InForce(d.Version):
@@ -173,6 +175,14 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 		lease.Met(txn, m, d) // one is enough
 	}
 	return false, nil
+}
+
+// rank orders demands by how soon they are to be met: what is exposed first.
+func rank(d lease.Demand) int {
+	if d.Ended {
+		return 1
+	}
+	return 0
 }
 
 // checkedOut reports whether somebody has a lease on the version in force of an account; lasting, whether somebody has one whose end demands nothing.

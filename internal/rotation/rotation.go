@@ -294,20 +294,30 @@ func (a *Account) forget(p *Passwords, slot uint8, now time.Time) {
 	p.Former = kept
 }
 
+// Reschedule makes the next rotation due by another schedule, from a time on. One for which there is a cause is due when it was, whatever the schedule says.
+func (a *Account) Reschedule(s Schedule, from time.Time) {
+	if a.Cause == "" {
+		a.Due = s.Next(from)
+	}
+}
+
 // Asked is the cause of a rotation that somebody asked for while another one was under way. Who gives it up does not want it any more; other causes stay.
 const Asked = "asked for"
 
 // Demand makes a rotation due at a time, whatever the schedule says, and keeps why: cause is a fixed text, for the audit trail. One that is under way waits
 // for its end first. It reports whether anything changed: it did not if a password is on its way, in whose place this one would come, or if
-// a rotation was demanded already; one that was only Asked for is demanded from now on.
+// a rotation was demanded already, as soon as this one; one that was only Asked for is demanded from now on.
 func (a *Account) Demand(cause string, at time.Time) bool {
-	if a.Phase() == Setting || a.Demanded() || a.Cause == cause {
+	sooner := a.Due.IsZero() || at.Before(a.Due)
+	if a.Phase() == Setting || (a.Demanded() || a.Cause == cause) && !sooner {
 		return false
 	}
-	if a.Due.IsZero() || at.Before(a.Due) {
+	if sooner {
 		a.Due = at
 	}
-	a.Cause = cause
+	if cause != Asked || !a.Demanded() {
+		a.Cause = cause
+	}
 	return true
 }
 

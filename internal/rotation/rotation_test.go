@@ -117,6 +117,30 @@ func TestSpared(t *testing.T) {
 	}
 }
 
+// What is demanded is due as soon as any says that demands it, and is put off by no other schedule.
+func TestDemandedSooner(t *testing.T) {
+	a, p := &Account{}, &Passwords{}
+	a.Import(p, secret("a"), t0)
+	a.Rotated = t0
+	at := t0.Add(time.Second)
+	if !a.Demand("a lease on it ended", a.Spared(at)) || a.Step(hourly, at) == Rotate {
+		t.Fatalf("rotated a second after the last: %+v", a)
+	}
+	if !a.Demand("leak", at) || a.Cause != "leak" || a.Step(hourly, at) != Rotate {
+		t.Errorf("an exposure waits for what is in no hurry: %+v", a)
+	}
+	if a.Demand("a lease on it ended", a.Spared(at)) || a.Cause != "leak" {
+		t.Errorf("what is in no hurry comes in an exposure's place: %+v", a)
+	}
+	if a.Reschedule(hourly, at); a.Step(hourly, at) != Rotate {
+		t.Errorf("another schedule puts off what is demanded: %+v", a)
+	}
+	a.Cause = ""
+	if a.Reschedule(hourly, at); !a.Due.Equal(hourly.Next(at)) {
+		t.Errorf("another schedule does not count: %+v", a)
+	}
+}
+
 // A pending password is withdrawn only if no attempt at it can have come through.
 func TestWithdraw(t *testing.T) {
 	a, p := &Account{}, &Passwords{}

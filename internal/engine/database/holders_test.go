@@ -311,6 +311,21 @@ func TestDemandOutlivesWhatWasAskedFor(t *testing.T) {
 	w.until("the demand is met", func() bool { return w.unmet() == 0 })
 }
 
+// What is demanded while a rotation is under way comes when that is done, though the role has another schedule by then.
+func TestDemandOutlivesItsSchedule(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"100h"`)
+	p.read("one")
+	p.do(lessor.Update, "db/rotate-role/app", "")
+	p.until("who has the old one is waited for", func() bool { return p.phase() == rotation.Waiting })
+	two := p.read("two")
+	p.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, two.lease))
+	p.until("the demand is met", func() bool { return p.unmet() == 0 })
+	p.do(lessor.Update, "db/static-roles/app", `{"rotation_period":"20000h"}`)
+	one := p.read("one")
+	p.acknowledge("one", one)
+	p.until("the exposed password is not shown any more", func() bool { return p.state("static/app").Version == 3 })
+}
+
 // Whoever leaves for good (the entity is deleted, an operator says so) does not know the password in force for long, though no lease of his was named.
 func TestHolderLeaves(t *testing.T) {
 	w := newWorld(t, pgtest.Start(t))

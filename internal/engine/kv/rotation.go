@@ -194,7 +194,7 @@ func (e V2) writeRotation(_ context.Context, r *engine.Request) (*engine.Reply, 
 	case before.Single != is.Single && t.Phase() != rotation.Idle:
 		return nil, api.Errorf(api.Invalid, "a rotation of this secret is under way: wait until it is done before you change its strategy")
 	case before.schedule() != is.schedule() && t.Version != 0:
-		t.Due = schedule.Next(r.Now)
+		t.Reschedule(schedule, r.Now)
 	}
 	if before != nil && before.Single != is.Single {
 		t.regard()

@@ -100,7 +100,7 @@ func (of Accounts) Write(t *Turn, r *engine.Request, reply *engine.Reply, before
 			last = r.Now
 		}
 		if *before != t.Terms.Schedule {
-			t.Due = schedule.Next(last)
+			t.Reschedule(schedule, last)
 		}
 		return t.Save(&reply.Txn)
 	}
