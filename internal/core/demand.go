@@ -121,7 +121,7 @@ func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, er
 }
 
 // meet sees to the demands on one secret, and reports whether that is all there is to do about them. It is not while another password is on its
-// way, or holders of the exposed one are waited for: it is succeeded, unless the rotation is given up.
+// way, or holders of the exposed one are, or will be, waited for: it is succeeded, unless the rotation is given up.
 func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine.Rotator, demands []lease.Demand) (bool, error) {
 	secret := demands[0].Secret
 	account, ok := rotator.AccountOf(secret)
@@ -159,14 +159,26 @@ func (c *Core) meet(v store.View, txn *store.Txn, m *mount.Entry, rotator engine
 		if d.Ended {
 			cause, at = endedCause, a.Spared(now)
 		}
-		if !a.Demand(cause, at) {
-			return a.Demanded() && !waiting, nil // what somebody asked for may be given up, and with it what this is about
+		if a.Demand(cause, at) {
+			txn.Audit = append(txn.Audit, audit.Record{
+				Time: now, Operation: "demand", Namespace: m.Namespace, Path: m.Path + secret, Phase: audit.Done, System: "rotation", Granted: true,
+				Rule: "system:rotation", Policy: "system", Cause: d.Cause, Note: "a rotation was demanded", Lease: d.Lease,
+			})
+			if err := rotation.Save(txn, row, a); err != nil {
+				return false, err
+			}
+		} else if !a.Demanded() {
+			return false, nil // what somebody asked for may be given up, and with it what this is about
 		}
-		txn.Audit = append(txn.Audit, audit.Record{
-			Time: now, Operation: "demand", Namespace: m.Namespace, Path: m.Path + secret, Phase: audit.Done, System: "rotation", Granted: true,
-			Rule: "system:rotation", Policy: "system", Cause: d.Cause, Note: "a rotation was demanded", Lease: d.Lease,
-		})
-		return !waiting, rotation.Save(txn, row, a)
+		if !a.Pair {
+			return !waiting, nil
+		}
+		for _, other := range demands { // of two accounts it may be given up once it waits: what is outgoing is in force again then; one demand is enough for that
+			if other != d && (other.Born != born || !a.MayReturn(other.Version)) {
+				lease.Met(txn, m, other)
+			}
+		}
+		return false, nil
 	}
 	if !lasting || len(left) == 0 {
 		return !waiting, nil // who has it still demands the same by its own end

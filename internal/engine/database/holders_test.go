@@ -262,12 +262,19 @@ func TestCheckedOut(t *testing.T) {
 	a, b := p.read("one"), p.read("two")
 	p.acknowledge("two", b)
 	release("one", a.lease)
-	rotated(2)
+	w.clock.advance(rotation.ShortestPeriod)
+	p.until("it is rotated", func() bool { return p.state("static/app").Version == 2 })
 	if !p.lets(b) || p.phase() != rotation.Waiting {
 		t.Fatal("who has it still is locked out")
 	}
+	for range 20 {
+		release("loop", p.read("loop").lease)
+	}
+	p.until("of what may be in force again one demand is left, and one of what is", func() bool { return p.unmet() == 2 })
 	p.acknowledge("two", p.read("two"))
-	p.until("the rotation is done", func() bool { return p.phase() == rotation.Idle })
+	p.until("what others gave back meanwhile is succeeded, too", func() bool { p.clock.advance(time.Second); return p.state("static/app").Version == 3 })
+	p.acknowledge("two", p.read("two"))
+	p.until("the rotation is done", func() bool { p.clock.advance(time.Second); return p.phase() == rotation.Idle && p.unmet() == 0 })
 	if p.lets(a) {
 		t.Error("what was given back works still")
 	}
@@ -319,11 +326,26 @@ func TestDemandOutlivesItsSchedule(t *testing.T) {
 	p.until("who has the old one is waited for", func() bool { return p.phase() == rotation.Waiting })
 	two := p.read("two")
 	p.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, two.lease))
-	p.until("the demand is met", func() bool { return p.unmet() == 0 })
+	p.until("it is demanded", func() bool { return p.state("static/app").Cause != "" })
 	p.do(lessor.Update, "db/static-roles/app", `{"rotation_period":"20000h"}`)
 	one := p.read("one")
 	p.acknowledge("one", one)
 	p.until("the exposed password is not shown any more", func() bool { return p.state("static/app").Version == 3 })
+}
+
+// Who gives up the rotation that a demand brought about, once its password is in force, has the exposed one in force again: it is succeeded all the same.
+func TestDemandOutlivesItsRotation(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair(`,"rotation_quiet":"100h"`)
+	one := p.read("one")
+	leaver := p.read("leaver")
+	p.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, leaver.lease))
+	p.until("who has it still is waited for", func() bool { return p.phase() == rotation.Waiting })
+	p.do(lessor.Update, "sys/lessor/rotation/abort/db/static-creds/app", "")
+	p.until("it is given up", func() bool { return p.state("static/app").Version == 3 })
+	p.until("what is exposed is succeeded", func() bool { p.clock.advance(time.Second); return p.state("static/app").Version == 4 })
+	p.acknowledge("one", p.read("one"))
+	p.until("it is dead", func() bool { p.clock.advance(time.Second); return p.phase() == rotation.Idle && !p.lets(one) })
+	p.until("the demand is met", func() bool { return p.unmet() == 0 })
 }
 
 // Whoever leaves for good (the entity is deleted, an operator says so) does not know the password in force for long, though no lease of his was named.
