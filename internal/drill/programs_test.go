@@ -242,13 +242,14 @@ func (p *process) kill() {
 	_ = p.cmd.Wait()
 }
 
-// end ends it as a person would.
+// end ends it as a person would. A program that lessor run has only just started anew does not listen to signals yet, and has queried nothing: then its exit
+// status is that of SIGTERM.
 func (p *process) end() {
 	p.Helper()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.Fatal(err)
 	}
-	if err := p.cmd.Wait(); err != nil {
+	if err := p.cmd.Wait(); err != nil && p.cmd.ProcessState.ExitCode() != 128+int(syscall.SIGTERM) {
 		p.Errorf("%s: %v", p.name, err)
 	}
 }
