@@ -75,7 +75,7 @@ func (y *Tidying) Users(v store.View, txn *store.Txn, e *mount.Entry, gone func(
 		case y.seen[k] < y.limit():
 			y.seen[k]++
 		default:
-			if err := crowds.join(v, k, p); err != nil {
+			if err := crowds.join(v, e, path, p); err != nil {
 				return false, err
 			}
 			txn.Require(row)
@@ -151,8 +151,10 @@ type crowd struct {
 	all *pointer
 }
 
-// join takes p into the crowd named k.
-func (c crowds) join(v store.View, k store.Key, p *pointer) error {
+// join takes p, which may be a crowd itself, into the crowd that it belongs to. Those there that were thrown out since they came together make way, to the crowd
+// of those that were: else they were waited for again.
+func (c crowds) join(v store.View, e *mount.Entry, path string, p *pointer) error {
+	k := p.crowdKey(e, path)
 	if c[k] == nil {
 		row, err := v.Get(k)
 		if err != nil {
@@ -160,8 +162,16 @@ func (c crowds) join(v store.View, k store.Key, p *pointer) error {
 		}
 		c[k] = &crowd{row: row}
 		if row.Exists() {
-			if c[k].all, err = decodePointer(row); err != nil {
+			many, err := decodePointer(row)
+			switch {
+			case err != nil:
 				return err
+			case many.ended() == p.ended():
+				c[k].all = many
+			default:
+				if err := c.join(v, e, path, many); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -177,17 +187,17 @@ func (c crowds) put(txn *store.Txn) {
 	}
 }
 
-// with is the pointer that stands for those of many and for p, which has lapsed as they have; nil: there are none yet.
+// with is the pointer that stands for those of many and for p, or those of p, which lapsed as they have; nil: there are none yet.
 func (many *pointer) with(p *pointer) *pointer {
 	all := *p
-	all.Version, all.Newest, all.Acked, all.Many, all.Holder.Instance = p.newest(), 0, 0, 1, Crowd
+	all.Version, all.Newest, all.Acked, all.Many, all.Holder.Instance = p.newest(), 0, 0, max(1, p.Many), Crowd
 	if many == nil {
 		return &all
 	}
 	if many.Lapsed.After(p.Lapsed) {
 		all.ID, all.Hold, all.Lapsed = many.ID, many.Hold, many.Lapsed
 	}
-	all.Version, all.Oldest, all.Position, all.Many = max(many.Version, all.Version), min(many.Oldest, p.Oldest), max(many.Position, p.Position), many.Many+1
+	all.Version, all.Oldest, all.Position, all.Many = max(many.Version, all.Version), min(many.Oldest, p.Oldest), max(many.Position, p.Position), many.Many+max(1, p.Many)
 	all.Revoked, all.Released = many.Revoked && p.Revoked, many.Released && p.Released
 	return &all
 }

@@ -87,6 +87,19 @@ func TestCrowd(t *testing.T) {
 		if slices.ContainsFunc(w.everybody(), func(u User) bool { return u.Entity == "e-many" && !u.Revoked }) {
 			t.Error("a holder that is thrown out is waited for")
 		}
+		for i := range individuals + 10 {
+			w.read(3, Holder{Entity: "e-many", Instance: fmt.Sprint("later ", i)}, rotatable)
+		}
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		w.tidy(0)
+		crowds := map[bool]uint64{}
+		for _, u := range w.everybody() {
+			crowds[u.Revoked] += u.Many
+		}
+		if crowds[false] != 10 || crowds[true] != reads-individuals {
+			t.Errorf("of those that come together once others were thrown out: %v", crowds)
+		}
 		w.settle(3, 0)
 		w.empty()
 	})
