@@ -177,7 +177,8 @@ type standing struct {
 	Rotated time.Time `json:"last_rotation"` // when its version came into force
 }
 
-// list is how those of roles stand that are rotated; all, or those only of which something is under way.
+// list is how those of roles stand that are rotated; all, or those only of which a rotation is under way: not one whose proof failed, because the server was
+// ended in the midst of it, and was put off.
 func (r *rotated) list(all bool) (map[string]standing, error) {
 	path := "sys/lessor/rotation/status"
 	if all {
@@ -195,7 +196,7 @@ func (r *rotated) list(all bool) (map[string]standing, error) {
 	}
 	found := map[string]standing{}
 	for _, s := range answer.Data.Rotations {
-		if strings.HasPrefix(s.Path, "database/static-creds/role-") {
+		if strings.HasPrefix(s.Path, "database/static-creds/role-") && (all || s.Step != "idle") {
 			found[s.Path] = s
 		}
 	}
