@@ -54,7 +54,7 @@ var errCursor = errors.New("event: it is no cursor")
 // Parse reads what String wrote.
 func Parse(s string) (Cursor, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != cursorLen || b[0] != cursorVersion {
+	if err != nil || len(b) != cursorLen || b[0] != cursorVersion || len(s) != base64.RawURLEncoding.EncodedLen(cursorLen) { // lines, which it would read over
 		return Cursor{}, errCursor
 	}
 	c := Cursor{Place: Place{binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint32(b[9:])}}

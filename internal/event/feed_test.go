@@ -549,6 +549,7 @@ func FuzzFilter(f *testing.F) {
 
 func FuzzCursor(f *testing.F) {
 	f.Add(Cursor{Place{7, 8}, [8]byte{9}}.String())
+	f.Add("A\nX00000000000000000000000000")
 	f.Fuzz(func(t *testing.T, text string) {
 		if c, err := Parse(text); err == nil && c.String() != text {
 			t.Errorf("%q reads as %q", text, c)
