@@ -139,8 +139,10 @@ func Load(v store.View, name string) (*Rotator, store.Row, error) {
 }
 
 // Save puts r in row's place, provided that it is as it was read.
-func (r *Rotator) Save(txn *store.Txn, row store.Row) error {
-	value, err := cbor.Marshal(r)
+func (r *Rotator) Save(txn *store.Txn, row store.Row) error { return save(txn, row, r) }
+
+func save(txn *store.Txn, row store.Row, x any) error {
+	value, err := cbor.Marshal(x)
 	if err != nil {
 		return err
 	}

@@ -51,15 +51,7 @@ func LoadSigning(v store.View, mount, name string, keys Opener, g policy.Grant) 
 }
 
 // Save puts s in row's place, provided that it is as it was read.
-func (s *Signing) Save(txn *store.Txn, row store.Row) error {
-	value, err := cbor.Marshal(s)
-	if err != nil {
-		return err
-	}
-	txn.Require(row)
-	txn.Put(row.Table, row.Name, value)
-	return nil
-}
+func (s *Signing) Save(txn *store.Txn, row store.Row) error { return save(txn, row, s) }
 
 // DropSigning deletes the keys of a rotator, if it has some.
 func DropSigning(txn *store.Txn, v store.View, mount, name string) error {

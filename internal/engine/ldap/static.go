@@ -291,18 +291,25 @@ func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	}
 }
 
+// named is the static role that a request names, and its account; missing is what is said where there is none of the name.
+func (e *Engine) named(r *engine.Request, missing string) (*StaticRole, *turn.Turn, error) {
+	name := nameOf(r)
+	role := &StaticRole{}
+	row, err := load(r.View, r.Mount, staticPrefix, name, role)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !row.Exists() {
+		return nil, nil, api.Errorf(api.Invalid, missing, name)
+	}
+	_, t, err := e.forRequest(r, name, role, row)
+	return role, t, err
+}
+
 // staticCred shows the password of a static role. Whoever reads it is on record as its holder.
 func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := nameOf(r)
-	var role StaticRole
-	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
-	if err != nil {
-		return nil, err
-	}
-	if !row.Exists() {
-		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
-	}
-	_, t, err := e.forRequest(r, name, &role, row)
+	role, t, err := e.named(r, "unknown role: %s")
 	if err != nil {
 		return nil, err
 	}

@@ -230,16 +230,7 @@ func fresh(generate func(policy string) (lessor.Secret, error), c *Config) (less
 
 // rotateRole changes the password of a static role now.
 func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	name := nameOf(r)
-	var role StaticRole
-	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
-	if err != nil {
-		return nil, err
-	}
-	if !row.Exists() {
-		return nil, api.Errorf(api.Invalid, "role doesn't exist: %s", name)
-	}
-	_, t, err := e.forRequest(r, name, &role, row)
+	_, t, err := e.named(r, "role doesn't exist: %s")
 	if err != nil {
 		return nil, err
 	}
