@@ -300,20 +300,26 @@ func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	role.returned(txn, m)
 }
 
+// named is a static role, and its account, for a request; nil: there is none of the name.
+func (e *Engine) named(r *engine.Request, name string) (*StaticRole, *turn.Turn, error) {
+	role := &StaticRole{}
+	row, err := load(r.View, r.Mount, staticPrefix, name, role)
+	if err != nil || !row.Exists() {
+		return nil, nil, err
+	}
+	_, t, err := e.forRequest(r, name, role, row)
+	return role, t, err
+}
+
 // staticCreds shows the password of a static role. Whoever reads it is on record as its holder.
 func (e *Engine) staticCreds(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := r.Param("name")
-	var role StaticRole
-	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	role, t, err := e.named(r, name)
 	if err != nil {
 		return nil, err
 	}
-	if !row.Exists() {
+	if role == nil {
 		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
-	}
-	_, t, err := e.forRequest(r, name, &role, row)
-	if err != nil {
-		return nil, err
 	}
 	if err := t.Known(name); err != nil {
 		return nil, err

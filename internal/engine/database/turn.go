@@ -261,18 +261,12 @@ func (c *Connection) terms(name, username string) engine.Terms {
 
 // rotateRole changes the password of a static role now.
 func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	name := r.Param("name")
-	var role StaticRole
-	row, err := load(r.View, r.Mount, staticPrefix, name, &role)
+	role, t, err := e.named(r, r.Param("name"))
 	if err != nil {
 		return nil, err
 	}
-	if !row.Exists() {
+	if role == nil {
 		return nil, api.Errorf(api.Invalid, "no static role found for role name")
-	}
-	_, t, err := e.forRequest(r, name, &role, row)
-	if err != nil {
-		return nil, err
 	}
 	return turn.Accounts(e.turn).Now(t, r)
 }

@@ -291,16 +291,12 @@ func forget(txn *store.Txn, m *mount.Entry, row store.Row, role *StaticRole) {
 	}
 }
 
-// named is the static role that a request names, and its account; missing is what is said where there is none of the name.
-func (e *Engine) named(r *engine.Request, missing string) (*StaticRole, *turn.Turn, error) {
-	name := nameOf(r)
+// named is a static role, and its account, for a request; nil: there is none of the name.
+func (e *Engine) named(r *engine.Request, name string) (*StaticRole, *turn.Turn, error) {
 	role := &StaticRole{}
 	row, err := load(r.View, r.Mount, staticPrefix, name, role)
-	if err != nil {
+	if err != nil || !row.Exists() {
 		return nil, nil, err
-	}
-	if !row.Exists() {
-		return nil, nil, api.Errorf(api.Invalid, missing, name)
 	}
 	_, t, err := e.forRequest(r, name, role, row)
 	return role, t, err
@@ -309,9 +305,12 @@ func (e *Engine) named(r *engine.Request, missing string) (*StaticRole, *turn.Tu
 // staticCred shows the password of a static role. Whoever reads it is on record as its holder.
 func (e *Engine) staticCred(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	name := nameOf(r)
-	role, t, err := e.named(r, "unknown role: %s")
+	role, t, err := e.named(r, name)
 	if err != nil {
 		return nil, err
+	}
+	if role == nil {
+		return nil, api.Errorf(api.Invalid, "unknown role: %s", name)
 	}
 	if err := t.Known(name); err != nil {
 		return nil, err

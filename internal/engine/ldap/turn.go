@@ -230,9 +230,13 @@ func fresh(generate func(policy string) (lessor.Secret, error), c *Config) (less
 
 // rotateRole changes the password of a static role now.
 func (e *Engine) rotateRole(_ context.Context, r *engine.Request) (*engine.Reply, error) {
-	_, t, err := e.named(r, "role doesn't exist: %s")
+	name := nameOf(r)
+	role, t, err := e.named(r, name)
 	if err != nil {
 		return nil, err
+	}
+	if role == nil {
+		return nil, api.Errorf(api.Invalid, "role doesn't exist: %s", name)
 	}
 	return turn.Accounts(e.turn).Now(t, r)
 }
