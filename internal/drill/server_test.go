@@ -92,7 +92,7 @@ func (s *server) through(address, token string) *client.Client {
 	return c
 }
 
-// start starts the server, and waits until it answers.
+// start starts the server, and waits until it serves; it answers before that.
 func (s *server) start() {
 	s.Helper()
 	log, err := os.OpenFile(s.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -115,8 +115,8 @@ func (s *server) start() {
 	s.cmd, s.ended = cmd, ended
 	s.mu.Unlock()
 	c := s.as("")
-	s.until("the server answers", func() bool {
-		_, err := c.Read(s.Context(), "sys/seal-status", nil)
+	s.until("the server serves", func() bool {
+		_, err := c.Read(s.Context(), "sys/health", nil)
 		return err == nil
 	})
 }

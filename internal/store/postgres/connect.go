@@ -103,6 +103,9 @@ func parse(url lessor.Secret, o Options) (*pgxpool.Config, error) {
 // server that says nothing would hold up for as long the one connection that writes, when another has taken its place already.
 type line struct{ net.Conn }
 
+// NetConn is what l is made of, as tls.Conn.NetConn is.
+func (l line) NetConn() net.Conn { return l.Conn }
+
 // SetDeadline is called where a connection is given up, and to take a deadline back.
 func (l line) SetDeadline(at time.Time) error {
 	if latest := time.Now().Add(farewell); at.After(latest) {

@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"errors"
+	"net"
 	"syscall"
 	"time"
 
@@ -17,4 +19,31 @@ func impatient(raw syscall.RawConn, patience time.Duration) error {
 		return outer
 	}
 	return err
+}
+
+// silent reports whether nothing has arrived on a connection that is not asked anything: no end, and no word that the server is about to.
+func silent(conn net.Conn) bool {
+	for {
+		over, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = over.NetConn()
+	}
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		quiet = errors.Is(err, unix.EAGAIN)
+		return true
+	})
+	return err == nil && quiet
 }

@@ -102,8 +102,22 @@ func free(c *pgxpool.Conn) {
 }
 
 // unasked has a connection that lay idle used as it is. A ping is not given up with the call that it is for, and would keep the one connection that
-// writes waiting for a server that says nothing. Whoever has written lately knows, whoever has not can try again.
+// writes waiting for a server that says nothing. What has arrived from the server tells take.
 func unasked(context.Context, pgxpool.ShouldPingParams) bool { return false }
+
+// take takes the connection that writes. One that the server ended while it lay idle is not it: whether a commit sent on that was made would
+// be unknown until the server is back.
+func (b *Backend) take(ctx context.Context) (*pgxpool.Conn, error) {
+	for {
+		conn, err := b.writer.Acquire(ctx)
+		if err != nil || silent(conn.Conn().PgConn().Conn()) {
+			return conn, err
+		}
+		_ = conn.Conn().PgConn().Conn().Close() // without a goodbye, which nobody hears
+		_ = conn.Conn().Close(ctx)
+		free(conn)
+	}
+}
 
 func (b *Backend) newWrite() *write {
 	l := b.spare.Swap(nil)
@@ -155,7 +169,7 @@ func (b *Backend) Guess(at store.Snapshot, keys []store.Key, versions []uint64) 
 func (b *Backend) enter(ctx context.Context, base place, after uint64, keys []store.Key, versions []uint64) (w *write, headers []store.Stored, err error) {
 	err = b.attemptFor(ctx, connectPatience+lockPatience, func(within context.Context) error {
 		link := b.link.current() // if it is not the one that within hangs on, then that is over, and there is no connection
-		conn, err := b.writer.Acquire(within)
+		conn, err := b.take(within)
 		if err != nil {
 			return err
 		}
@@ -318,7 +332,7 @@ func (w *write) Commit() error {
 
 // connect takes the connection that writes.
 func (w *write) connect(ctx context.Context) (err error) {
-	if w.conn, err = w.b.writer.Acquire(ctx); err != nil {
+	if w.conn, err = w.b.take(ctx); err != nil {
 		return err
 	}
 	_, err = w.conn.Conn().Prepare(ctx, "commit", commitSQL)
@@ -451,7 +465,7 @@ const confirmSQL = `SELECT pg_logical_emit_message(true, 'lessor', '')`
 // Confirm implements store.Shared.
 func (b *Backend) Confirm(ctx context.Context) error {
 	return b.attemptFor(ctx, commitPatience, func(within context.Context) error {
-		conn, err := b.writer.Acquire(within)
+		conn, err := b.take(within)
 		if err != nil {
 			return err
 		}
