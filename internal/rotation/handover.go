@@ -109,7 +109,7 @@ type Straggler struct {
 	Lease  string       `cbor:"3,keyasint,omitempty"`
 	Oldest uint64       `cbor:"4,keyasint,omitempty"` // version that it may use
 	Newest uint64       `cbor:"8,keyasint,omitempty"` // that it has read
-	Last   time.Time    `cbor:"5,keyasint,omitempty"` // that it read
+	Last   time.Time    `cbor:"5,keyasint,omitempty"` // that it read; of sessions: that they were seen
 	Lapsed time.Time    `cbor:"6,keyasint,omitempty"`
 	Seen   `cbor:"7,keyasint,omitempty"`
 }
@@ -257,7 +257,8 @@ func (a *Account) Stir(now time.Time) bool {
 	return true
 }
 
-// Close ends the wait at now, and names those who have not moved: holding, and whoever the last look showed. From here on there is no way back.
+// Close ends the wait at now, and names those who have not moved: holding, and whoever was seen last. Who logs in anew for each query may have
+// been between two when the target was asked; had nobody been seen for long enough, there would be nobody to name. From here on there is no way back.
 func (a *Account) Close(why Over, holding []lease.User, now time.Time) {
 	a.Over, a.Since, a.Retry = why, now, time.Time{}
 	a.Stragglers, a.Beyond = nil, 0
@@ -267,10 +268,8 @@ func (a *Account) Close(why Over, holding []lease.User, now time.Time) {
 	for _, u := range holding {
 		a.name(Straggler{Holder: u.Holder, Owner: u.Owner, Lease: u.Lease, Oldest: u.Oldest, Newest: u.Newest, Last: u.Last, Lapsed: u.Lapsed})
 	}
-	if a.QuietSince.IsZero() {
-		for _, s := range a.Seen {
-			a.name(Straggler{Seen: s})
-		}
+	for _, s := range a.Seen {
+		a.name(Straggler{Seen: s, Last: a.SeenAt})
 	}
 }
 

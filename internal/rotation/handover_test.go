@@ -358,7 +358,8 @@ func TestStragglers(t *testing.T) {
 	}
 	a, _ = pair()
 	a.Sighted([]Seen{{Client: "10.0.0.1", Application: "psql", Count: 2}}, t0, t0)
-	if a.Close(Expired, nil, t0); len(a.Stragglers) != 1 || a.Stragglers[0].Application != "psql" {
+	a.Sighted(nil, t0.Add(time.Second), t0.Add(time.Second)) // it is between two queries
+	if a.Close(Expired, nil, t0.Add(2*time.Second)); len(a.Stragglers) != 1 || a.Stragglers[0].Application != "psql" || !a.Stragglers[0].Last.Equal(t0) {
 		t.Errorf("%+v", a.Stragglers)
 	}
 	a, _ = pair()

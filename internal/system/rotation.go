@@ -227,7 +227,7 @@ func stragglers(a *rotation.Account) []any {
 			"oldest": s.Oldest, "newest": s.Newest, "last_read": stamp(s.Last), "lapsed": stamp(s.Lapsed),
 		}
 		if s.Lease == "" {
-			one = map[string]any{"client": s.Client, "application": s.Application, "count": int(s.Count), "since": stamp(s.Since)}
+			one = map[string]any{"client": s.Client, "application": s.Application, "count": int(s.Count), "since": stamp(s.Since), "last_seen": stamp(s.Last)}
 		}
 		out = append(out, one)
 	}

@@ -1,6 +1,7 @@
 package account
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -72,6 +73,7 @@ type sessions struct {
 	Application string `json:"application"`
 	Count       int64  `json:"count"`
 	Since       string `json:"since"`
+	Seen        string `json:"last_seen"`
 }
 
 func rotationStatus(a *session.Session) *cobra.Command {
@@ -209,7 +211,7 @@ func printUsers(a *session.Session, title string, users []usedBy, moves, breaks 
 		var row session.Row
 		if u.Count > 0 {
 			row = session.Row{"unknown: " + fmt.Sprint(u.Count) + " sessions", session.Dash(session.PrintableLine(u.Client)),
-				session.Dash(session.PrintableLine(u.Application)), "-", session.Dash(u.Since), "-"}
+				session.Dash(session.PrintableLine(u.Application)), "-", session.Dash(cmp.Or(u.Seen, u.Since)), "-"}
 		} else {
 			who := (&record{Name: u.Name, Alias: u.Alias, Entity: u.Entity}).identity()
 			row = session.Row{session.PrintableLine(who), session.Dash(session.PrintableLine(u.Instance)), session.Dash(session.PrintableLine(u.Owner)),
