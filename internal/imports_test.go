@@ -25,15 +25,16 @@ var pure = map[string][]string{
 	"internal/cli": {
 		"client", "api", "internal/version", "internal/cli/session", "internal/cli/secret", "internal/cli/access", "internal/cli/account", "internal/cli/operator",
 	},
-	"internal/cli/session":  {"client", "api"},
-	"internal/cli/secret":   {"client", "api", "internal/cli/session", "internal/run", "internal/agent"},
-	"internal/cli/access":   {"client", "api", "internal/cli/session"},
-	"internal/cli/account":  {"client", "api", "internal/cli/session", "internal/audit"},
-	"internal/cli/operator": {"client", "api", "internal/cli/session"},
-	"internal/run":          {"client"},
-	"internal/agent":        {"client"},
-	"internal/version":      {},
-	"internal/servertest":   {},
+	"internal/cli/session":    {"client", "api"},
+	"internal/cli/secret":     {"client", "api", "internal/cli/session", "internal/run", "internal/agent"},
+	"internal/cli/access":     {"client", "api", "internal/cli/session"},
+	"internal/cli/account":    {"client", "api", "internal/cli/session", "internal/audit"},
+	"internal/cli/operator":   {"client", "api", "internal/cli/session"},
+	"internal/run":            {"client"},
+	"internal/agent":          {"client", "internal/agent/language"},
+	"internal/agent/language": {},
+	"internal/version":        {},
+	"internal/servertest":     {},
 }
 
 // adapters are what only the wiring may import.

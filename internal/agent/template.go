@@ -4,15 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	texttemplate "text/template"
 	"time"
+
+	"github.com/lessor-dev/lessor/internal/agent/language"
 )
 
 // template keeps one file. It is a state machine of its own: it waits for what it is made of, is rendered, has its program told, and begins anew when
@@ -193,11 +193,7 @@ type pass struct {
 	changes []<-chan struct{} // closed when another pass may come to something else
 	uses    []*use
 	seen    map[string]*use
-	depth   int // of executeTemplate within executeTemplate
 }
-
-// mostDepth is how often executeTemplate may lead to itself: a stack that is used up ends the agent, whatever the other templates do.
-const mostDepth = 100
 
 // end is when the first of the credentials would end that the text is made of: it is looked then whether their leases go on. nil: none does.
 func (p *pass) end() <-chan time.Time {
@@ -232,33 +228,14 @@ func (t *template) pass(b *bench) *pass {
 		}
 		source = string(text)
 	}
-	made := texttemplate.New(t.name()).Delims(t.Left, t.Right).Option("missingkey=zero")
-	if t.ErrorOnMissingKey {
-		made.Option("missingkey=error")
-	}
-	made.Funcs(functions()).Funcs(sprig()).Funcs(texttemplate.FuncMap{
-		"secret": p.secret, "secrets": p.secrets,
-		"executeTemplate": func(name string, data ...any) (string, error) {
-			var text strings.Builder
-			var with any
-			if len(data) > 0 {
-				with = data[0]
-			}
-			if p.depth++; p.depth > mostDepth {
-				return "", fmt.Errorf("templates execute each other more than %d deep", mostDepth)
-			}
-			err := made.ExecuteTemplate(&text, name, with)
-			p.depth--
-			return text.String(), discreet(err)
-		},
+	made, err := language.Parse(t.name(), source, language.Options{
+		Left: t.Left, Right: t.Right, ErrorOnMissingKey: t.ErrorOnMissingKey, Functions: texttemplate.FuncMap{"secret": p.secret, "secrets": p.secrets},
 	})
-	if _, err := made.Parse(source); err != nil {
-		p.err = foreign(err)
+	if err != nil {
+		p.err = err
 		return p
 	}
-	var text bytes.Buffer
-	p.err = discreet(made.Execute(&text, nil))
-	p.text = text.Bytes()
+	p.text, p.err = made.Execute()
 	for _, u := range p.uses {
 		u.secret = nil
 	}
@@ -308,20 +285,6 @@ func (p *pass) use(q query) *use {
 	}
 	p.seen[key], p.uses, p.changes = u, append(p.uses, u), append(p.changes, u.changed)
 	return u
-}
-
-// discreet takes out of a template's error what may be a secret: the value that could not be used.
-func discreet(err error) error {
-	if err == nil {
-		return nil
-	}
-	text := err.Error()
-	for _, revealing := range []string{"range can't iterate over ", "can't use ", "non-comparable types ", "non-comparable type "} {
-		if before, _, found := strings.Cut(text, revealing); found {
-			return errors.New(before + revealing + "what is there")
-		}
-	}
-	return err
 }
 
 // deliver puts the text into the file, if it has another, and tells the program. A mark beside the file says that the program is yet to be told: whatever happens in between,

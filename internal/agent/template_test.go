@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/agent"
 	"github.com/lessor-dev/lessor/internal/ldaptest"
 )
 
@@ -515,4 +516,11 @@ template {
 	p.put("app", "nothing")
 	p.await("app", "nothing")
 	p.eventually("what is read no more is given back", func() bool { return !has(made) })
+}
+
+// What was to be written at a path is not repeated where it cannot be.
+func TestQueriesAreNotRepeated(t *testing.T) {
+	if got, err := agent.Render(`{{ with "sesame" }}{{ secret "a" . }}{{ end }}`); err == nil || strings.Contains(err.Error(), "sesame") {
+		t.Errorf("%q, %v", got, err)
+	}
 }

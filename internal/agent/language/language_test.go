@@ -1,11 +1,21 @@
-package agent_test
+package language_test
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/lessor-dev/lessor/internal/agent"
+	"github.com/lessor-dev/lessor/internal/agent/language"
 )
+
+// render is what a template makes.
+func render(text string) (string, error) {
+	t, err := language.Parse("test", text, language.Options{})
+	if err != nil {
+		return "", err
+	}
+	made, err := t.Execute()
+	return string(made), err
+}
 
 func TestFunctions(t *testing.T) {
 	t.Setenv("COLOUR", "blue")
@@ -31,21 +41,21 @@ func TestFunctions(t *testing.T) {
 		`{{ "a" | sprig_b64enc | sprig_b64dec }} {{ sprig_sha256sum "a" }} {{ (sprig_fromJson "{\"a\": [1]}").a }} {{ sprig_add 1 "2" 3 }} {{ sprig_sub 5 2 }} {{ sprig_div 7 2 }} {{ sprig_mod 7 2 }} {{ sprig_max 1 3 2 }} {{ sprig_int "08" }}`:                            "a ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb [1] 6 3 3 1 3 8",
 		`{{ sprig_base "/a/b.c" }} {{ sprig_dir "/a/b.c" }} {{ sprig_ext "b.c" }} {{ sprig_regexReplaceAll "a(.)" "ab" "$1" }} {{ sprig_regexFind "[0-9]+" "a12" }} {{ sprig_regexSplit "," "a,b" -1 }} {{ range sprig_until 2 }}{{ . }}{{ end }} {{ sprig_env "COLOUR" }}`:   "b.c /a .c b 12 [a b] 01 blue",
 	} {
-		if got, err := agent.Render(text); err != nil || got != want {
+		if got, err := render(text); err != nil || got != want {
 			t.Errorf("%s is %q, %v; want %q", text, got, err, want)
 		}
 	}
 	// What fails does not say what it was given.
 	for _, text := range []string{
 		`{{ parseInt . }}`, `{{ parseBool . }}`, `{{ parseFloat . }}`, `{{ parseJSON . }}`, `{{ parseYAML (print . ": [") }}`, `{{ base64Decode (print . "!") }}`, `{{ range . }}{{ end }}`,
-		`{{ regexMatch (print . "(") "x" }}`, `{{ pkiCert . }}`, `{{ plugin . }}`, `{{ mustEnv "NO_SUCH" }}`, `{{ divide 0 1 }}`, `{{ loop 1000000000 }}`, `{{ indent 100000 . }}`, `{{ secret "a" . }}`,
+		`{{ regexMatch (print . "(") "x" }}`, `{{ pkiCert . }}`, `{{ plugin . }}`, `{{ mustEnv "NO_SUCH" }}`, `{{ divide 0 1 }}`, `{{ loop 1000000000 }}`, `{{ indent 100000 . }}`,
 		`{{ file "/no/such/file" }}`, `{{ add . 1 }}`, `{{ join "," . }}`, `{{ .field }}`, `{{ index . "x" }}`, `{{ slice . 1 100 }}`, `{{ len 1 }}{{ . }}`, `{{ call . }}`, `{{ eq . 1 }}`,
 		`{{ sprig_fail . }}`, `{{ sprig_b64dec (print . "!") }}`, `{{ sprig_fromJson . }}`, `{{ sprig_add . 1 }}`, `{{ sprig_regexFind (print . "(") "x" }}`, `{{ sprig_join "," . }}`, `{{ sprig_first . }}`,
 		`{{ sprig_get . "a" }}`, `{{ sprig_repeat 100000000 . }}`, `{{ sprig_int . }}`, `{{ sprig_nindent -1 . }}`, `{{ sprig_uuidv4 }}`,
 		`{{ eq (sprig_list .) (sprig_list .) }}`, `{{ eq . (sprig_list .) }}`, `{{ range $i, $s := sprig_b64enc . | len }}{{ end }}`,
 		`{{ loop -9223372036854775808 9223372036854775807 }}`,
 	} {
-		got, err := agent.Render(`{{ with "sesame" }}` + text + `{{ end }}`)
+		got, err := render(`{{ with "sesame" }}` + text + `{{ end }}`)
 		if err == nil || strings.Contains(err.Error(), "sesame") {
 			t.Errorf("%s is %q, %v", text, got, err)
 		}
@@ -55,7 +65,7 @@ func TestFunctions(t *testing.T) {
 // A number is as secret as a text is.
 func TestNumbersAreNotRepeated(t *testing.T) {
 	for _, text := range []string{`{{ range $i, $n := 271828 }}{{ end }}`, `{{ range $n := 2.71828 }}{{ end }}`, `{{ eq (sprig_list 271828) (sprig_list 271828) }}`} {
-		if got, err := agent.Render(text); err == nil || strings.Contains(strings.SplitN(err.Error(), ">: ", 2)[1], "71828") {
+		if got, err := render(text); err == nil || strings.Contains(strings.SplitN(err.Error(), ">: ", 2)[1], "71828") {
 			t.Errorf("%s is %q, %v", text, got, err)
 		}
 	}
@@ -67,18 +77,18 @@ func TestTemplatesWithoutEnd(t *testing.T) {
 		`{{ define "x" }}{{ executeTemplate "x" }}{{ end }}{{ executeTemplate "x" }}`,
 		`{{ define "x" }}{{ executeTemplate "y" . }}{{ end }}{{ define "y" }}{{ executeTemplate "x" . }}{{ end }}{{ executeTemplate "x" . }}`,
 	} {
-		if _, err := agent.Render(text); err == nil || !strings.Contains(err.Error(), "deep") {
+		if _, err := render(text); err == nil || !strings.Contains(err.Error(), "deep") {
 			t.Errorf("%s: %.200v", text, err)
 		}
 	}
-	if got, err := agent.Render(`{{ define "x" }}.{{ end }}{{ range loop 1000 }}{{ executeTemplate "x" }}{{ end }}`); err != nil || len(got) != 1000 {
+	if got, err := render(`{{ define "x" }}.{{ end }}{{ range loop 1000 }}{{ executeTemplate "x" }}{{ end }}`); err != nil || len(got) != 1000 {
 		t.Errorf("one after the other: %d bytes, %v", len(got), err)
 	}
 }
 
 // A function of Sprig's that is not here is refused with where to look.
 func TestSprigsOthers(t *testing.T) {
-	if _, err := agent.Render(`{{ sprig_genPrivateKey "rsa" }}`); err == nil || !strings.Contains(err.Error(), "the documents list") {
+	if _, err := render(`{{ sprig_genPrivateKey "rsa" }}`); err == nil || !strings.Contains(err.Error(), "the documents list") {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package language
 
 import (
 	"crypto/hmac"
@@ -15,15 +15,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	texttemplate "text/template"
+	"text/template"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // functions are those of Vault Agent's templates that need no server. Their errors never repeat what they were given: it may be a secret.
-func functions() texttemplate.FuncMap {
-	all := texttemplate.FuncMap{
+func functions() template.FuncMap {
+	all := template.FuncMap{
 		// Text.
 		"contains":        func(v, in any) (bool, error) { return has(in, v) },
 		"containsAll":     func(want, in any) (bool, error) { n, of, err := count(want, in); return n == of, err },

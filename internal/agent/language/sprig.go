@@ -1,4 +1,4 @@
-package agent
+package language
 
 import (
 	"crypto/sha1"
@@ -17,13 +17,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	texttemplate "text/template"
+	"text/template"
 )
 
 // sprig are those functions of Sprig's that templates of secrets are written with, by the names that Vault Agent has them under. The library itself brings ten modules with it. What makes something else
 // each time it is called is not here: a file would be written anew for it. As of all functions, errors never repeat what was given.
-func sprig() texttemplate.FuncMap {
-	plain := texttemplate.FuncMap{
+func sprig() template.FuncMap {
+	plain := template.FuncMap{
 		// Text.
 		"cat":        func(v ...any) string { return strings.Join(texts(v), " ") },
 		"contains":   func(part, in string) bool { return strings.Contains(in, part) },
@@ -127,19 +127,11 @@ func sprig() texttemplate.FuncMap {
 		"regexReplaceAll": func(e, s, to string) (string, error) { return regexReplaceAll(e, to, s) },
 		"regexSplit":      func(e, s string, n int) ([]string, error) { r, err := expression(e); return cut(r, s, n), err },
 	}
-	all := texttemplate.FuncMap{}
+	all := template.FuncMap{}
 	for name, f := range plain {
 		all["sprig_"+name] = f
 	}
 	return all
-}
-
-// foreign puts into the error of a template that cannot be read what is to be known of a function of Sprig's that is not here.
-func foreign(err error) error {
-	if err != nil && strings.Contains(err.Error(), `function "sprig_`) {
-		return fmt.Errorf("%w here: the documents list which of Sprig's functions are, and what they are for", err)
-	}
-	return err
 }
 
 // mostText bounds what a function makes of little.
