@@ -368,6 +368,7 @@ func TestDrill(t *testing.T) {
 			there := d.accounts()
 			service, command, agent := serve(d.pool(t, d.open())), d.command(), d.agent()
 			calm := d.calm(service)
+			stranger := d.stranger()
 			plan := plan(t, name)
 			for i, m := range plan {
 				begun := time.Now()
@@ -402,6 +403,9 @@ func TestDrill(t *testing.T) {
 					used[url] = true
 				}
 			}
+			took := stranger()
+			t.Logf("who logs in as somebody that no rotation is about: median %v, 99.9%% within %v, longest %v until %v",
+				took.quantile(0.5), took.quantile(0.999), took.Worst, took.At.Format(time.TimeOnly))
 			t.Logf("before the first rotation the median was %v; lessor was killed in these steps: %v", calm, d.deaths)
 			d.finish(len(plan), there, used)
 		})
@@ -482,5 +486,33 @@ func TestControl(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// stranger logs in as the administrator, again and again until stop is called, which tells how long that took: as long as the machine and the target keep
+// everybody waiting, whatever is rotated.
+func (d *drill) stranger() (stop func() shownLatencies) {
+	c := d.connection(d.target.address)
+	admin := login{c["username"].(string), c["password"].(string)}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan shownLatencies)
+	go func() {
+		var took latencies
+		for ctx.Err() == nil {
+			begun := time.Now()
+			if err := d.login(context.Background(), admin); err != nil {
+				d.Errorf("the administrator's login failed: %v", err)
+			}
+			took.add(time.Since(begun))
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+		}
+		ended <- took.shown()
+	}()
+	return func() shownLatencies {
+		cancel()
+		return <-ended
 	}
 }
