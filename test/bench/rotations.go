@@ -282,10 +282,11 @@ func (r *rotated) due(dead bool, at func(role int) (time.Duration, bool)) error 
 	return r.start()
 }
 
-// through waits until each of the roles has been rotated once since before, and returns how it stands.
-func (r *rotated) through(before map[string]standing) (after map[string]standing, err error) {
-	err = eventually(30*time.Minute, r.pause, "every role is rotated", func() (bool, error) {
-		if after, err = r.list(true); err != nil {
+// through waits until each of the roles has been rotated once since before and no rotation is under way any more, and returns how all stand then.
+func (r *rotated) through(before map[string]standing) (map[string]standing, error) {
+	if err := eventually(30*time.Minute, r.pause, "every role is rotated", func() (bool, error) {
+		after, err := r.list(true)
+		if err != nil {
 			return false, err
 		}
 		for path, s := range before {
@@ -294,8 +295,13 @@ func (r *rotated) through(before map[string]standing) (after map[string]standing
 			}
 		}
 		return true, nil
-	})
-	return after, errors.Join(err, r.idle())
+	}); err != nil {
+		return nil, err
+	}
+	if err := r.idle(); err != nil {
+		return nil, err
+	}
+	return r.list(true)
 }
 
 // atOnce has every role due when the server starts, and returns how many a second were through with it, of two accounts the old password proven dead,
