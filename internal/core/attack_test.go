@@ -1019,9 +1019,9 @@ func TestTrials(t *testing.T) {
 
 	var n int
 	g.target.trial = func() { n++; g.policy(fmt.Sprint("other", n), `path "x" {}`) }
-	g.do(g.root, lessor.Update, "target/settings/x", "")
-	if g.target.trials != 1 {
-		t.Errorf("tried %d times", g.target.trials)
+	a := g.do(g.root, lessor.Update, "target/settings/x", "")
+	if g.target.trials != 1 || len(a.Warnings) != 1 || a.Warnings[0] != "it was tried" {
+		t.Errorf("tried %d times, warnings %q", g.target.trials, a.Warnings)
 	}
 	ended("[outcome begun]", "")
 	if n := len(g.last("target/settings/x")); n != 2 {

@@ -44,6 +44,7 @@ type walk struct {
 type trial struct {
 	begun  *audit.Record // that the target is about to be touched; nil: it was not. It asks for a record of the outcome
 	passed bool
+	warns  []string      // of what was passed
 	rows   []store.Check // that it was about
 	later  makes         // the data of an answer that is on record; nil: it is there
 
@@ -395,6 +396,7 @@ func (w *walk) first(ctx context.Context) error {
 		return nil
 	}
 	if w.trial.passed && slices.Equal(w.trial.rows, w.reply.Txn.Checks) {
+		w.warnings = append(w.warnings, w.trial.warns...)
 		return nil
 	}
 	rec := w.record(audit.Begun)
@@ -406,10 +408,12 @@ func (w *walk) first(ctx context.Context) error {
 	w.trial.begun, w.trial.passed, w.trial.rows = &rec, false, slices.Clone(w.reply.Txn.Checks)
 	touching, cancel := context.WithTimeout(ctx, w.ApplyTimeout)
 	defer cancel()
-	if err := w.reply.First(touching); err != nil {
+	warns, err := w.reply.First(touching)
+	if err != nil {
 		return w.refuse(context.WithoutCancel(ctx), err)
 	}
-	w.trial.passed = true
+	w.trial.passed, w.trial.warns = true, warns
+	w.warnings = append(w.warnings, warns...)
 	return nil
 }
 

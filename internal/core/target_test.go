@@ -67,15 +67,15 @@ func (t *target) Routes() []engine.Route {
 				if err != nil {
 					return nil, err
 				}
-				reply := &engine.Reply{First: func(context.Context) error {
+				reply := &engine.Reply{First: func(context.Context) ([]string, error) {
 					t.trials++
 					if t.trial != nil {
 						t.trial()
 					}
 					if t.down {
-						return errDown
+						return nil, errDown
 					}
-					return nil
+					return []string{"it was tried"}, nil
 				}}
 				reply.Txn.Require(row)
 				reply.Txn.Put(row.Table, row.Name, []byte("x"))

@@ -180,7 +180,7 @@ type Reply struct {
 	Wrapped   *lessor.SecretJSON // unwrap: a stored answer, to be sent as it is
 	Rewrap    *Rewrap
 	Unwrapped string                                            // id of the lease inside what is unwrapped: the caller becomes its holder
-	First     func(ctx context.Context) error                   // touches a target, after it is on record that it is about to be and before the commit, which an error prevents
+	First     func(ctx context.Context) ([]string, error)       // touches a target, after it is on record that it is about to be and before the commit, which an error prevents; it may warn
 	Later     func(ctx context.Context) (map[string]any, error) // makes Data after the commit, when the View is closed: a long read of what is no secret
 	Feed      lessor.Feed                                       // messages that follow, instead of an answer; none is a secret
 	Do        func(ctx context.Context) error                   // after the commit, before the answer: waits for background work, never touches a target itself

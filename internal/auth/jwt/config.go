@@ -155,7 +155,7 @@ func (b *Backend) writeConfig(_ context.Context, r *engine.Request) (*engine.Rep
 		reply.Shown = []audit.Shown{{Path: "config", Fingerprint: r.Opener.Fingerprint(r.Mount.UUID, "client", value), How: "written"}}
 	}
 	if sources := c.sources(); len(sources) > 0 {
-		reply.First = func(ctx context.Context) error { return reachable(ctx, sources) }
+		reply.First = func(ctx context.Context) ([]string, error) { return nil, reachable(ctx, sources) }
 	}
 	return reply, nil
 }

@@ -64,7 +64,7 @@ func tried(t *testing.T, b *enginetest.Bench, path string, fields map[string]any
 	t.Helper()
 	act, err := b.Begin(put, path, body(t, fields))
 	if err == nil && act.Reply.First != nil {
-		err = act.Reply.First(t.Context())
+		_, err = act.Reply.First(t.Context())
 	}
 	if err == nil {
 		err = act.Commit()
@@ -391,7 +391,7 @@ func TestConfig(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := act.Reply.First(t.Context()); api.KindOf(err) != api.Invalid || !strings.Contains(err.Error(), want) {
+		if _, err := act.Reply.First(t.Context()); api.KindOf(err) != api.Invalid || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is tried: %v", fields, err)
 		}
 	}

@@ -233,7 +233,7 @@ func (e *Engine) writeConnection(_ context.Context, r *engine.Request) (*engine.
 	}
 	reply.Warnings = append(reply.Warnings, c.exposed()...)
 	if c.Verify {
-		reply.First = func(ctx context.Context) error { return verify(ctx, d, &c, s, logins) }
+		reply.First = func(ctx context.Context) ([]string, error) { return nil, verify(ctx, d, &c, s, logins) }
 	}
 	mount := r.Mount.UUID
 	reply.Then = func(context.Context) error { e.open.close(mount, name); return nil }

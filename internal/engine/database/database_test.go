@@ -137,7 +137,7 @@ func configure(t testing.TB, b *enginetest.Bench, s *pgtest.Server, change strin
 	r := b.Do(lessor.Update, "config/pg", fmt.Sprintf(`{"plugin_name":"postgresql-database-plugin","connection_url":%q,"username":%q,"password":%q,"allowed_roles":"*","scram_iterations":1%s}`,
 		s.URL("{{username}}", "{{password}}", "postgres"), pgtest.Superuser, s.Password(), change))
 	if r.First != nil {
-		if err := r.First(t.Context()); err != nil {
+		if _, err := r.First(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -224,7 +224,7 @@ func (e *Engine) writeConfig(_ context.Context, r *engine.Request) (*engine.Repl
 		reply.Warnings = append(reply.Warnings, warnings...)
 	}
 	if !r.Has("verify_connection") || r.Bool("verify_connection") {
-		reply.First = func(ctx context.Context) error { return e.verify(ctx, &c, s, logins) }
+		reply.First = func(ctx context.Context) ([]string, error) { return nil, e.verify(ctx, &c, s, logins) }
 	}
 	mount := r.Mount.UUID
 	reply.Then = func(context.Context) error { e.open.close(mount); return nil }

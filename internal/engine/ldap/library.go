@@ -99,7 +99,7 @@ func (e *Engine) writeSet(_ context.Context, r *engine.Request) (*engine.Reply, 
 	}
 	if len(added) > 0 {
 		access := turn.AccessOf(r)
-		reply.First = func(ctx context.Context) error { return e.enlist(ctx, access, added) }
+		reply.First = func(ctx context.Context) ([]string, error) { return nil, e.enlist(ctx, access, added) }
 	}
 	return reply, save(&reply.Txn, row, &set)
 }
