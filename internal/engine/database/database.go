@@ -63,6 +63,10 @@ type Database interface {
 	// SetPassword changes the password of an account that is not lessor's making. Again, with the same, it changes nothing. What an earlier call
 	// for the same account left under way is ended first.
 	SetPassword(ctx context.Context, c Change) error
+	// Changeable is what would keep SetPassword from making a change, whatever the password, as far as the database says without anything being changed: there is
+	// no such account, or lessor may not change it. Statements of somebody's own are not run, and so what becomes of them is not known. nil: nothing is
+	// known to.
+	Changeable(ctx context.Context, c Change) error
 	// Sessions lists the sessions that the accounts have open now, wherever they come from, lessor's own included. It changes nothing. Whoever gets
 	// an error knows nothing: neither that the accounts are in use nor that they are not. A database that cannot show sessions at all returns
 	// ErrUnseen.

@@ -29,7 +29,8 @@ type Target struct {
 	Broken     map[string]string                               // statements that the server refuses, and a part of what the error says
 	Has        func(t testing.TB, username string) bool        // whether there is anything of an account, a mark of its own included
 	Person     func(username, password string) error           // makes an account that no lease is for, and that may log in; an error: the server has no such name
-	Drop       func(username string)                           // undoes Person
+	Drop       func(username string)                           // undoes Person, and Onlooker
+	Onlooker   func(username, password string) error           // makes an account that sees others and may not change them; nil: there are none such
 	Session    func(username, password string) (Client, error) // logs in as a client does; nil: the server refuses
 }
 
@@ -68,6 +69,7 @@ var tests = []struct {
 	{"passwords", testPasswords},
 	{"names", testNames},
 	{"login", testLogin},
+	{"changeable", testChangeable},
 	{"two passwords at once", testTwoPasswords},
 	{"sessions", testSessions},
 	{"own password", testOwnPassword},

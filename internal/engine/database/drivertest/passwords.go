@@ -63,6 +63,7 @@ func testNames(s *suite) {
 		}
 		if err := s.Driver.CheckRotation(username, nil); err != nil {
 			s.silent(s.db.SetPassword(s.Context(), change(username, "hush-1")))
+			s.silent(s.db.Changeable(s.Context(), change(username, "hush-1")))
 			if _, err := s.db.Login(s.Context(), username, lessor.NewSecret("hush-0")); err != nil {
 				s.silent(err)
 			}
@@ -73,9 +74,11 @@ func testNames(s *suite) {
 		}
 		if s.Person(username, "hush-0") != nil {
 			s.refused(s.db.SetPassword(s.Context(), change(username, "hush-1")))
+			s.refused(s.db.Changeable(s.Context(), change(username, "hush-1")))
 			continue
 		}
 		s.Cleanup(func() { s.Drop(username) })
+		s.must(s.db.Changeable(s.Context(), change(username, "hush-1")))
 		s.must(s.db.SetPassword(s.Context(), change(username, "hush-1")))
 		s.verdict(username, "hush-1", database.Accepted)
 		s.verdict(username, "hush-0", database.Refused)
@@ -111,6 +114,38 @@ func testLogin(s *suite) {
 	s.verdict(person, "HUSH-0", database.Refused)
 	s.verdict(person, "hush", database.Refused)
 	s.verdict(name("nobody"), "hush-0", database.Refused)
+}
+
+// Whether a password can be changed is told without changing anything: not of an account that is not there, and not if lessor may not.
+func testChangeable(s *suite) {
+	person, nobody := s.person(), name("nobody")
+	c := s.session(person, "hush-0")
+	for range 2 {
+		s.must(s.db.Changeable(s.Context(), change(person, "hush-1")))
+		s.refused(s.db.Changeable(s.Context(), change(nobody, "hush-1")))
+	}
+	own := change(person, "hush-1")
+	own.Statements = []string{"nonsense"}
+	s.must(s.db.Changeable(s.Context(), own))
+	own.Username = nobody
+	s.refused(s.db.Changeable(s.Context(), own))
+	s.verdict(person, "hush-0", database.Accepted)
+	s.verdict(person, "hush-1", database.Refused)
+	if !c.Works() || s.Has(s.T, nobody) {
+		s.Error("something was changed")
+	}
+	if s.Onlooker == nil {
+		return
+	}
+	onlooker := name("onlooker")
+	s.must(s.Onlooker(onlooker, "hush-0"))
+	s.Cleanup(func() { s.Drop(onlooker) })
+	db := s.open(func(c *database.Connection, secrets *database.Secrets) {
+		c.Username, secrets.Password = onlooker, lessor.NewSecret("hush-0")
+	})
+	s.refused(db.Changeable(s.Context(), change(person, "hush-1")))
+	s.refused(db.SetPassword(s.Context(), change(person, "hush-1")))
+	s.verdict(person, "hush-0", database.Accepted)
 }
 
 // Of two new passwords at the same time one is in force in the end, and no other.
@@ -274,6 +309,7 @@ func testUnreachable(s *suite) {
 		call("remove", func(ctx context.Context) error { return c.db.Remove(ctx, []database.Account{a})[0] })
 		call("login", func(ctx context.Context) error { _, err := c.db.Login(ctx, a.Username, a.Password); return err })
 		call("password", func(ctx context.Context) error { return c.db.SetPassword(ctx, change(a.Username, "hush-late")) })
+		call("changeable", func(ctx context.Context) error { return c.db.Changeable(ctx, change(a.Username, "hush-late")) })
 		call("sessions", func(ctx context.Context) error { _, err := c.db.Sessions(ctx, []string{a.Username}); return err })
 		call("end", func(ctx context.Context) error { return c.db.End(ctx, a.Username) })
 		call("marked", func(ctx context.Context) error { _, err := c.db.Marked(ctx); return err })

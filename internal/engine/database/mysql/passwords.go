@@ -246,6 +246,50 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 	return d.alone(ctx, c, func(s *session, own lessor.Secret) error { return d.fail(change(s, own), hidden...) })
 }
 
+// Changeable looks for the accounts of the name, and at how they log in; and whether lessor may change accounts.
+func (d *server) Changeable(ctx context.Context, c database.Change) error {
+	if !existing(c.Username) {
+		return api.Errorf(api.Invalid, "the username cannot be put into statements")
+	}
+	if len(c.Self) > 0 { // nobody but the account itself knows whether it may
+		return nil
+	}
+	return d.session(ctx, func(s *session) error {
+		if len(c.Statements) > 0 {
+			return d.fail(s.there(c.Username))
+		}
+		if _, err := s.changing(&c, lessor.Secret{}); err != nil {
+			return d.fail(err)
+		}
+		return d.fail(s.privileged())
+	})
+}
+
+// there is the error that there is no account of the name, as far as lessor may see.
+func (s *session) there(username string) error {
+	rows, err := s.run("SELECT Host,User FROM mysql.user WHERE User=" + text(username))
+	switch {
+	case code(err) == noTableRight, code(err) == noColumnRight:
+		return nil
+	case err == nil && len(rows) == 0:
+		return errNone(username)
+	}
+	return err
+}
+
+func errNone(username string) error {
+	return &refusal{fmt.Sprintf("the account %q does not exist", username)}
+}
+
+// privileged is the error that lessor may not change accounts. It changes one that there cannot be: servers look at rights before that.
+func (s *session) privileged() error {
+	_, err := s.run("ALTER USER 'lessor-" + rand.Text()[:16] + "'@'localhost' REQUIRE NONE")
+	if code(err) != 0 && code(err) != notPrivileged {
+		return nil
+	}
+	return err
+}
+
 // discard takes from an account of MySQL the second password that somebody may have had it retain, and that survives the change of the first. An account
 // that does it itself does not learn whether it has one, and needs a right of its own to lose it.
 func (s *session) discard(c *database.Change) error {
@@ -303,7 +347,7 @@ func (s *session) changing(c *database.Change, own lessor.Secret) ([]string, err
 		return nil, err
 	}
 	if len(rows) == 0 {
-		return nil, &refusal{fmt.Sprintf("the account %q does not exist", c.Username)}
+		return nil, errNone(c.Username)
 	}
 	var all []string
 	for _, r := range rows {

@@ -57,6 +57,10 @@ func at(t *testing.T, s *mariatest.Server, authentication string) *drivertest.Ta
 		Person: func(username, password string) error {
 			return execute(t.Context(), root, "CREATE USER "+text(username)+" IDENTIFIED BY "+text(password))
 		},
+		Onlooker: func(username, password string) error {
+			return errors.Join(execute(t.Context(), root, "CREATE USER "+text(username)+" IDENTIFIED BY "+text(password)),
+				execute(t.Context(), root, "GRANT SELECT ON *.* TO "+text(username)), execute(t.Context(), root, "GRANT PROCESS ON *.* TO "+text(username)))
+		},
 		Drop: func(username string) { _ = execute(context.Background(), root, "DROP USER IF EXISTS "+text(username)) },
 		Session: func(username, password string) (drivertest.Client, error) {
 			c, err := s.Login(t.Context(), username, password, "")

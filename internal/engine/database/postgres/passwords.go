@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"time"
 
@@ -77,6 +78,43 @@ func (d *server) as(ctx context.Context, username string, password lessor.Secret
 	return pgx.ConnectConfig(ctx, cfg)
 }
 
+// changing are the statements that change a password where nobody wrote any.
+var changing = []string{`ALTER ROLE "{{name}}" WITH PASSWORD '{{password}}'`}
+
+// Changeable looks for the account, and has its password changed to one that nobody knows in a transaction that is taken back: only that tells what the server,
+// and what is loaded into it, has against the change.
+func (d *server) Changeable(ctx context.Context, c database.Change) error {
+	name, err := literals([]string{c.Username})
+	if err != nil || len(c.Self) > 0 { // nobody but the account itself knows whether it may
+		return err
+	}
+	password := "aA1-" + rand.Text()
+	if d.verify {
+		if password, err = verifier(password, salt(password), 1); err != nil {
+			return api.Errorf(api.Invalid, "%v", err)
+		}
+	}
+	v, err := fill(c.Username, password, time.Time{})
+	if err != nil {
+		return api.Errorf(api.Invalid, "%v", err)
+	}
+	return d.session(ctx, func(s *session) error {
+		rows, err := s.run("SELECT oid, rolname FROM pg_roles WHERE rolname = " + name)
+		switch {
+		case err != nil:
+			return d.fail(err)
+		case len(rows) == 0:
+			return api.Errorf(api.Upstream, "there is no account %q at the database", c.Username)
+		case len(c.Statements) > 0:
+			return nil
+		}
+		return d.fail(s.again(func(string) error {
+			_, err := s.run("BEGIN;" + s.bounds("lessor") + v.script(changing) + "ROLLBACK")
+			return err
+		}), password)
+	})
+}
+
 // SetPassword changes an account's password in one transaction, under the change's lock.
 func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 	if !existing(c.Username) {
@@ -94,11 +132,10 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 	if err != nil {
 		return api.Errorf(api.Invalid, "%v", err)
 	}
-	statements := c.Statements
-	if len(statements) == 0 {
-		statements = []string{`ALTER ROLE "{{name}}" WITH PASSWORD '{{password}}'`}
+	script := v.script(changing)
+	if len(c.Statements) > 0 {
+		script = v.script(c.Statements)
 	}
-	script := v.script(statements)
 	change := func(s *session) error {
 		hidden := []string{password, c.Password.Reveal()}
 		lock := database.Account{Lease: c.Name}

@@ -59,6 +59,10 @@ func at(t *testing.T, s *pgtest.Server, authentication string) *drivertest.Targe
 			_, err := root.Exec(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", quoted(username), password))
 			return err
 		},
+		Onlooker: func(username, password string) error {
+			_, err := root.Exec(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", quoted(username), password))
+			return err
+		},
 		Drop: func(username string) { _, _ = root.Exec(context.Background(), "DROP ROLE IF EXISTS "+quoted(username)) },
 		Session: func(username, password string) (drivertest.Client, error) {
 			c, err := s.Login(t.Context(), username, password, db)

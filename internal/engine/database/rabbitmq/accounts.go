@@ -275,17 +275,35 @@ func (b *broker) Login(ctx context.Context, username string, password lessor.Sec
 // SetPassword gives an account another password; tags and permissions stay. Tags that somebody changes in this very moment may be as they were before.
 func (b *broker) SetPassword(ctx context.Context, c database.Change) error {
 	if len(c.Self) > 0 {
-		return api.Errorf(api.Invalid, "RabbitMQ's accounts cannot change their own passwords")
+		return errSelf
 	}
 	u, err := b.look(ctx, c.Username)
 	switch {
 	case err != nil:
 		return untouched(b.fail(err))
 	case u == nil:
-		return api.Errorf(api.Upstream, "there is no account %q at the broker", c.Username)
+		return errNone(c.Username)
 	}
 	hash := digest(c.Password, c.Name)
 	return b.fail(b.put(ctx, c.Username, hash, u.Tags), hash)
+}
+
+// Changeable is the error that there is no such account: who may see accounts may change them, too.
+func (b *broker) Changeable(ctx context.Context, c database.Change) error {
+	if len(c.Self) > 0 {
+		return errSelf
+	}
+	u, err := b.look(ctx, c.Username)
+	if err == nil && u == nil {
+		return errNone(c.Username)
+	}
+	return b.fail(err)
+}
+
+var errSelf = api.Errorf(api.Invalid, "RabbitMQ's accounts cannot change their own passwords")
+
+func errNone(username string) error {
+	return api.Errorf(api.Upstream, "there is no account %q at the broker", username)
 }
 
 // peer is a client's connection, as the API has it.

@@ -37,6 +37,32 @@ func (d *server) Login(ctx context.Context, username string, password lessor.Sec
 	return verdict, nil
 }
 
+// Changeable looks for the account, and whether lessor may change it: servers look at rights before they find that there is no such rule, and change nothing.
+func (d *server) Changeable(ctx context.Context, c database.Change) error {
+	if !existing(c.Username) {
+		return errInvalidName
+	}
+	if len(c.Self) > 0 { // nobody but the account itself knows whether it may
+		return nil
+	}
+	return d.session(ctx, idleName, func(s *session) error {
+		f, err := s.look(c.Username)
+		if err == nil && f == nil {
+			return errNone(c.Username)
+		}
+		if err == nil {
+			if _, err = s.do("ACL", "SETUSER", c.Username, "lessor-changes-nothing"); said(err) != "" && !strings.HasPrefix(said(err), "NOPERM") {
+				err = nil
+			}
+		}
+		return d.fail(err)
+	})
+}
+
+func errNone(username string) error {
+	return api.Errorf(api.Upstream, "there is no account %q at the database", username)
+}
+
 // SetPassword gives an account one password, in the place of all that it had. What cannot be saved is not changed.
 func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 	if !existing(c.Username) {
@@ -54,7 +80,7 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 		defer s.name(idleName)
 		f, err := s.look(c.Username)
 		if err == nil && f == nil {
-			return api.Errorf(api.Upstream, "there is no account %q at the database", c.Username)
+			return errNone(c.Username)
 		}
 		if err != nil {
 			return d.fail(err)

@@ -55,6 +55,9 @@ func TestDriver(t *testing.T) {
 		Person: func(username, password string) error {
 			return root.Do(t.Context(), "ACL", "SETUSER", username, "on", ">"+password, "+client|id").Err()
 		},
+		Onlooker: func(username, password string) error {
+			return root.Do(t.Context(), "ACL", "SETUSER", username, "on", ">"+password, "+@all", "-acl|setuser").Err()
+		},
 		Drop: func(username string) { root.Do(t.Context(), "ACL", "DELUSER", username) },
 		Session: func(username, password string) (drivertest.Client, error) {
 			c := s.Client(username, password)
