@@ -309,12 +309,26 @@ func (s *Secret) run() {
 
 // read reads the secret again. What was read before counts until then.
 func (s *Secret) read(ctx context.Context) error {
+	for {
+		kept, err := s.readOnce(ctx)
+		if kept || err != nil {
+			return err
+		}
+	}
+}
+
+// readOnce is read. A credential that was being made while all but what the session knew of was ended may have been ended as well: it is not kept then.
+func (s *Secret) readOnce(ctx context.Context) (kept bool, err error) {
+	handovers, err := s.session.handovers(ctx)
 	s.mu.Lock()
 	s.tenure.told = false // what is told from now on may be newer than the answer
 	s.last = time.Now()
 	s.mu.Unlock()
 	c, epoch := s.current()
-	answer, err := s.ask(ctx, c)
+	var answer *Response
+	if err == nil {
+		answer, err = s.ask(ctx, c)
+	}
 	var v Value
 	if err == nil {
 		v, err = valueOf(s.path, answer, time.Now())
@@ -324,12 +338,25 @@ func (s *Secret) read(ctx context.Context) error {
 	}
 	if err != nil {
 		s.fail(err, epoch, true)
-		return err
+		return false, err
 	}
+	next := tenureOf(answer, epoch, v.Read)
+	if !s.take(v, next, handovers) {
+		_ = end(ctx, c, next.lease) // else it ends by itself
+		return false, nil
+	}
+	return true, nil
+}
+
+// take has v count, and reports whether it may: not if it is a credential that was begun to be read before a handover, of which there were so many then.
+func (s *Secret) take(v Value, next tenure, handovers uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if next.kind == dynamic && s.session.handed.Load() != handovers { // with s.mu held: from now on a handover finds it
+		return false
+	}
 	before := s.tenure
-	s.tenure = tenureOf(answer, epoch, v.Read)
+	s.tenure = next
 	s.tenure.followed, s.tenure.lost, s.tenure.told = before.followed, before.lost, before.told
 	s.confirmed, s.failure = v.Read, nil
 	if s.value.Serial != 0 && s.tenure.kind != dynamic && s.value.same(v) {
@@ -337,7 +364,7 @@ func (s *Secret) read(ctx context.Context) error {
 			s.tenure.failures = before.failures
 			s.tenure.failed(v.Read, rand.Float64())
 		}
-		return nil
+		return true
 	}
 	if before.kind == dynamic && before.lease != "" {
 		s.spent[s.value.Serial] = before.lease
@@ -348,7 +375,7 @@ func (s *Secret) read(ctx context.Context) error {
 		close(s.changed)
 	}
 	s.changed = make(chan struct{})
-	return nil
+	return true
 }
 
 func (s *Secret) ask(ctx context.Context, c *Client) (*Response, error) {

@@ -7,12 +7,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,6 +41,9 @@ type Session struct {
 	known   map[string]bool // paths and instances that were open once
 	heard   bool            // changes are told as they happen
 	rewait  func()          // ends the wait for changes, to begin another one
+	handing chan struct{}   // closed when the Supersede that is under way has ended; nil: none is
+
+	handed atomic.Uint64 // counts calls of Supersede
 }
 
 // ticket is a session's token.
@@ -123,7 +129,7 @@ func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption)
 	}
 	secret.ctx, secret.cancel = context.WithCancel(context.Background())
 	s.mu.Lock()
-	instance := s.instance(path)
+	instance := s.instance(secret)
 	secret.client, secret.fresh = secret.client.WithInstance(instance), s.fresh && !s.known[path+"\x00"+instance]
 	s.known[path+"\x00"+instance] = true
 	s.secrets[secret] = struct{}{} // before it is read: it hears of what changes from then on
@@ -141,15 +147,19 @@ func (s *Session) Secret(ctx context.Context, path string, opts ...SecretOption)
 	return secret, nil
 }
 
-// instance is who reads a path. A holder has one lease on a path, so a second Secret of it that is open is another holder. The lock is held.
-func (s *Session) instance(path string) string {
+// instance is who asks for a secret. A holder has one lease on what is at a path now, so a second Secret of that which is open is another holder; on what never changes
+// it may have any number. The lock is held.
+func (s *Session) instance(of *Secret) string {
+	name := s.client.config.Instance
+	if of.fixed() {
+		return name
+	}
 	taken := map[string]bool{}
 	for secret := range s.secrets {
-		if secret.path == path {
+		if secret.path == of.path && !secret.fixed() {
 			taken[secret.client.config.Instance] = true
 		}
 	}
-	name := s.client.config.Instance
 	for n := 2; taken[name]; n++ {
 		name = numbered(s.client.config.Instance, n)
 	}
@@ -217,6 +227,80 @@ func (s *Session) Leave() {
 	}
 	s.cancel()
 	s.done.Wait()
+}
+
+// Supersede has the server end the dynamic credentials that this session's instance has, but for those of its open secrets: a process that had the Instance before, with the same login, was
+// killed, and left them. It is for sessions whose client was given an Instance, and is called once what takes the place of those credentials is in use. What is on static
+// secrets needs none of it: reading takes it up. An error says that some may be there still; trying again may help, if the error is not a refusal.
+func (s *Session) Supersede(ctx context.Context) error {
+	if s.fresh {
+		return errors.New("nobody was this instance before: the session made it up")
+	}
+	end, err := s.handover(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	keep, instances := []string{}, map[string]bool{s.client.config.Instance: true}
+	for _, secret := range s.open() {
+		secret.mu.Lock()
+		if secret.tenure.kind == dynamic {
+			keep = append(keep, secret.tenure.lease)
+		}
+		keep = slices.AppendSeq(keep, maps.Values(secret.spent))
+		secret.mu.Unlock()
+		instances[secret.client.config.Instance] = true
+	}
+	for instance := range instances {
+		body := map[string]any{"keep": keep, "sync": false}
+		if _, err := s.Client().WithInstance(instance).WithWrapTTL(0).Write(ctx, "sys/lessor/leases/supersede", body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// handover begins a Supersede, once no other is under way; end ends it. What is read meanwhile is read again.
+func (s *Session) handover(ctx context.Context) (end func(), err error) {
+	for {
+		s.mu.Lock()
+		before := s.handing
+		if before == nil {
+			over := make(chan struct{})
+			s.handing = over
+			s.handed.Add(1)
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.handing = nil
+				close(over)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// handovers waits until no Supersede is under way, and returns how many were.
+func (s *Session) handovers(ctx context.Context) (uint64, error) {
+	for {
+		s.mu.Lock()
+		under, n := s.handing, s.handed.Load()
+		s.mu.Unlock()
+		if under == nil {
+			return n, nil
+		}
+		select {
+		case <-under:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
 }
 
 // own reports whether the token is the session's alone.

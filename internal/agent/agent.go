@@ -141,7 +141,7 @@ func (a *agent) attend(ctx context.Context, session *client.Session, o Options) 
 	stop := a.begin(living, b, a.config.Templates)
 	defer func() { stop() }()
 	if a.config.Instance != "" {
-		others.Go(func() { a.supersede(living, session, b) })
+		others.Go(func() { a.supersede(living, session) })
 	}
 	if a.config.ExitAfterAuth {
 		a.rendered(ctx)
@@ -222,11 +222,11 @@ func (a *agent) rendered(ctx context.Context) {
 }
 
 // supersede has the server end what a process of this instance had before this one: once what takes its place is in force, or after a moment.
-func (a *agent) supersede(ctx context.Context, session *client.Session, b *bench) {
+func (a *agent) supersede(ctx context.Context, session *client.Session) {
 	soon, cancel := context.WithTimeout(ctx, handover)
 	a.rendered(soon)
 	cancel()
-	a.end(ctx, session, a.config.Instance, b.leases)
+	a.end(ctx, session.Supersede)
 }
 
 // disown has the server end what was read through the process before this one with its token: its end would have ended that, had it not been killed. It is done before anything is read through
@@ -237,7 +237,11 @@ func (a *agent) disown(ctx context.Context, session *client.Session) {
 	}
 	soon, cancel := context.WithTimeout(ctx, handover)
 	defer cancel()
-	a.end(soon, session, a.through(), func() []string { return nil })
+	a.end(soon, func(ctx context.Context) error {
+		body := map[string]any{"keep": []string{}, "sync": false}
+		_, err := session.Client().WithInstance(a.through()).Write(ctx, "sys/lessor/leases/supersede", body)
+		return err
+	})
 	if soon.Err() != nil && ctx.Err() == nil {
 		a.log.Warn("what was read through an earlier process of this agent could not be ended in time, and ends by itself")
 	}
@@ -248,11 +252,10 @@ func (a *agent) through() string { return a.config.Instance + through }
 
 const through = "/through"
 
-// end has the server end the dynamic credentials of an instance, but for some leases, and tries until it has, or will not.
-func (a *agent) end(ctx context.Context, session *client.Session, instance string, keep func() []string) {
+// end has the server end what an earlier process had, and tries until it has, or will not.
+func (a *agent) end(ctx context.Context, supersede func(context.Context) error) {
 	for failures := 1; ctx.Err() == nil; failures++ {
-		body := map[string]any{"keep": append([]string{}, keep()...), "sync": false}
-		_, err := session.Client().WithInstance(instance).Write(ctx, "sys/lessor/leases/supersede", body)
+		err := supersede(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
 		}

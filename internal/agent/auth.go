@@ -2,18 +2,15 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/lessor-dev/lessor/client"
+	"github.com/lessor-dev/lessor/internal/instance"
 )
 
 // newMethod is how the agent logs in; token is told each token that it gets.
@@ -220,42 +217,10 @@ func (a *agent) settle() (unlock func(), err error) {
 	if a.config.StateDir == "" {
 		return func() {}, nil
 	}
-	if err := os.MkdirAll(a.config.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("state_dir: %w", err)
-	}
-	file, err := os.OpenFile(filepath.Join(a.config.StateDir, "instance"), os.O_RDWR|os.O_CREATE, 0o600)
+	claim, err := instance.In(a.config.StateDir, "agent", a.config.Instance)
 	if err != nil {
 		return nil, fmt.Errorf("state_dir: %w", err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = file.Close()
-		return nil, fmt.Errorf("state_dir: another agent uses %s", a.config.StateDir)
-	}
-	if a.config.Instance == "" {
-		if a.config.Instance, err = instanceIn(file); err != nil {
-			_ = file.Close()
-			return nil, fmt.Errorf("state_dir: %w", err)
-		}
-	}
-	return func() { _ = file.Close() }, nil
-}
-
-// instanceIn is the instance that a file keeps, which gets one if it has none.
-func instanceIn(file *os.File) (string, error) {
-	b := make([]byte, 200)
-	n, _ := file.ReadAt(b, 0)
-	if text := strings.TrimSpace(string(b[:n])); text != "" {
-		return text, nil
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	var chance [8]byte
-	_, _ = rand.Read(chance[:]) // never fails
-	text := fmt.Sprintf("%.80s/agent/%s", host, hex.EncodeToString(chance[:]))
-	if _, err := file.WriteAt([]byte(text+"\n"), 0); err != nil {
-		return "", err
-	}
-	return text, file.Sync()
+	a.config.Instance = claim.Name
+	return claim.Release, nil
 }

@@ -25,7 +25,6 @@ type bench struct {
 
 	mu      sync.Mutex
 	sources map[string]*source // by the query's key
-	counted uint64             // how often leases were asked for
 }
 
 // source is what a template reads: a secret that stays fresh, or a list of names. It is opened in the background, again and again until it is there.
@@ -180,9 +179,6 @@ func (b *bench) open(s *source) {
 	for failures := 0; b.ctx.Err() == nil; {
 		var secret *client.Secret
 		var names []string
-		b.mu.Lock()
-		counted := b.counted
-		b.mu.Unlock()
 		path, err := b.place(s.query)
 		switch {
 		case err != nil:
@@ -193,12 +189,6 @@ func (b *bench) open(s *source) {
 		}
 		if b.ctx.Err() != nil {
 			return
-		}
-		b.mu.Lock()
-		if secret != nil && b.counted != counted { // its lease is not among those that were kept, and may have been ended
-			b.mu.Unlock()
-			b.end(secret)
-			continue
 		}
 		s.mu.Lock()
 		if err == nil || s.failure == nil || err.Error() != s.failure.Error() || !reflect.DeepEqual(names, s.names) {
@@ -215,7 +205,6 @@ func (b *bench) open(s *source) {
 		}
 		s.failure = err
 		s.mu.Unlock()
-		b.mu.Unlock()
 		if b.abandon(s) {
 			return
 		}
@@ -315,22 +304,6 @@ func (b *bench) list(path string) ([]string, error) {
 		return nil, err
 	}
 	return append([]string{}, answer.Keys()...), nil
-}
-
-// leases are those of what is on the bench, for all others to be ended: what is being read meanwhile is read once more.
-func (b *bench) leases() []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.counted++
-	all := []string{}
-	for _, s := range b.sources {
-		s.mu.Lock()
-		if s.secret != nil {
-			all = append(all, s.secret.Value().Lease)
-		}
-		s.mu.Unlock()
-	}
-	return all
 }
 
 // prune gives back what no template uses any more.

@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/agent"
+	"github.com/lessor-dev/lessor/internal/ldaptest"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 )
 
@@ -240,6 +242,53 @@ template {
 	p.eventually("what is in the file is in force", func() bool {
 		user, err := os.ReadFile(p.in("user"))
 		return err == nil && len(user) > 0 && has(string(user))
+	})
+}
+
+// What a killed agent had written for, of one path with different data, is given back by its successor as well, all of it.
+func TestSuccessorGivesBackWhatWasWrittenFor(t *testing.T) {
+	binary := build(t)
+	p := newPlace(t)
+	branch := ldaptest.Start(t).Branch(t)
+	accounts := []string{"ops-1", "ops-2", "ops-3", "ops-4"}
+	for _, name := range accounts {
+		branch.Person(name, "first")
+	}
+	p.Server.Write("sys/mounts/ldap", map[string]any{"type": "ldap"})
+	p.Server.Write("ldap/config", map[string]any{"url": branch.URL(), "binddn": branch.Manager, "bindpass": ldaptest.ManagerPassword, "userdn": branch.DN})
+	p.Server.Write("ldap/library/ops", map[string]any{"service_account_names": strings.Join(accounts, ",")})
+	p.Policy("app", `path "ldap/library/ops/check-out" { capabilities = ["update"] }`)
+	p.config(`
+instance = "app-1"
+template {
+  contents = <<EOT
+{{ with secret "ldap/library/ops/check-out" "ttl=1h" }}{{ .Data.service_account_name }}{{ end }} {{ with secret "ldap/library/ops/check-out" "ttl=2h" }}{{ .Data.service_account_name }}{{ end }}
+EOT
+  destination = "$D/accounts"
+  command = "true"
+}`)
+	written := func() string {
+		text, _ := os.ReadFile(p.in("accounts"))
+		return strings.TrimSpace(string(text))
+	}
+	lent := func() (all []string) {
+		status := p.Read("ldap/library/ops/status").Data
+		for _, name := range accounts {
+			if !status[name].(map[string]any)["available"].(bool) {
+				all = append(all, name)
+			}
+		}
+		return all
+	}
+	killed := p.launch(binary)
+	p.eventually("two accounts are lent", func() bool { return len(strings.Fields(written())) == 2 && len(lent()) == 2 })
+	first := written()
+	killed.kill()
+	p.proof()
+	p.launch(binary)
+	p.eventually("the file has others", func() bool { return written() != first })
+	p.eventually("these are lent, and no more", func() bool {
+		return slices.Equal(lent(), slices.Sorted(slices.Values(strings.Fields(written()))))
 	})
 }
 
