@@ -28,6 +28,7 @@ type Command struct {
 	Out, Err    io.Writer
 	Terminal    bool // this process is before a terminal: the command belongs there, too
 
+	Heir     bool // there is one process of the session's instance at a time: what an earlier one had that was killed is ended once the command has started
 	OnChange Change
 	Grace    time.Duration // after the signal that ends the command, before it is killed
 	Settle   time.Duration // with Notify: after the signal, before the command counts as one that uses the new values only
@@ -62,12 +63,17 @@ func Run(ctx context.Context, session *client.Session, c Command) (exit Exit, er
 	}
 	following, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var watching sync.WaitGroup
+	inherited := true
 	defer func() {
 		cancel()
 		watching.Wait()
 		ending, done := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
 		defer done()
-		if e := errors.Join(session.Close(ending), r.files.remove()); e != nil {
+		var left error
+		if !inherited { // the command was faster
+			left = session.Supersede(ending)
+		}
+		if e := errors.Join(left, session.Close(ending), r.files.remove()); e != nil {
 			r.Tell("%v", e)
 		}
 	}()
@@ -91,6 +97,9 @@ func Run(ctx context.Context, session *client.Session, c Command) (exit Exit, er
 	}
 	if err := r.start(); err != nil {
 		return 0, err
+	}
+	if c.Heir {
+		watching.Go(func() { inherited = r.supersede(following, session) })
 	}
 	return r.attend()
 }

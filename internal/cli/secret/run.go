@@ -14,6 +14,7 @@ import (
 
 	"github.com/lessor-dev/lessor/client"
 	"github.com/lessor-dev/lessor/internal/cli/session"
+	"github.com/lessor-dev/lessor/internal/instance"
 	"github.com/lessor-dev/lessor/internal/run"
 )
 
@@ -31,6 +32,7 @@ func Run(a *session.Session) *cobra.Command {
 	var variables []string
 	var file, change, grace, settle string
 	var login method
+	var self identity
 	command := a.Remote("run -- COMMAND [ARGUMENT...]", "Run a command with secrets in its environment", `
 Variables whose value is a reference, lessor://PATH#FIELD, have the secret's field in the command's environment. PATH is as lessor read takes
 it. Other text may have references in it, each as ${lessor://PATH#FIELD}. Variables come from the flag -env, the environment, and a file
@@ -52,7 +54,10 @@ When a secret changes, and before a dynamic credential ends, the command is ende
 nothing. Files have the new values in each case. An old password is retired when nobody uses it any more: after the restart, that is.
 
 The command's leases end with it. Signals are passed on to it. The command gets neither LESSOR_TOKEN nor VAULT_TOKEN. The exit code is
-the command's; 126 and 127 say that it could not be run, as shells do.`,
+the command's; 126 and 127 say that it could not be run, as shells do.
+
+If this is killed (SIGKILL), its leases are left. With -state-dir, a folder that keeps who this is and that one process at a time may use, or -instance, a name
+that is in use once at a time, its next start ends the credentials that it left, as soon as the command has others.`,
 		1, -1, func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() != 0 {
 				return session.Usage(cmd, "write -- before the command: lessor run -- COMMAND")
@@ -86,7 +91,13 @@ the command's; 126 and 127 say that it could not be run, as shells do.`,
 			if err := run.Harden(); err != nil {
 				a.Complain("Warning: core dumps may show secrets: %v", err)
 			}
-			kept, err := login.open(cmd, a)
+			name, release, err := self.claim(cmd)
+			if err != nil {
+				return err
+			}
+			defer release()
+			c.Heir = name != ""
+			kept, err := login.open(cmd, a, name)
 			if err != nil {
 				return err
 			}
@@ -105,6 +116,7 @@ the command's; 126 and 127 say that it could not be run, as shells do.`,
 	f.StringVar(&settle, "settle", "30s", "with signal: `duration` after which the command uses the new values only")
 	f.SetInterspersed(false) // what follows the command is its own
 	login.register(command)
+	self.register(command)
 	return command
 }
 
@@ -173,6 +185,32 @@ func onChange(text string) (run.Change, error) {
 	return run.Change{}, errors.New("-on-change is restart, signal:NAME or none")
 }
 
+// identity is who a command is that is there once: who comes after it takes its place.
+type identity struct{ stateDir, instance string }
+
+func (i *identity) register(command *cobra.Command) {
+	f := command.Flags()
+	f.StringVar(&i.stateDir, "state-dir", "", "`folder` of this command alone, which keeps its instance: what it left when it was killed is ended")
+	f.StringVar(&i.instance, "instance", "", "`name` that no other process with this login has: what it left when it was killed is ended")
+}
+
+// claim returns the instance, which is this process's until it is released; empty: it is one of many.
+func (i *identity) claim(cmd *cobra.Command) (name string, release func(), err error) {
+	for flag, text := range map[string]string{"state-dir": i.stateDir, "instance": i.instance} {
+		if cmd.Flags().Changed(flag) && text == "" { // an unset variable, say
+			return "", nil, session.Usage(cmd, "-%s is empty", flag)
+		}
+	}
+	if i.stateDir == "" {
+		return i.instance, func() {}, nil
+	}
+	claim, err := instance.In(i.stateDir, "run", i.instance)
+	if err != nil {
+		return "", nil, fmt.Errorf("-state-dir: %w", err)
+	}
+	return claim.Name, claim.Release, nil
+}
+
 // method is how the command logs in, again and again.
 type method struct {
 	role, roleID, secretIDFile, jwtFile, tokenFile, mount string
@@ -188,8 +226,8 @@ func (m *method) register(command *cobra.Command) {
 	f.StringVar(&m.mount, "auth-path", "", "`path` where the login is enabled (default approle or jwt)")
 }
 
-// open logs in.
-func (m *method) open(cmd *cobra.Command, a *session.Session) (*client.Session, error) {
+// open logs in, as an instance; empty: as the environment says, or one that is made up.
+func (m *method) open(cmd *cobra.Command, a *session.Session, instance string) (*client.Session, error) {
 	var how client.Method
 	given := 0
 	if m.roleID != "" {
@@ -208,6 +246,9 @@ func (m *method) open(cmd *cobra.Command, a *session.Session) (*client.Session, 
 	c, err := a.Unwrapped()
 	if err != nil {
 		return nil, err
+	}
+	if instance != "" {
+		c = c.WithInstance(instance)
 	}
 	return client.Open(cmd.Context(), c, how)
 }
