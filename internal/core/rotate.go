@@ -281,7 +281,7 @@ func (c *Core) overdue() float64 {
 	if err != nil {
 		return 0
 	}
-	return float64(len(found))
+	return float64(found)
 }
 
 // claims are what one goroutine of this process works on and no other may. The zero claims are ready.

@@ -239,6 +239,13 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // Stirrable is from when on a look before its time may be had, should a holder have moved; zero: there is none that is waited for, or the next look is as soon.
 func (a *Account) Stirrable() time.Time {
 	at := a.Looked.Add(firstLook)

@@ -131,8 +131,10 @@ func (w *Worker) moved(hints map[string]struct{}) (found []stirred, wait time.Du
 	return found, wait, err
 }
 
-// weigh says which account is to be looked at since somebody moved from its outgoing password; "": none. later: look again then.
+// weigh says which account is to be looked at since somebody moved from its outgoing password; "": none. later: look again then. An engine that panics costs
+// this hint, and no other.
 func (w *Worker) weigh(v store.View, m Mount, path string, now time.Time) (account string, later time.Duration, err error) {
+	defer w.caught("a hint", path, &err)
 	name, err := w.Secret(v, m, path)
 	if err != nil || name == "" {
 		return "", 0, err

@@ -23,7 +23,6 @@ package rotation
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -346,9 +345,12 @@ func (a *Account) Failed(err error, now time.Time, jitter float64) {
 	a.Retry = now.Add(Backoff(a.Attempts, jitter))
 }
 
+// longestBackoff is the longest wait after a failure.
+const longestBackoff = 10 * time.Minute
+
 // Backoff is the wait after so many failures: it doubles from a second to ten minutes; jitter, in [0, 1], takes up to half off.
 func Backoff(failures uint32, jitter float64) time.Duration {
-	d := 10 * time.Minute
+	d := longestBackoff
 	if failures <= 10 {
 		d = min(d, time.Second<<max(failures, 1)>>1)
 	}
@@ -402,6 +404,9 @@ func (a *Account) Step(s Schedule, now time.Time) Step {
 // Skip gives up the rotation that is due, for the one after now.
 func (a *Account) Skip(s Schedule, now time.Time) { a.Due = s.Next(now) }
 
+// immediately is the time of what is to be done next with an account whose rotation is under way: in front of all that has one.
+var immediately = time.UnixMilli(0)
+
 // When is when the account is to be looked at next; zero: never.
 func (a *Account) When() time.Time {
 	next := a.Check
@@ -413,7 +418,7 @@ func (a *Account) When() time.Time {
 		next = turn
 	}
 	if a.Abort || a.Pending != 0 || a.Phase() > Waiting || a.Phase() == Waiting && a.Looked.IsZero() || a.Dead > a.Settled {
-		next = time.UnixMilli(0)
+		next = immediately
 	}
 	if !next.IsZero() && next.Before(a.Retry) {
 		next = a.Retry
@@ -481,7 +486,7 @@ func (a *Account) exact() {
 	}
 }
 
-// Load reads an account of a mount. One that is not there has the row's Version 0, and is empty.
+// Load reads an account of a mount. One that is not there has the row's Version 0, and is empty. One whose row cannot be read is a *store.Damage.
 func Load(v store.View, namespace uint32, mount, name string) (*Account, store.Row, error) {
 	a := &Account{Name: name}
 	row, err := v.Get(accountKey(store.Engine, namespace, mount, name))
@@ -490,7 +495,7 @@ func Load(v store.View, namespace uint32, mount, name string) (*Account, store.R
 	}
 	a.Loose = 1 // what versions that did not count left pending may still land
 	if err := a.decode(row.Value); err != nil {
-		return nil, row, fmt.Errorf("rotation: damaged row %s: %w", row.Key, err)
+		return nil, row, &store.Damage{Key: row.Key, Why: err.Error()}
 	}
 	if a.exact(); a.Since.IsZero() {
 		a.Lent() // versions that did not keep this forgot holders whose leases had ended

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,6 +63,7 @@ type Worker struct {
 	hinted       chan struct{}
 
 	mu      sync.Mutex
+	agenda  agenda
 	targets map[target]*rest
 	hints   map[string]struct{} // of secrets: names of rows, see lease.Used
 	all     sync.WaitGroup
@@ -75,6 +79,15 @@ type rest struct {
 	busy     bool
 	failures uint32 // accounts that failed, one after the other
 	until    time.Time
+	parked   map[string]parked // accounts that stood after their turn as they stood before
+}
+
+// parked is an account that is left alone for a while, though its row does not say so: its failure could not be recorded, since its rows are damaged or its
+// engine fails, or there was nothing to do with it.
+type parked struct {
+	version uint64 // of the account's row, at which this is so
+	turns   uint32 // one after the other
+	until   time.Time
 }
 
 const (
@@ -99,8 +112,26 @@ func New(o Options) *Worker {
 	return &Worker{Options: o, targets: map[target]*rest{}, hints: map[string]struct{}{}, nudge: make(chan struct{}, 1), hinted: make(chan struct{}, 1)}
 }
 
-// Nudge tells the Worker that something may be due. It never blocks.
-func (w *Worker) Nudge() { signal(w.nudge) }
+// Nudge tells the Worker that something may be due, anywhere. It never blocks.
+func (w *Worker) Nudge() {
+	w.everything()
+	signal(w.nudge)
+}
+
+// everything has the next round look at every target.
+func (w *Worker) everything() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.agenda.whole = true
+}
+
+// touched has a target looked at.
+func (w *Worker) touched(t target) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.agenda.touch(t)
+	signal(w.nudge)
+}
 
 func signal(c chan<- struct{}) {
 	select {
@@ -117,8 +148,10 @@ func (w *Worker) Heard(h *audit.Header) {
 		case store.LeaseIdx:
 			w.note(t.Name)
 		case store.Engine:
-			if _, _, rest := store.SplitMountKey(t.Name); !t.Deleted && strings.HasPrefix(rest, queueRows) {
-				w.Nudge()
+			namespace, uuid, rest := store.SplitMountKey(t.Name)
+			if place, ok := strings.CutPrefix(rest, queueRows); ok {
+				name, _, _ := strings.Cut(place, "\x00")
+				w.touched(target{Mount{namespace, uuid}, name})
 			}
 		}
 	}
@@ -171,7 +204,9 @@ func (w *Worker) forget() {
 func (w *Worker) Run(ctx context.Context) {
 	defer w.all.Wait()
 	w.all.Go(func() { w.heed(ctx) })
-	for {
+	poll := time.NewTicker(w.Poll)
+	defer poll.Stop()
+	for w.everything(); ; {
 		next, err := w.round(ctx)
 		if err != nil && ctx.Err() == nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "error", err)
@@ -181,6 +216,8 @@ func (w *Worker) Run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-t.C:
 		case <-w.nudge:
+		case <-poll.C:
+			w.everything()
 		}
 		if t.Stop(); ctx.Err() != nil {
 			return
@@ -188,56 +225,91 @@ func (w *Worker) Run(ctx context.Context) {
 	}
 }
 
-// round starts work at each target where something is due. It says when to look again: Poll from now, or when something is due before.
+// round starts work at each target where something is due, of those on the agenda. It says when to look again: Poll from now, or when something is due before.
 func (w *Worker) round(ctx context.Context) (next time.Duration, err error) {
-	next = w.Poll
 	w.forget()
 	if w.Fenced() || w.Store.ClockAlarm() != nil {
-		return next, nil
+		return w.Poll, nil
 	}
-	view, err := w.Store.View()
+	now := w.Store.Now()
+	w.mu.Lock()
+	whole, some := w.agenda.take(now)
+	w.mu.Unlock()
+	view, err := w.Store.View() // what it shows was not touched since, or is on the agenda again
 	if err != nil {
-		return next, err
+		return w.Poll, err
 	}
 	defer view.Close()
 	mounts, err := w.Mounts(view)
 	if err != nil {
-		return next, err
+		return w.Poll, err
 	}
 	again, err := view.Get(resumed)
 	if err != nil {
-		return next, err
+		return w.Poll, err
 	}
 	if again.Exists() {
-		return next, w.recheck(ctx, mounts)
+		return w.Poll, w.recheck(ctx, mounts)
 	}
-	now := w.Store.Now()
-	for _, m := range mounts {
-		prefix := queuePrefix(m.Namespace, m.UUID)
-		for from := prefix; ; {
-			q, ok, err := first(view, from, store.PrefixEnd(prefix), len(prefix))
-			if err != nil {
-				return next, err
+	if whole {
+		for _, m := range mounts {
+			if err := w.survey(ctx, view, m, now); err != nil {
+				return w.Poll, err
 			}
-			if !ok {
-				break
-			}
-			if !q.at.After(now) {
-				w.wake(ctx, target{m, q.target}, now)
-			} else {
-				next = min(next, q.at.Sub(now))
-			}
-			from = store.PrefixEnd(prefix + q.target + "\x00")
 		}
 	}
-	return next, nil
+	for _, t := range some {
+		if !slices.Contains(mounts, t.Mount) {
+			continue
+		}
+		prefix := queuePrefix(t.Namespace, t.UUID)
+		own := prefix + t.name + "\x00"
+		q, ok, err := first(view, own, store.PrefixEnd(own), len(prefix))
+		if err != nil {
+			return w.Poll, err
+		}
+		if ok {
+			w.begin(ctx, t, q.at, now)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.agenda.next(now, w.Poll), nil
+}
+
+// survey starts work at each target of a mount where something is due.
+func (w *Worker) survey(ctx context.Context, view store.View, m Mount, now time.Time) error {
+	prefix := queuePrefix(m.Namespace, m.UUID)
+	for from := prefix; ; {
+		q, ok, err := first(view, from, store.PrefixEnd(prefix), len(prefix))
+		if err != nil || !ok {
+			return err
+		}
+		w.begin(ctx, target{m, q.target}, q.at, now)
+		from = store.PrefixEnd(prefix + q.target + "\x00")
+	}
+}
+
+// begin starts work at a target whose queue begins with a time, or notes when it is due.
+func (w *Worker) begin(ctx context.Context, t target, at, now time.Time) {
+	if !at.After(now) {
+		w.wake(ctx, t, now)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.agenda.put(t, at)
 }
 
 // queued is a row of a queue.
 type queued struct {
 	row, target, account string
 	at                   time.Time
-	before               uint64 // version of the account's row; 0: there is none
+	part                 part
+	before               uint64    // version of the account's row; 0: there is none
+	attempts             uint32    // of the account
+	parked               uint32    // turns in which nothing became of it
+	free                 time.Time // since when it may have its turn
 }
 
 // first is the first row of a queue at or after from.
@@ -278,22 +350,36 @@ func (w *Worker) wake(ctx context.Context, t target, now time.Time) {
 		ctx, cancel := hold.Context(ctx)
 		defer cancel()
 		did := w.drain(ctx, hold, t)
+		w.unpark(t)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if r.busy = false; r.failures == 0 {
+		if r.busy = false; r.failures == 0 && len(r.parked) == 0 {
 			delete(w.targets, t)
 		}
-		if did {
-			w.Nudge() // what was done may have made the next step due, in front of where it looked
+		if w.agenda.touch(t); did {
+			signal(w.nudge) // something may have become due since it looked
 		}
 	})
 }
 
-// drain does what is due at a target, in order, until nothing is or the target fails. An account that stays where it is, since not even
-// its failure could be recorded, keeps those behind it waiting no longer than any other. It reports whether anything was done.
+// part is one of the two that a queue has. Steps that follow what is under way have no time, and stand in front.
+type part uint8
+
+const (
+	due part = iota
+	following
+)
+
+// orders are in which part of a queue the next turn is looked for first, turn by turn. What is to begin comes before what is left to be done, so that however much
+// was begun a moment ago, what becomes due now is in force soon; but one turn in four is for that, however much is due.
+var orders = [...][2]part{{due, following}, {due, following}, {due, following}, {following, due}}
+
+// drain does what is due at a target until nothing is or the target fails. An account that stays where it is, since not even its failure could be
+// recorded, is parked. It reports whether anything was done.
 func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did bool) {
-	for from := ""; ctx.Err() == nil && !hold.Over(); {
-		q, err := w.next(t, from)
+	var from [2]string // in each part, behind the place whose turn it was last
+	for turn := 0; ctx.Err() == nil && !hold.Over(); turn++ {
+		q, err := w.next(t, orders[turn%len(orders)], from)
 		if err != nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
 			return did
@@ -302,54 +388,147 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 			return did
 		}
 		ok, more := w.do(ctx, t, q.account)
-		if ok {
-			moved, err := w.settled(ctx, t, q)
+		switch {
+		case ok:
+			moved, stays, err := w.settled(ctx, t, q)
 			if err != nil {
 				w.Log.Error("a place in the queue of rotations cannot be given up; it is tried again", "account", q.account, "target", t.name, "error", err)
 			}
 			did = did || moved
+			w.park(t, q, stays)
+		case ctx.Err() == nil:
+			w.park(t, q, !w.recorded(t, q))
 		}
 		if !more {
 			return did
 		}
-		from = q.row + "\x00"
+		from[q.part] = q.row + "\x00"
 	}
 	return did
 }
 
-// next is the row of the target's queue, at or after from, whose turn it is; none: the zero value. That is the first one, if it is due; but a target that failed is
-// probed by an account that did not fail itself when it was tried last, if one is due: however many of the others are gone at the target, those that are there
-// do not wait behind them, once each of those has failed.
-func (w *Worker) next(t target, from string) (queued, error) {
+// next is the row of the target's queue whose turn it is; none: the zero value. It is sought in the parts in the given order, in each from a row on and then from the
+// beginning, and is due and not parked. But a target that failed is probed by an account that did not fail itself when it was tried last, if one is due, else by
+// the one that has waited longest: however many of the others are gone at the target, those that are there do not wait behind them, once each of those has failed.
+func (w *Worker) next(t target, order [2]part, from [2]string) (queued, error) {
 	view, err := w.Store.View()
 	if err != nil {
 		return queued{}, err
 	}
 	defer view.Close()
-	prefix := queuePrefix(t.Namespace, t.UUID)
-	own := prefix + t.name + "\x00"
-	due := func(from string) (queued, bool, error) {
-		q, ok, err := first(view, max(own, from), store.PrefixEnd(own), len(prefix))
-		return q, ok && !q.at.After(w.Store.Now()), err
-	}
-	q, ok, err := due(from)
-	if err != nil || !ok {
-		return queued{}, err
-	}
-	if w.probed(t) {
-		for at := q; ok; at, ok, err = due(at.row + "\x00") {
-			if a, _, err := Load(view, t.Namespace, t.UUID, at.account); err == nil && a.Attempts == 0 {
-				q = at
-				break
+	probed := w.probed(t)
+	var spare queued
+	for _, p := range order {
+		for _, from := range slices.Compact([]string{from[p], ""}) {
+			for q, err := range w.waiting(view, t, p, from) {
+				switch {
+				case err != nil:
+					return queued{}, err
+				case !probed || q.attempts == 0 && q.parked == 0:
+					return q, nil
+				case spare.row == "" || q.free.Before(spare.free):
+					spare = q
+				}
 			}
 		}
-		if err != nil {
-			return queued{}, err
+	}
+	return spare, nil
+}
+
+// waiting yields what is due in one part of a target's queue, from a row on, in order, but for what is parked.
+func (w *Worker) waiting(v store.View, t target, p part, from string) iter.Seq2[queued, error] {
+	prefix := queuePrefix(t.Namespace, t.UUID)
+	own := prefix + t.name + "\x00"
+	end := own + store.TimeKey(immediately.Add(time.Millisecond))
+	from = max(own, from)
+	if p == due {
+		from, end = max(end, from), store.PrefixEnd(own)
+	}
+	now := w.Store.Now()
+	return func(yield func(queued, error) bool) {
+		for {
+			q, ok, err := first(v, from, end, len(prefix))
+			if err != nil {
+				yield(q, err)
+				return
+			}
+			if !ok || q.at.After(now) {
+				return
+			}
+			from, q.part = q.row+"\x00", p
+			a, row, err := Load(v, t.Namespace, t.UUID, q.account)
+			if q.before = row.Version; err == nil { // else whoever works on it says so
+				q.attempts = a.Attempts
+			}
+			until, turns := w.left(t, q)
+			if now.Before(until) {
+				continue
+			}
+			q.parked, q.free = turns, later(q.at, until)
+			if !yield(q, nil) {
+				return
+			}
 		}
 	}
-	row, err := view.Get(accountKey(store.Engine, t.Namespace, t.UUID, q.account))
-	q.before = row.Version
-	return q, err
+}
+
+// left is until when an account is left alone, and how many turns it has had in which nothing became of it.
+func (w *Worker) left(t target, q queued) (until time.Time, turns uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.targets[t]; r != nil {
+		if p := r.parked[q.account]; p.version == q.before {
+			return p.until, p.turns
+		}
+	}
+	return time.Time{}, 0
+}
+
+// recorded reports whether a failure is on record with its account, so that its time has come to wait.
+func (w *Worker) recorded(t target, q queued) bool {
+	view, err := w.Store.View()
+	if err != nil {
+		return false
+	}
+	defer view.Close()
+	a, row, err := Load(view, t.Namespace, t.UUID, q.account)
+	return err == nil && (!row.Exists() && q.before != 0 || a.Attempts > q.attempts)
+}
+
+// park has an account left alone for a while if it stays as it was, longer each time.
+func (w *Worker) park(t target, q queued, stays bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.targets[t]
+	if !stays {
+		delete(r.parked, q.account)
+		return
+	}
+	if r.parked == nil {
+		r.parked = map[string]parked{}
+	}
+	turns := r.parked[q.account].turns + 1
+	r.parked[q.account] = parked{q.before, turns, w.Store.Now().Add(Backoff(turns, w.Jitter()))}
+}
+
+// unpark forgets the parked accounts of a target whose rows are others by now, or gone.
+func (w *Worker) unpark(t target) {
+	w.mu.Lock()
+	all := maps.Clone(w.targets[t].parked)
+	w.mu.Unlock()
+	if len(all) == 0 {
+		return
+	}
+	view, err := w.Store.View()
+	if err != nil {
+		return
+	}
+	defer view.Close()
+	for account, p := range all {
+		if row, err := view.Get(accountKey(store.Engine, t.Namespace, t.UUID, account)); err == nil && (!row.Exists() || row.Version != p.version) {
+			w.park(t, queued{account: account}, false)
+		}
+	}
 }
 
 // probed reports whether so many accounts failed at a target, one after the other, that the next is a probe.
@@ -360,22 +539,23 @@ func (w *Worker) probed(t target) bool {
 	return r != nil && r.failures >= trips
 }
 
-// settled reports whether an account that had its turn stands otherwise than before. If it does not, a place of which its row does not know is taken away: versions
-// that knew times less exactly left some, and somebody comes to them again and again.
-func (w *Worker) settled(ctx context.Context, t target, q queued) (moved bool, err error) {
+// settled reports whether an account that had its turn stands otherwise than before, or stays at the place where it was. If neither, a place of which its row does not
+// know is taken away: versions that knew times less exactly left some, and somebody comes to them again and again.
+func (w *Worker) settled(ctx context.Context, t target, q queued) (moved, stays bool, err error) {
 	_, err = w.Store.Update(ctx, func(v store.View, txn *store.Txn) error {
 		a, row, err := Load(v, t.Namespace, t.UUID, q.account)
 		if err != nil {
 			return err
 		}
-		if moved = row.Version != q.before; moved || !a.Next.IsZero() && a.queueName(t.Namespace, t.UUID) == q.row {
+		moved = row.Version != q.before
+		if stays = !moved && !a.Next.IsZero() && a.queueName(t.Namespace, t.UUID) == q.row; moved || stays {
 			return nil
 		}
 		claim.Fence(ctx, txn)
 		txn.Delete(store.Engine, q.row)
 		return nil
 	})
-	return moved, err
+	return moved, stays || err != nil, err
 }
 
 // do has one account rotated, and reports whether that was done, and whether to go on at this target.
@@ -403,13 +583,16 @@ func (w *Worker) do(ctx context.Context, t target, account string) (ok, more boo
 }
 
 func (w *Worker) call(ctx context.Context, t target, account string) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			w.Log.Error("an engine's rotation panicked", "account", account, "panic", p, "stack", string(debug.Stack()))
-			err = errors.New("the engine panicked")
-		}
-	}()
+	defer w.caught("a rotation", account, &err)
 	return w.Rotate(ctx, t.UUID, account)
+}
+
+// caught, deferred, makes an error of an engine's panic, and tells it with what was to be done about what.
+func (w *Worker) caught(what, name string, err *error) {
+	if p := recover(); p != nil {
+		w.Log.Error("an engine panicked", "at", what, "of", name, "panic", p, "stack", string(debug.Stack()))
+		*err = errors.New("the engine panicked")
+	}
 }
 
 // Jitter is a random number in [0, 1).
@@ -435,7 +618,8 @@ func ProveAll(txn *store.Txn, now time.Time) {
 // some is how many accounts one commit makes due.
 const some = 100
 
-// recheck makes every account due to be proven, and then takes the row away that asks for it.
+// recheck makes every account due to be proven, and then takes the row away that asks for it. One whose row is damaged is left out, and told of: the others do not
+// wait for whoever mends it.
 func (w *Worker) recheck(ctx context.Context, mounts []Mount) error {
 	hold, ok := w.Claims.Take("rotation")
 	if !ok {
@@ -449,12 +633,16 @@ func (w *Worker) recheck(ctx context.Context, mounts []Mount) error {
 		base := store.MountKey(m.Namespace, m.UUID, accountRows)
 		for from := base; from != ""; {
 			next := ""
+			var damaged error
 			if _, err := w.Store.Update(ctx, func(v store.View, txn *store.Txn) (err error) {
 				claim.Fence(ctx, txn)
-				next, err = proveSome(v, txn, m, base, from, now)
+				next, damaged, err = proveSome(v, txn, m, base, from, now)
 				return err
 			}); err != nil {
 				return fmt.Errorf("making accounts due to be proven: %w", err)
+			}
+			if damaged != nil {
+				w.Log.Error("the password of an account is not proven after the restored copy was resumed", "error", damaged)
 			}
 			from = next
 		}
@@ -467,36 +655,35 @@ func (w *Worker) recheck(ctx context.Context, mounts []Mount) error {
 	return err
 }
 
-// proveSome makes some accounts due, and returns where to go on; "" at the end. What it fills is no act at a target: that is recorded when it comes.
-func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now time.Time) (string, error) {
+// proveSome makes some accounts due, up to one whose row is damaged, and returns where to go on; "" at the end. What it fills is no act at a target: that is
+// recorded when it comes.
+func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now time.Time) (next string, damaged, err error) {
 	n := 0
 	for row, err := range v.Scan(store.Engine, from, store.PrefixEnd(base)) {
-		if err != nil {
-			return from, err
+		if n++; n > some && err == nil {
+			return row.Name, nil, nil
 		}
-		if n++; n > some {
-			return row.Name, nil
+		a := &Account{}
+		if err == nil {
+			a, row, err = Load(v, m.Namespace, m.UUID, row.Name[len(base):])
 		}
-		a, row, err := Load(v, m.Namespace, m.UUID, row.Name[len(base):])
+		if d := (*store.Damage)(nil); errors.As(err, &d) {
+			return d.Key.Name + "\x00", err, nil
+		}
 		if err != nil {
-			return from, err
+			return from, nil, err
 		}
 		a.Recovered(now)
 		if err := Save(txn, row, a); err != nil {
-			return from, err
+			return from, nil, err
 		}
 	}
-	return "", nil
+	return "", nil, nil
 }
 
 // Accounts yields those of a mount, in the order of their names, until yield says that it is enough.
 func Accounts(v store.View, m Mount, yield func(*Account) (bool, error)) error {
-	base := store.MountKey(m.Namespace, m.UUID, accountRows)
-	for row, err := range v.Scan(store.Engine, base, store.PrefixEnd(base)) {
-		if err != nil {
-			return err
-		}
-		a, _, err := Load(v, m.Namespace, m.UUID, row.Name[len(base):])
+	for a, err := range accounts(v, m) {
 		if err != nil {
 			return err
 		}
@@ -507,18 +694,44 @@ func Accounts(v store.View, m Mount, yield func(*Account) (bool, error)) error {
 	return nil
 }
 
-// Overdue lists the accounts of the mounts whose rotation fails, or is late by more than grace, at most limit.
-func Overdue(v store.View, mounts []Mount, now time.Time, grace time.Duration, limit int) (all []*Account, err error) {
-	for _, m := range mounts {
-		err := Accounts(v, m, func(a *Account) (bool, error) {
-			if a.Overdue(now, grace) {
-				all = append(all, a)
+// accounts are those of a mount, in the order of their names. In the place of one whose row is damaged there is an error, a *store.Damage, and others follow.
+func accounts(v store.View, m Mount) iter.Seq2[*Account, error] {
+	base := store.MountKey(m.Namespace, m.UUID, accountRows)
+	return func(yield func(*Account, error) bool) {
+		for from := base; from != ""; {
+			start := from
+			from = ""
+			for row, err := range v.Scan(store.Engine, start, store.PrefixEnd(base)) {
+				var a *Account
+				if err == nil {
+					a, _, err = Load(v, m.Namespace, m.UUID, row.Name[len(base):])
+				}
+				if !yield(a, err) {
+					return
+				}
+				if d := (*store.Damage)(nil); errors.As(err, &d) {
+					from = d.Key.Name + "\x00" // a scan ends there
+					break
+				}
 			}
-			return len(all) < limit, nil
-		})
-		if err != nil {
-			return nil, err
 		}
 	}
-	return all, nil
+}
+
+// Overdue counts the accounts of the mounts whose rotation fails, or is late by more than grace, up to limit. One whose row is damaged is not rotated, either.
+func Overdue(v store.View, mounts []Mount, now time.Time, grace time.Duration, limit int) (n int, err error) {
+	for _, m := range mounts {
+		for a, err := range accounts(v, m) {
+			if n == limit {
+				return n, nil
+			}
+			if err != nil && !errors.As(err, new(*store.Damage)) {
+				return n, err
+			}
+			if err != nil || a.Overdue(now, grace) {
+				n++
+			}
+		}
+	}
+	return n, nil
 }

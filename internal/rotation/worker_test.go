@@ -34,6 +34,21 @@ type bench struct {
 	turns []string                   // accounts, as they came
 	fails func(account string) error // nil: none does
 	stays bool                       // failures are not recorded
+	heard uint64                     // the commit that was heard of last
+}
+
+// hear tells the Worker of what was committed since it heard last.
+func (b *bench) hear() {
+	b.Helper()
+	for head := b.db.Head().Seq; b.heard < head; {
+		for h, err := range b.db.Watch(b.Context(), b.heard+1) {
+			b.must(err)
+			b.Heard(&h)
+			if b.heard = h.Seq; b.heard == head {
+				break
+			}
+		}
+	}
 }
 
 type clock struct {
@@ -49,7 +64,7 @@ func (c *clock) advance(d time.Duration) {
 	c.d += d
 }
 
-const uuid = "0123456789abcdef0123456789abcdef"
+const uuid = "0123456789abcdef"
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
@@ -122,6 +137,7 @@ func (b *bench) add(target string, names ...string) {
 func (b *bench) work() string {
 	b.Helper()
 	b.clock.advance(time.Millisecond)
+	b.everything()
 	_, err := b.round(b.Context())
 	b.must(err)
 	b.all.Wait()
@@ -365,13 +381,16 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 	await(t, "one node has everything", func() bool { return mine.Held() == claim.Shards })
 	const targets = 16
 	name := func(i int) string { return fmt.Sprintf("pg%02d", i) }
-	for i := range targets {
-		b.add(name(i), name(i))
+	work := func(account string) { // has one more due at each target
+		for i := range targets {
+			b.add(name(i), name(i)+account)
+		}
+		added := b.db.Now()
+		await(t, "all are due", func() bool { return b.db.Now().Sub(added) > 2*time.Millisecond }) // that is what queues are exact to
+		b.work()
 	}
-	added := b.db.Now()
-	await(t, "all are due", func() bool { return b.db.Now().Sub(added) > 2*time.Millisecond }) // that is what queues are exact to
-	b.work()
-	b.work()
+	work("a")
+	work("b")
 
 	// Another node comes, and is to have some of them; they cannot be given to it yet.
 	var holds []*claim.Hold
@@ -387,7 +406,7 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 	if !slices.ContainsFunc(holds, (*claim.Hold).Over) {
 		t.Fatal("the other node is to have none of the targets")
 	}
-	b.work()
+	work("c")
 	if all := b.Failing(); len(all) == targets {
 		t.Errorf("work that is to be another node's is begun: %v", all)
 	}
@@ -406,7 +425,7 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 		}
 		return true
 	})
-	b.work()
+	work("d")
 	if all := b.Failing(); len(all) != targets {
 		t.Errorf("after a third failure of each %v are told", all)
 	}
@@ -423,7 +442,7 @@ func TestFailuresAreOfWhoWorksThere(t *testing.T) {
 	}
 }
 
-// An account whose failure cannot be recorded, since its rows are damaged, stays at the head of its queue; those behind it have their turn.
+// An account whose failure cannot be recorded, since its engine fails, stays at the head of its queue; those behind it have their turn. It is tried again, less and less often.
 func TestStuckAccount(t *testing.T) {
 	b := newBench(t)
 	b.add("pg", "a", "b", "c")
@@ -437,8 +456,129 @@ func TestStuckAccount(t *testing.T) {
 	if got := b.work(); got != "[a b c]" {
 		t.Errorf("turns %s", got)
 	}
-	if got := b.work(); got != "[a]" {
-		t.Errorf("turns %s", got)
+	turns := 0
+	for range 600 { // seconds
+		if b.clock.advance(time.Second); b.work() != "[]" {
+			turns++
+		}
+	}
+	if turns < 5 || turns > 15 {
+		t.Errorf("%d turns in ten minutes", turns)
+	}
+	b.fails = nil
+	b.clock.advance(longestBackoff)
+	if b.work(); b.load("a").Version == 0 || len(b.targets) != 0 {
+		t.Errorf("once it is mended: %+v, %d targets are remembered", b.load("a"), len(b.targets))
+	}
+}
+
+// load is an account as it stands.
+func (b *bench) load(name string) *Account {
+	b.Helper()
+	v, err := b.db.View()
+	b.must(err)
+	defer v.Close()
+	a, _, err := Load(v, 0, uuid, name)
+	b.must(err)
+	return a
+}
+
+// Accounts whose failure is never recorded do not have a target probed by them while others are well, whether or not their rows can be read.
+func TestParkedAccountsDelayNoOther(t *testing.T) {
+	for _, damaged := range []bool{false, true} {
+		b := newBench(t)
+		b.stays = true
+		b.fails = func(account string) error {
+			if account != "well" {
+				return errors.New("the engine fails")
+			}
+			return nil
+		}
+		for i := range 20 {
+			name := fmt.Sprintf("bad%02d", i)
+			b.add("pg", name)
+			if damaged {
+				var txn store.Txn
+				txn.Put(store.Engine, store.MountKey(0, uuid, accountRows, name), []byte("damaged"))
+				_, err := b.db.Commit(t.Context(), txn)
+				b.must(err)
+			}
+		}
+		tries := map[string]int{}
+		wait := func(d time.Duration) {
+			for end := b.db.Now().Add(d); b.db.Now().Before(end); {
+				b.clock.advance(time.Second)
+				for _, account := range strings.Fields(strings.Trim(b.work(), "[]")) {
+					tries[account]++
+				}
+			}
+		}
+		wait(time.Hour) // until each has failed
+		for range 3 {
+			b.add("pg", "well")
+			before := tries["well"]
+			if wait(longest + 2*time.Second); tries["well"] == before {
+				t.Errorf("damaged %v: it was not rotated within %s", damaged, longest)
+			}
+			wait(10 * time.Minute)
+		}
+		for name, n := range tries {
+			if n < 2 {
+				t.Errorf("damaged %v: %s had %d turns", damaged, name, n)
+			}
+		}
+	}
+}
+
+// What becomes due while much is left to be done for what was begun before has its turn soon; and what is left is done, however much becomes due.
+func TestWhatIsLeftDelaysNothing(t *testing.T) {
+	b := newBench(t)
+	const begun = 200
+	left := map[string]int{} // steps of each that was begun
+	step := func(account string) {
+		_, err := b.db.Update(b.Context(), func(v store.View, txn *store.Txn) error {
+			a, row, err := Load(v, 0, uuid, account)
+			if err != nil {
+				return err
+			}
+			a.Target, a.Pair, a.Version, a.Since = "pg", true, 2, b.db.Now()
+			if a.Outgoing, a.OutFrom, a.Over = 1, 1, Acknowledged; left[account] == 0 {
+				a.Outgoing, a.OutFrom, a.Over = 0, 0, 0
+			}
+			a.Due = time.Time{}
+			return Save(txn, row, a)
+		})
+		b.must(err)
+	}
+	var order []string
+	b.Rotate = func(ctx context.Context, mount, account string) error {
+		order = append(order, account)
+		if strings.HasPrefix(account, "begun") {
+			left[account]--
+			step(account)
+		} else if b.must(b.rotate(ctx, mount, account)); len(order) < 100 { // another becomes due as soon as one is done
+			b.add("pg", fmt.Sprintf("due%03d", len(order)))
+			b.clock.advance(time.Millisecond)
+		}
+		return nil
+	}
+	for i := range begun {
+		name := fmt.Sprintf("begun%03d", i)
+		left[name] = 3
+		step(name)
+	}
+	b.add("pg", "due000")
+	b.work()
+	if i := slices.Index(order, "due000"); i < 0 || i > 3 {
+		t.Errorf("what became due has turn %d", i)
+	}
+	if n := len(slices.DeleteFunc(slices.Clone(order[:100]), func(account string) bool { return strings.HasPrefix(account, "due") })); n < 20 || n > 30 {
+		t.Errorf("while there was always something due, %d of 100 turns were for what is left to be done", n)
+	}
+	for name, n := range left {
+		if n != 0 {
+			t.Errorf("of %s %d steps are left", name, n)
+		}
 	}
 }
 
@@ -457,7 +597,47 @@ func TestPanicIsAFailure(t *testing.T) {
 	}
 }
 
-// More accounts than one commit makes due are all proven after a copy is resumed.
+// An engine that panics over one secret of which somebody moved costs that hint: the process lives, and other hints are followed.
+func TestPanicOverAHint(t *testing.T) {
+	b := newBench(t)
+	b.Secret = func(_ store.View, _ Mount, path string) (string, error) {
+		if path == "bad" {
+			panic("no engine is perfect")
+		}
+		return path, nil
+	}
+	m := &mount.Entry{UUID: uuid, Path: "db/"}
+	for _, name := range []string{"bad", "good"} {
+		_, err := b.db.Update(t.Context(), func(v store.View, txn *store.Txn) error {
+			a, row, err := Load(v, 0, uuid, name)
+			if err != nil {
+				return err
+			}
+			now := b.db.Now()
+			a.Target, a.Pair, a.Version, a.Since = name, true, 2, now
+			a.Outgoing, a.OutFrom, a.Behind = 1, 1, 1
+			a.Looked, a.Look = now.Add(-time.Minute), now.Add(time.Hour)
+			if err := Save(txn, row, a); err != nil {
+				return err
+			}
+			_, _, err = lease.Hold(txn, lease.Reading{
+				View: v, Mount: m, Now: now, Random: rand.Reader, Holder: lease.Holder{Entity: "e", Instance: "one"}, Renewable: true,
+				Value: lease.Value{Path: name, Version: 2, Current: 2, Rotatable: true},
+			})
+			return err
+		})
+		b.must(err)
+	}
+	b.hear()
+	if _, err := b.follow(t.Context()); err == nil {
+		t.Error("nobody is told of the panic")
+	}
+	if look := b.load("good").Look; look.After(b.db.Now()) {
+		t.Errorf("the other hint is not followed: the next look is at %s", look)
+	}
+}
+
+// More accounts than one commit makes due are all proven after a copy is resumed, but for one whose row is damaged.
 func TestProveAll(t *testing.T) {
 	b := newBench(t)
 	var names []string
@@ -466,7 +646,11 @@ func TestProveAll(t *testing.T) {
 	}
 	b.add("pg", names...)
 	b.work()
-	_, err := b.db.Update(t.Context(), func(_ store.View, txn *store.Txn) error { ProveAll(txn, b.db.Now()); return nil })
+	_, err := b.db.Update(t.Context(), func(_ store.View, txn *store.Txn) error {
+		ProveAll(txn, b.db.Now())
+		txn.Put(store.Engine, store.MountKey(0, uuid, accountRows, "000x"), []byte("damaged"))
+		return nil
+	})
 	b.must(err)
 	b.work()
 	v, err := b.db.View()
@@ -482,8 +666,8 @@ func TestProveAll(t *testing.T) {
 			proven++
 		}
 	}
-	if proven != len(names) || len(due) != 0 {
-		t.Errorf("%d of %d are to be proven, %d are overdue", proven, len(names), len(due))
+	if proven != len(names) || due != 1 { // which is damaged
+		t.Errorf("%d of %d are to be proven, %d are overdue", proven, len(names), due)
 	}
 	if row, err := v.Get(resumed); err != nil || row.Exists() {
 		t.Error("they are made due for ever")
@@ -561,6 +745,7 @@ func TestStrayPlaces(t *testing.T) {
 		t.Errorf("turns %s; looked at again at once: %v", got, len(b.nudge) > 0)
 	}
 	idle = false
+	b.clock.advance(time.Second)
 	if got := b.work(); got != "[a b]" || len(b.nudge) == 0 {
 		t.Errorf("turns %s", got)
 	}
