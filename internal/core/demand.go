@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -69,7 +70,7 @@ func (c *Core) meetDemands(ctx context.Context) error {
 	}
 	var failed []error
 	for _, m := range mounts {
-		for from, more := "", true; more; more = from != "" {
+		for from, more := "", true; more && ctx.Err() == nil; more = from != "" {
 			if from, err = c.meetSome(ctx, m.UUID, from); err != nil && !errors.As(err, new(*store.Conflict)) { // else somebody changed an account: the next look does it
 				failed = append(failed, err)
 			}
@@ -78,7 +79,8 @@ func (c *Core) meetDemands(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// meetSome sees to some of a mount's demands from one on, and says where to go on; "" means that there are no more.
+// meetSome sees to some of a mount's demands from one on, and says where to go on; "" means that there are no more. Those on a secret that cannot be seen to, since its
+// account's row is damaged, stay, and are in err; the others are seen to.
 func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, err error) {
 	v, err := c.Store.View()
 	if err != nil {
@@ -94,30 +96,34 @@ func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, er
 		return "", err
 	}
 	txn := &store.Txn{}
+	var failed []error
 	for len(demands) > 0 {
 		n := 1
 		for n < len(demands) && demands[n].Secret == demands[0].Secret {
 			n++
 		}
-		met, err := c.meet(v, txn, m, rotator, demands[:n])
+		one := &store.Txn{}
+		met, err := c.meet(v, one, m, rotator, demands[:n])
 		if err != nil {
-			return "", err
+			failed = append(failed, fmt.Errorf("a demand to rotate %s%s: %w", m.Path, demands[0].Secret, err))
+			one = &store.Txn{}
 		}
 		if met {
 			for _, d := range demands[:n] {
-				lease.Met(txn, m, d)
+				lease.Met(one, m, d)
 			}
 		}
+		txn.Checks, txn.Puts = append(txn.Checks, one.Checks...), append(txn.Puts, one.Puts...)
+		txn.Deletes, txn.Audit = append(txn.Deletes, one.Deletes...), append(txn.Audit, one.Audit...)
 		demands = demands[n:]
 	}
-	if len(txn.Puts)+len(txn.Deletes) == 0 {
-		return next, nil
+	if len(txn.Puts)+len(txn.Deletes) > 0 {
+		if err := c.commit(ctx, txn); err != nil {
+			return "", errors.Join(append(failed, err)...)
+		}
+		c.rotator.Nudge()
 	}
-	if err := c.commit(ctx, txn); err != nil {
-		return "", err
-	}
-	c.rotator.Nudge()
-	return next, nil
+	return next, errors.Join(failed...)
 }
 
 // meet sees to the demands on one secret, and reports whether that is all there is to do about them. It is not while another password is on its

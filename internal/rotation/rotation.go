@@ -23,6 +23,7 @@ package rotation
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -334,6 +335,23 @@ func (a *Account) Demanded() bool { return a.Cause != "" && a.Cause != Asked }
 
 // longestError is how much of an error is kept, in bytes.
 const longestError = 300
+
+// mostFormer is how many former passwords of an account are kept before nobody gets another one made by asking for it. Schedules leave fewer than fifty: as many as
+// come within Watch at their shortest, two at a time.
+const mostFormer = 64
+
+// Room says at now why an account gets no other password by somebody's asking for it, and when to ask again: whoever asks in a loop would have more and more kept and
+// tried, until they are proven dead. One that is on its way already makes no more of them. What is due, or demanded, is not asked for.
+func (a *Account) Room(p *Passwords, now time.Time) error {
+	if a.Pending != 0 || len(p.Former) < mostFormer {
+		return nil
+	}
+	return fmt.Errorf("it was rotated so often that %d former values are kept until each is proven dead; those that can be by then are at %s: ask again after that", len(p.Former), later(now, a.Check).Format(time.RFC3339))
+}
+
+// Cut records that an attempt ended before the target had answered, since whoever made it was ended: that is no failure, and whoever comes next need not wait. What
+// it has sent may still land.
+func (a *Account) Cut() { a.Retry = time.Time{} }
 
 // Failed records an attempt that failed; jitter is in [0, 1].
 func (a *Account) Failed(err error, now time.Time, jitter float64) {

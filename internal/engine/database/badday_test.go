@@ -277,6 +277,35 @@ func TestRotateRoleAtOnce(t *testing.T) {
 	}
 }
 
+// Whoever asks for one rotation after the other is asked to wait before more is kept and tried than is good, and may go on once what was before is proven dead. What is
+// demanded meanwhile is not kept waiting.
+func TestRotateRoleInALoop(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	username := w.managed("app", "1000h")
+	first := w.password("app")
+	var err error
+	n := 0
+	for ; n < 200 && err == nil; n++ {
+		_, err = w.try(lessor.Update, "db/rotate-role/app", "")
+	}
+	kept := len(w.passwords("static/app").Former)
+	if api.KindOf(err) != api.Limited || !strings.Contains(err.Error(), "ask again after") || n < 50 || kept > 70 {
+		t.Fatalf("after %d rotations %d passwords are kept, and the answer is %v", n, kept, err)
+	}
+	version := w.state("static/app").Version
+	one := w.reads("pod-0", "app")
+	w.do(lessor.Update, "sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q}`, one))
+	w.until("what is exposed is rotated all the same", func() bool { return w.state("static/app").Version == version+1 })
+	w.until("what was before is proven dead", func() bool {
+		w.clock.advance(time.Second)
+		return len(w.passwords("static/app").Former) == 0
+	})
+	w.do(lessor.Update, "db/rotate-role/app", "")
+	if second := w.password("app"); !w.logsIn(username, second) || w.logsIn(username, first) {
+		t.Error("the password that is shown is not in force, or the first one is")
+	}
+}
+
 // A role is deleted, and another of its name made, while its password is being changed.
 func TestStaticRoleIsDeletedMeanwhile(t *testing.T) {
 	e := &eye{}

@@ -113,6 +113,33 @@ func (w *world) unmet() (n int) {
 	return n
 }
 
+// What was exposed of one secret whose row is damaged keeps no other from being rotated, and stays demanded until it is mended.
+func TestDemandOnDamagedAccount(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	var found store.Row
+	for _, role := range []string{"a", "b"} {
+		w.managed(role, "1000h")
+		w.reads("pod-0", role)
+	}
+	v, err := w.db.View()
+	w.must(err)
+	for row, err := range v.Scan(store.Engine, "", "") {
+		w.must(err)
+		if _, _, name := store.SplitMountKey(row.Name); name == "turn/static/a" {
+			found = row
+		}
+	}
+	v.Close()
+	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: []byte("damaged")}}})
+	w.must(err)
+	w.do(lessor.Update, "sys/leases/revoke-prefix/db/static-creds", "")
+	w.until("the other is rotated", func() bool { return w.state("static/b").Version == 2 })
+	w.until("its demand is met", func() bool { return w.unmet() == 1 })
+	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: found.Value}}})
+	w.must(err)
+	w.until("once it is mended it is rotated", func() bool { return w.state("static/a").Version == 2 && w.unmet() == 0 })
+}
+
 // A crash between a revocation and what it demands loses nothing.
 func TestDemandOutlivesCrash(t *testing.T) {
 	w := newWorld(t, pgtest.Start(t))

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -367,6 +368,82 @@ func TestRotationStatementsRunOnce(t *testing.T) {
 		t.Errorf("the statements ran %d times for two rotations", n)
 	}
 	w.sql(`DROP TABLE "` + log + `"`)
+}
+
+// stopped is a driver of a database that is told to change a password and to show who uses an account, and to log in, only after lessor is being stopped.
+type stopped struct {
+	postgres.Driver
+	call    *atomic.Pointer[string] // that hangs; nil: none does
+	reached chan struct{}
+}
+
+func (d stopped) Open(c *database.Connection, s database.Secrets) (database.Database, error) {
+	db, err := d.Driver.Open(c, s)
+	return &stopping{db, d}, err
+}
+
+type stopping struct {
+	database.Database
+	stopped
+}
+
+func (d *stopping) hang(ctx context.Context, call string) {
+	if at := d.call.Load(); at != nil && *at == call {
+		close(d.reached)
+		<-ctx.Done()
+	}
+}
+
+func (d *stopping) Login(ctx context.Context, username string, password lessor.Secret) (database.Verdict, error) {
+	d.hang(ctx, "login")
+	return d.Database.Login(ctx, username, password)
+}
+
+func (d *stopping) SetPassword(ctx context.Context, c database.Change) error {
+	d.hang(ctx, "set")
+	return d.Database.SetPassword(ctx, c)
+}
+
+func (d *stopping) Sessions(ctx context.Context, usernames []string) ([]database.Session, error) {
+	d.hang(ctx, "look")
+	return d.Database.Sessions(ctx, usernames)
+}
+
+// An attempt that is cut short since lessor is being stopped is no failure: the next start takes it up at once, and nobody is warned.
+func TestAttemptIsCutShort(t *testing.T) {
+	s := pgtest.Start(t)
+	for _, call := range []string{"set", "login", "look"} {
+		d := stopped{call: &atomic.Pointer[string]{}, reached: make(chan struct{})}
+		w := newWorldOf(t, s, d)
+		one, other := w.account(""), w.account("")
+		w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","usernames":[%q,%q],"rotation_period":"1h"}`, one, other))
+		w.until("it is made", func() bool { return w.state("static/app").Phase() == rotation.Idle })
+		d.call.Store(&call)
+		w.clock.advance(time.Hour)
+		select {
+		case <-d.reached:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s: it is not rotated", call)
+		}
+		w.end()
+		d.call.Store(nil)
+
+		db, err := store.Open(w.disk.Open(), store.Options{Clock: w.clock})
+		w.must(err)
+		w.must(db.Unseal(w.keys.Cipher()))
+		a, err := enginetest.State(db, "static/app")
+		w.must(err)
+		if a.Phase() == rotation.Idle || a.Attempts != 0 || a.LastError != "" || a.Next.After(db.Now()) {
+			t.Errorf("%s: after it was stopped it stands at %+v", call, a)
+		}
+		w.must(db.Close())
+
+		w.boot()
+		w.until("it goes on", func() bool { a := w.state("static/app"); return a.Phase() == rotation.Idle && a.Version == 2 })
+		if !slices.ContainsFunc([]string{one, other}, func(username string) bool { return w.logsIn(username, w.password("app")) }) {
+			t.Errorf("%s: the password that is shown is not in force", call)
+		}
+	}
 }
 
 // mute is a driver of a database that lets accounts in from elsewhere only, and says of a password that it has taken that it refused it.

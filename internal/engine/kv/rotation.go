@@ -312,6 +312,9 @@ func rotateNow(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if t.Phase() != rotation.Idle {
 		reply.Warnings = append(reply.Warnings, fmt.Sprintf("a rotation is under way (%s since %s): see lessor rotation status %s%s", t.Phase(), t.Since.Format(time.RFC3339), r.Mount.Path, t.path))
 	}
+	if err := t.Room(t.values, r.Now); err != nil {
+		return nil, api.Errorf(api.Limited, "%v", err)
+	}
 	t.Demand(rotation.Asked, r.Now)
 	t.Retry = time.Time{}
 	reply.Txn.Require(t.termsRow)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -501,6 +502,19 @@ func (t *turn) look() engine.Turned {
 		}
 		return t.save(txn)
 	}}
+}
+
+// failed records a step that failed, unless the rotator was cut off since lessor is being stopped, or its claim is lost: then the step is taken again at once.
+func (c *act) failed(failure error) engine.Turned {
+	if !errors.Is(c.ctx.Err(), context.Canceled) || !errors.Is(failure, rotator.ErrUnreachable) {
+		return c.turn.failed(failure)
+	}
+	turned := c.then("it was ended before the rotator answered, and is tried again at once", func(t *turn, _ *store.Txn, _ rotation.Schedule) error {
+		t.Cut()
+		return nil
+	})
+	turned.Err = failure
+	return turned
 }
 
 // failed records a step that failed: it is tried again, for ever, with the same token.

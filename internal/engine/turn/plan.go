@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/lease"
@@ -20,6 +21,9 @@ type Accounts func(a engine.Access, account string) (*Turn, error)
 func (of Accounts) Now(t *Turn, r *engine.Request) (*engine.Reply, error) {
 	reply := &engine.Reply{}
 	reply.Txn.Require(t.Terms.Row)
+	if err := t.Room(t.Passwords, r.Now); err != nil {
+		return nil, api.Errorf(api.Limited, "%v", err)
+	}
 	if t.Outgoing != 0 {
 		t.Demand(rotation.Asked, r.Now)
 		reply.Warnings = []string{fmt.Sprintf("a rotation is under way (%s since %s), and readers are shown its password already: this one begins when it is done. Who is waited for is shown by lessor rotation status %s%s; lessor rotation retire ends the wait",

@@ -34,7 +34,7 @@ func (of Accounts) set(ctx context.Context, t *Turn) engine.Turned {
 	account, pending := t.Name, t.Passwords.Pending
 	there, err := t.keeper.Reach(ctx, t, t.Turn())
 	if err != nil {
-		return of.failed(t, false, t.Loose <= 1, err)
+		return of.failed(ctx, t, false, t.Loose <= 1, err)
 	}
 	note, touched, err := Bring(ctx, there, pending)
 	if witness, ok := there.(Witness); err == nil && ok && t.Over.Forced() { // whoever uses it still is sent away, now that he cannot come back
@@ -42,7 +42,7 @@ func (of Accounts) set(ctx context.Context, t *Turn) engine.Turned {
 	}
 	if err != nil {
 		dead := !touched && !errors.Is(err, target.ErrUnreachable) && t.dead(ctx, there, pending)
-		return of.failed(t, touched, dead, err)
+		return of.failed(ctx, t, touched, dead, err)
 	}
 	turned := engine.Turned{
 		Note: note,
@@ -110,7 +110,7 @@ func (of Accounts) look(ctx context.Context, t *Turn) engine.Turned {
 	if !t.Blind {
 		there, err := t.keeper.Reach(ctx, t, 1-t.Slot)
 		if err != nil {
-			return of.failed(t, false, false, err)
+			return of.failed(ctx, t, false, false, err)
 		}
 		if witness, ok := there.(Witness); ok {
 			seen, failure = witness.Sessions(ctx)
@@ -123,6 +123,10 @@ func (of Accounts) look(ctx context.Context, t *Turn) engine.Turned {
 		if err != nil || t == nil || t.Phase() != rotation.Waiting || t.Outgoing != outgoing || t.Abort {
 			txn.Audit = nil
 			return err // somebody else was faster, or wants it to be given up
+		}
+		if cut(ctx, failure) {
+			txn.Audit = nil
+			return nil // whoever comes next looks
 		}
 		users, err := lease.Users(a.View, a.Mount, t.reads())
 		if err != nil {
@@ -155,13 +159,13 @@ func (of Accounts) look(ctx context.Context, t *Turn) engine.Turned {
 func (of Accounts) prove(ctx context.Context, t *Turn) engine.Turned {
 	note, err := t.restore(ctx)
 	if err != nil {
-		return of.failed(t, true, false, err)
+		return of.failed(ctx, t, true, false, err)
 	}
 	found := lessor.Secret{}
 	if t.Pair {
 		var told string
 		if found, told, err = t.buried(ctx); err != nil {
-			return of.failed(t, true, false, err)
+			return of.failed(ctx, t, true, false, err)
 		}
 		note = cmp.Or(note, told)
 	}
@@ -240,10 +244,31 @@ func (t *Turn) buried(ctx context.Context) (found lessor.Secret, note string, er
 	return found, note, err
 }
 
+// cut reports whether an attempt failed since it was ended, and not by what the target said, or by its silence: lessor is being stopped, or its claim is lost.
+func cut(ctx context.Context, failure error) bool {
+	return errors.Is(ctx.Err(), context.Canceled) && errors.Is(failure, target.ErrUnreachable)
+}
+
+// interrupted is the note on such an attempt.
+const interrupted = "it was ended before the target answered, and is tried again at once"
+
 // failed records an attempt that failed. touched: what was to come into force may be, by all that the target said; dead: it is not, as is proven.
 // If it is not, a static role that is being made is not made, and a password that the target refused gives way to another.
-func (of Accounts) failed(t *Turn, touched, dead bool, failure error) engine.Turned {
+func (of Accounts) failed(ctx context.Context, t *Turn, touched, dead bool, failure error) engine.Turned {
 	account, pending := t.Name, t.Passwords.Pending
+	if cut(ctx, failure) {
+		return engine.Turned{Err: failure, Note: interrupted, Then: func(a engine.Access, txn *store.Txn, _ func() float64) error {
+			t, err := of(a, account)
+			if err != nil || t == nil || !t.Passwords.Pending.Equal(pending) {
+				return err
+			}
+			if !touched {
+				t.Untouched()
+			}
+			t.Cut()
+			return t.Save(txn)
+		}}
+	}
 	withdraw := t.New && t.Attempts == 0 && !touched && !t.Terms.Own()
 	refused := !touched && !errors.Is(failure, target.ErrUnreachable)
 	told := "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually: "
