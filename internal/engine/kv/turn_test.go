@@ -127,35 +127,44 @@ func (w *turner) account() *rotation.Account {
 func (w *turner) turn() {
 	w.T.Helper()
 	for range 30 {
-		if when := w.account().When(); when.IsZero() || when.After(w.Clock.Now()) {
+		if !w.step(context.Background()) {
 			return
-		}
-		var r *engine.Rotate
-		w.commit(func(v store.View, txn *store.Txn) (err error) {
-			r, err = w.engine.Plan(w.access(v), "app", txn)
-			return err
-		})
-		if r == nil || r.Done {
-			continue
-		}
-		v, err := w.DB.View()
-		if err != nil {
-			w.T.Fatal(err)
-		}
-		a := w.access(v)
-		a.Look = r.Look
-		turned := w.engine.Turn(context.Background(), a, "app")
-		v.Close()
-		if turned.Err != nil {
-			w.T.Logf("a step failed: %v", turned.Err)
-		}
-		if turned.Then != nil {
-			w.commit(func(v store.View, txn *store.Txn) error {
-				return turned.Then(w.access(v), txn, func() float64 { return 0.5 })
-			})
 		}
 	}
 	w.T.Fatalf("the rotation never comes to rest: %+v", w.account())
+}
+
+// step does what is due next with "app", if something is.
+func (w *turner) step(ctx context.Context) bool {
+	w.T.Helper()
+	if when := w.account().When(); when.IsZero() || when.After(w.Clock.Now()) {
+		return false
+	}
+	var r *engine.Rotate
+	w.commit(func(v store.View, txn *store.Txn) (err error) {
+		r, err = w.engine.Plan(w.access(v), "app", txn)
+		return err
+	})
+	if r == nil || r.Done {
+		return true
+	}
+	v, err := w.DB.View()
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	a := w.access(v)
+	a.Look = r.Look
+	turned := w.engine.Turn(ctx, a, "app")
+	v.Close()
+	if turned.Err != nil {
+		w.T.Logf("a step failed: %v", turned.Err)
+	}
+	if turned.Then != nil {
+		w.commit(func(v store.View, txn *store.Txn) error {
+			return turned.Then(w.access(v), txn, func() float64 { return 0.5 })
+		})
+	}
+	return true
 }
 
 // taken are the values that the target takes.
@@ -211,6 +220,24 @@ func TestSingle(t *testing.T) {
 	}
 	if a := w.account(); a.Dead != 1 || !a.Check.IsZero() {
 		t.Errorf("the value before is not proven dead: %+v", a)
+	}
+}
+
+// A step in which lessor is stopped is no failure, and is taken again at once.
+func TestStepIsCutShort(t *testing.T) {
+	w := newTurner(t)
+	w.Do(put, "rotation/app", `{"rotator":"folder","rotation_period":"24h","strategy":"single","options":{"single":"yes"}}`)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if w.step(ctx); w.account().Pending == 0 {
+		t.Fatal("no step was begun")
+	}
+	if a := w.account(); a.Attempts != 0 || a.LastError != "" || a.When().After(w.Clock.Now()) {
+		t.Errorf("after it was stopped it stands at %+v", a)
+	}
+	w.turn()
+	if value, version := w.read(); version != 1 || len(w.taken()) != 1 || w.taken()[0] != value {
+		t.Errorf("version %d, %q of %v", version, value, w.taken())
 	}
 }
 
