@@ -182,6 +182,17 @@ func (s *visit) Login(_ context.Context, username string, password lessor.Secret
 	return database.Accepted, nil
 }
 
+// Changeable says whether there is such an account.
+func (s *visit) Changeable(_ context.Context, c database.Change) error {
+	if _, told := s.fault(); !told {
+		return unreachable
+	}
+	if s.inForce(c.Username) == "" {
+		return api.Errorf(api.Upstream, "there is no account %q", c.Username)
+	}
+	return nil
+}
+
 // Sessions tells of somebody now and then.
 func (s *visit) Sessions(_ context.Context, usernames []string) ([]database.Session, error) {
 	if _, told := s.fault(); !told {
