@@ -104,7 +104,7 @@ var connectionFields = []engine.Field{
 	{Name: "username", Type: engine.String, Help: "Account that lessor logs in with."},
 	{Name: "password", Type: engine.String, Help: "Its password. Never returned."},
 	{Name: "allowed_roles", Type: engine.Strings, Help: "Roles that may use the connection; globs, \"*\" for all. None by default."},
-	{Name: "verify_connection", Type: engine.Bool, Help: "Log in when the connection is written. Default true."},
+	{Name: "verify_connection", Type: engine.Bool, Help: "Log in when the connection is written, and try what static roles over it say when they are. Default true."},
 	{Name: "max_open_connections", Type: engine.Int, Help: "Sessions at most. Default 4; a negative number stands for 1000."},
 	{Name: "max_idle_connections", Type: engine.Int, Help: "Idle sessions at most; 0 means all, a negative number none."},
 	{Name: "max_connection_lifetime", Type: engine.Any, Help: "Age at which a session is closed; 0 for never."},

@@ -132,7 +132,8 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if !row.Exists() {
 		role.SkipImport = role.SkipImport || !r.Has("skip_import_rotation") && k.connection.SkipImport
 	}
-	if err := imported(t, r, &role); err != nil {
+	sent, err := imported(t, r, &role)
+	if err != nil {
 		return nil, err
 	}
 	if err := paired(t, &role, &before); err != nil {
@@ -151,6 +152,12 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	}
 	if err := turn.Accounts(e.turn).Write(t, r, reply, was, role.SkipImport); err != nil {
 		return nil, err
+	}
+	if had := before.Usernames; reply.Rotate == nil && k.connection.Verify {
+		if before.Connection != role.Connection {
+			had = nil // of these it has none there
+		}
+		reply.First = t.Untried(had, sent)
 	}
 	return reply, nil
 }
@@ -222,22 +229,22 @@ func (role *StaticRole) reschedule(r *engine.Request, create bool) error {
 	return err
 }
 
-// imported takes over the password that the account has, as long as lessor has not changed it.
-func imported(t *turn.Turn, r *engine.Request, role *StaticRole) error {
+// imported takes over the password that the account has, if it was sent, as long as lessor has not changed it.
+func imported(t *turn.Turn, r *engine.Request, role *StaticRole) (sent bool, err error) {
 	password, self := r.Secret("password"), r.Secret("self_managed_password")
 	switch {
 	case password.Empty() && self.Empty():
-		return nil
+		return false, nil
 	case !password.Empty() && !self.Empty():
-		return api.Errorf(api.Invalid, "cannot set both `password` and `self_managed_password`")
+		return false, api.Errorf(api.Invalid, "cannot set both `password` and `self_managed_password`")
 	case !t.Rotated.IsZero() || t.Pending != 0:
-		return api.Errorf(api.Invalid, "updating password not allowed after rotation")
+		return false, api.Errorf(api.Invalid, "updating password not allowed after rotation")
 	}
 	if password.Empty() {
 		password, role.SelfManaged = self, true
 	}
 	t.Import(t.Passwords, password, r.Now)
-	return nil
+	return true, nil
 }
 
 // lend sees to it that an account at a database is managed by one static role, and is not lessor's own.

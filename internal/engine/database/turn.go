@@ -175,6 +175,9 @@ func (a *account) Set(ctx context.Context, password lessor.Secret) error {
 	return a.db.SetPassword(ctx, c)
 }
 
+// Changeable is what would keep Set from changing the password.
+func (a *account) Changeable(ctx context.Context) error { return a.db.Changeable(ctx, a.change) }
+
 // Login tries a password.
 func (a *account) Login(ctx context.Context, password lessor.Secret) (Verdict, error) {
 	return a.db.Login(ctx, a.change.Username, password)

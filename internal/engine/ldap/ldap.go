@@ -27,6 +27,8 @@ type Directory interface {
 	Ping(ctx context.Context) error
 	// Locate finds the DN of an account by its name; ErrNoAccount if there is none.
 	Locate(ctx context.Context, username string) (dn string, err error)
+	// Shows reports whether the directory shows an entry of that DN.
+	Shows(ctx context.Context, dn string) (bool, error)
 	// Self finds the DN of the account that lessor logs in with, and the names by which Locate might find it. What the directory does not show is not among them;
 	// if it does not show which entry that is, dn is what the configuration says.
 	Self(ctx context.Context) (dn string, names []string, err error)

@@ -147,6 +147,9 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if err := turn.Accounts(e.turn).Write(t, r, reply, was, skip); err != nil {
 		return nil, err
 	}
+	if reply.Rotate == nil {
+		reply.First = t.Untried(before.Usernames, false)
+	}
 	return reply, nil
 }
 

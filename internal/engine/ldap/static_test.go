@@ -100,6 +100,44 @@ func TestImportIsSkipped(t *testing.T) {
 	w.do(lessor.Update, "ldap/static-role/other", other)
 }
 
+// An account that the directory does not show is missed when the role is written, and not when it is rotated first, be it the second of two; unless the
+// directory is away.
+func TestAccountsAreLookedFor(t *testing.T) {
+	w := newWorld(t, ldaptest.Start(t))
+	one, oneDN := w.person("first")
+	two, twoDN := w.person("first")
+	gone := "cn=gone," + w.Branch.DN
+	body := func(members string) string { return `{"rotation_period":"1000h",` + members + `}` }
+	both := func(dn string) string { return fmt.Sprintf(`"usernames":[%q,%q],"dns":["",%q]`, one, two, dn) }
+	const skip = `,"skip_import_rotation":true`
+	for _, c := range []struct {
+		members, text string
+		kind          api.Kind
+	}{
+		{`"username":"nobody"` + skip, "the static role was not written: the directory shows no account whose cn is nobody", api.Invalid},
+		{fmt.Sprintf(`"username":"nobody","dn":%q`, gone) + skip, "the static role was not written: the directory shows no entry " + gone, api.Invalid},
+		{both(gone), "the directory shows no entry " + gone, api.Upstream},
+	} {
+		w.refused(c.kind, lessor.Update, "ldap/static-role/app", body(c.members), c.text)
+		w.refused(api.NotFound, lessor.Read, "ldap/static-role/app", "", "")
+		if w.state("static/app") != nil || !w.LogsIn(oneDN, "first") {
+			t.Fatalf("%s: it left something", c.members)
+		}
+	}
+	w.do(lessor.Update, "ldap/static-role/app", body(fmt.Sprintf(`"username":%q`, one)))
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/app", "{"+both(gone)+"}", "the directory shows no entry "+gone)
+	w.do(lessor.Update, "ldap/static-role/app", "{"+both(twoDN)+"}")
+	if !w.LogsIn(twoDN, "first") {
+		t.Error("the second account was touched")
+	}
+	w.away(w.URL(), func() {
+		a := w.do(lessor.Update, "ldap/static-role/meanwhile", body(`"username":"nobody"`+skip))
+		if len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], "was not tried") || !strings.Contains(a.Warnings[0], "the directory cannot be reached") {
+			t.Errorf("warnings %q", a.Warnings)
+		}
+	})
+}
+
 // Lessor's own password is known to nobody afterwards, and lessor still gets in, after a restart too.
 func TestRotateRoot(t *testing.T) {
 	w := newWorld(t, ldaptest.Start(t))
@@ -150,7 +188,9 @@ func TestOwnAccountIsManagedByName(t *testing.T) {
 	w.do(lessor.Update, "ldap/rotate-root", "")
 	w.do(lessor.Delete, "ldap/static-role/else", "")
 	password := w.passwords("root").Current.Reveal()
-	w.do(lessor.Update, "ldap/static-role/own", `{"username":"LESSOR","rotation_period":"1000h","skip_import_rotation":true}`)
+	own := `{"username":"LESSOR","rotation_period":"1000h","skip_import_rotation":true}`
+	w.refused(api.Invalid, lessor.Update, "ldap/static-role/own", own, "is the account that lessor itself logs in with")
+	w.away(w.URL(), func() { w.do(lessor.Update, "ldap/static-role/own", own) })
 	w.refused(api.Invalid, lessor.Update, "ldap/rotate-root", "", "is managed by static/own")
 	if !w.LogsIn(w.Manager, password) {
 		t.Error("lessor's own password was changed under a role")

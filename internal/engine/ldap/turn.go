@@ -202,6 +202,15 @@ func (e entry) Set(ctx context.Context, password lessor.Secret) error {
 	return e.SetPassword(ctx, e.dn, password)
 }
 
+// Changeable is the error that the directory does not show the account.
+func (e entry) Changeable(ctx context.Context) error {
+	there, err := e.Shows(ctx, e.dn)
+	if err == nil && !there {
+		err = &api.Error{Kind: api.Upstream, Cause: ErrNoAccount, Text: "the directory shows no entry " + e.dn + ": see whether that is its DN, and what lessor's account may read"}
+	}
+	return err
+}
+
 // Login tries a password.
 func (e entry) Login(ctx context.Context, password lessor.Secret) (Verdict, error) {
 	return e.Directory.Login(ctx, e.dn, password)

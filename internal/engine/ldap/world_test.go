@@ -139,6 +139,15 @@ func (w *world) config(more string) string {
 	return fmt.Sprintf(`{"url":%q,"binddn":%q,"bindpass":%q,"userdn":%q%s}`, w.URL(), w.Manager, ldaptest.ManagerPassword, w.Branch.DN, more)
 }
 
+// away does something while lessor cannot reach the directory, which is at url.
+func (w *world) away(url string, f func()) {
+	w.Helper()
+	scheme, _, _ := strings.Cut(url, "://")
+	w.do(lessor.Update, "ldap/config", fmt.Sprintf(`{"url":"%s://127.0.0.1:1","verify_connection":false}`, scheme))
+	f()
+	w.do(lessor.Update, "ldap/config", fmt.Sprintf(`{"url":%q}`, url))
+}
+
 // boot starts a lessor on what the disk holds.
 func (w *world) boot() {
 	w.Helper()

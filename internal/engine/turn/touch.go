@@ -33,6 +33,9 @@ func (of Accounts) Turn(ctx context.Context, a engine.Access, account string) en
 func (of Accounts) set(ctx context.Context, t *Turn) engine.Turned {
 	account, pending := t.Name, t.Passwords.Pending
 	there, err := t.keeper.Reach(ctx, t, t.Turn())
+	if err == nil && t.New && t.Pair && t.Loose <= 1 {
+		err = t.whole(ctx)
+	}
 	if err != nil {
 		return of.failed(ctx, t, false, t.Loose <= 1, err)
 	}

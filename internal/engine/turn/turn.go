@@ -63,6 +63,9 @@ func (t *Terms) Own() bool { return t.Reads == "" }
 type Target interface {
 	// Set gives the account a password, whatever it has. Again, with the same, it changes nothing. What an earlier call left under way may land later.
 	Set(ctx context.Context, password lessor.Secret) error
+	// Changeable is what would keep Set from changing the password, as far as the server says without anything being changed: there is no such account, or lessor
+	// may not. nil: nothing is known to.
+	Changeable(ctx context.Context) error
 	// Login tries a password, in a session of its own. An error says that the server cannot be asked.
 	Login(ctx context.Context, password lessor.Secret) (target.Verdict, error)
 }

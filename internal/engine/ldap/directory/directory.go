@@ -106,6 +106,15 @@ func (d *Server) Locate(ctx context.Context, username string) (dn string, err er
 	return dn, err
 }
 
+// Shows looks at the entry.
+func (d *Server) Shows(ctx context.Context, dn string) (there bool, err error) {
+	err = d.with(ctx, func(_ context.Context, c *connection) error {
+		there, _, err = d.look(c, dn)
+		return err
+	})
+	return there, err
+}
+
 // Self searches for lessor's own entry, and for what is in its userattr.
 func (d *Server) Self(ctx context.Context) (dn string, names []string, err error) {
 	dn = d.config.BindDN
