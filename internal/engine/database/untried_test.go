@@ -4,15 +4,18 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/audit"
+	"github.com/lessor-dev/lessor/internal/engine/database"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mariatest"
 	"github.com/lessor-dev/lessor/internal/pgtest"
 	"github.com/lessor-dev/lessor/internal/rabbittest"
+	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
 // unmade wants a role to be refused with a text that tells no secret, nothing of it to be left, and both that it was tried and what came of it on record.
@@ -176,3 +179,54 @@ func TestRoleIsTriedElsewhere(t *testing.T) {
 		})
 	}
 }
+
+// A role whose first password may be in force, since lessor died when it was set, is not taken back: that the database is away then, or lacks the second
+// account by then, says nothing of what was done before.
+func TestRoleThatMayBeRotatedStays(t *testing.T) {
+	for what, gone := range map[string]string{"the database is away": "", "an account is gone": "second"} {
+		t.Run(what, func(t *testing.T) {
+			e := &eye{}
+			w := newWorldOf(t, pgtest.Start(t), e)
+			one, two := w.account(""), w.account("")
+			users := fmt.Sprintf(`"username":%q`, one)
+			if gone != "" {
+				users = fmt.Sprintf(`"usernames":[%q,%q]`, one, two)
+			}
+			var sets atomic.Int32
+			e.watch(func(call string, _ lessor.Secret, do func() error) error {
+				if call != "set" {
+					return do()
+				}
+				switch sets.Add(1) {
+				case 1:
+					err := do()
+					w.faulty.Set(storetest.Faults{At: 1})
+					return err
+				case 2:
+					if gone == "" {
+						return errAway
+					}
+				}
+				return do()
+			})
+			if _, err := w.try(lessor.Update, "db/static-roles/app", `{"db_name":"pg","rotation_period":"1000h",`+users+`}`); err == nil {
+				t.Fatal("what was not recorded succeeded")
+			}
+			if gone != "" {
+				w.sql(`DROP ROLE "` + two + `"`)
+			}
+			w.crash()
+			w.until("it is set again", func() bool {
+				w.clock.advance(time.Second)
+				a := w.state("static/app")
+				return a == nil || a.Version == 1
+			})
+			if w.state("static/app") == nil || !w.logsIn(one, w.password("app")) {
+				t.Error("the password that is in force was given up, with its role")
+			}
+		})
+	}
+}
+
+// errAway is a database that was asked nothing.
+var errAway = &api.Error{Kind: api.Upstream, Text: "the database cannot be reached: connection refused", Cause: database.ErrUntouched}

@@ -256,7 +256,7 @@ func cut(ctx context.Context, failure error) bool {
 const interrupted = "it was ended before the target answered, and is tried again at once"
 
 // failed records an attempt that failed. touched: what was to come into force may be, by all that the target said; dead: it is not, as is proven.
-// If it is not, a static role that is being made is not made, and a password that the target refused gives way to another.
+// If it is not, and no attempt before can have been, a static role that is being made is not made; and a password that the target refused gives way to another.
 func (of Accounts) failed(ctx context.Context, t *Turn, touched, dead bool, failure error) engine.Turned {
 	account, pending := t.Name, t.Passwords.Pending
 	if cut(ctx, failure) {
@@ -272,7 +272,7 @@ func (of Accounts) failed(ctx context.Context, t *Turn, touched, dead bool, fail
 			return t.Save(txn)
 		}}
 	}
-	withdraw := t.New && t.Attempts == 0 && !touched && !t.Terms.Own()
+	withdraw := t.New && t.Attempts == 0 && t.Loose <= 1 && !touched && !t.Terms.Own()
 	refused := !touched && !errors.Is(failure, target.ErrUnreachable)
 	told := "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually: "
 	if withdraw {
