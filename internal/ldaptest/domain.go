@@ -13,7 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 	"unicode/utf16"
 
 	"github.com/go-ldap/ldap/v3"
@@ -97,7 +96,7 @@ func (d *Domain) up() error {
 		"--option=tls cafile="+d.Dir+"/ca.crt", "--option=tls certfile="+d.Dir+"/server.crt", "--option=tls keyfile="+d.Dir+"/server.key")
 	cmd.Env = append(cmd.Env, "LC_ALL=C.UTF-8")
 	return d.Run(cmd, func() error {
-		c, err := d.dial(administrator, administratorPassword)
+		c, err := d.root()
 		if err != nil {
 			return err
 		}
@@ -108,19 +107,12 @@ func (d *Domain) up() error {
 // URL leads to the domain controller, over TLS.
 func (d *Domain) URL() string { return "ldaps://127.0.0.1" }
 
+func (d *Domain) root() (*ldap.Conn, error) { return d.dial(administrator, administratorPassword) }
+
 func (d *Domain) dial(dn, password string) (*ldap.Conn, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(d.CA)
-	c, err := ldap.DialURL(d.URL(), ldap.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}), ldap.DialWithTLSConfig(&tls.Config{RootCAs: roots}))
-	if err != nil {
-		return nil, err
-	}
-	c.SetTimeout(30 * time.Second)
-	if err := c.Bind(dn, password); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
+	return login(d.URL(), dn, password, ldap.DialWithTLSConfig(&tls.Config{RootCAs: roots}))
 }
 
 // Unit is an organizational unit that is one test's alone.
@@ -128,8 +120,7 @@ type Unit struct {
 	*Domain
 	DN      string // "OU=…"
 	Manager string // DN of an account that may do everything in the unit, where it is itself, and is nobody elsewhere
-	t       testing.TB
-	n       int64
+	tree
 }
 
 // UnitPassword is that of every unit's Manager, at first.
@@ -140,7 +131,7 @@ func (d *Domain) Unit(t testing.TB) *Unit {
 	t.Helper()
 	n := units.Add(1)
 	dn := fmt.Sprintf("OU=test%d,%s", n, DomainSuffix)
-	u := &Unit{Domain: d, DN: dn, t: t, n: n}
+	u := &Unit{Domain: d, DN: dn, tree: tree{d, t}}
 	u.Add(dn, "objectClass", "organizationalUnit")
 	u.Manager = u.User(fmt.Sprintf("lessor%d", n), UnitPassword)
 	u.tool("dsacl", "set", "--objectdn="+dn, "--sddl=(A;CI;GA;;;"+u.sid(u.Manager)+")")
@@ -176,12 +167,6 @@ func (u *Unit) sid(dn string) string {
 	return text
 }
 
-// Add makes an entry, as the administrator does: attributes are names and values in turn.
-func (u *Unit) Add(dn string, attributes ...string) {
-	u.t.Helper()
-	u.do(func(c *ldap.Conn) error { return c.Add(entry(dn, attributes...)) })
-}
-
 // User makes an account that can log in, and returns its DN.
 func (u *Unit) User(name, password string) string {
 	u.t.Helper()
@@ -198,56 +183,4 @@ func inQuotes(password string) string {
 		b = append(b, byte(c), byte(c>>8))
 	}
 	return string(b)
-}
-
-// Modify replaces an attribute's values; none removes it.
-func (u *Unit) Modify(dn, attribute string, values ...string) {
-	u.t.Helper()
-	u.do(func(c *ldap.Conn) error {
-		r := ldap.NewModifyRequest(dn, nil)
-		r.Replace(attribute, values)
-		return c.Modify(r)
-	})
-}
-
-// Entry is an entry with its attributes; nil if there is none.
-func (u *Unit) Entry(dn string) (found *ldap.Entry) {
-	u.t.Helper()
-	u.do(func(c *ldap.Conn) error {
-		r, err := c.Search(ldap.NewSearchRequest(dn, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false, "(objectClass=*)", nil, nil))
-		if ldap.IsErrorWithCode(err, ldap.LDAPResultNoSuchObject) {
-			return nil
-		}
-		if err == nil && len(r.Entries) == 1 {
-			found = r.Entries[0]
-		}
-		return err
-	})
-	return found
-}
-
-// LogsIn reports whether a password is an account's.
-func (u *Unit) LogsIn(dn, password string) bool {
-	u.t.Helper()
-	c, err := u.dial(dn, password)
-	if err != nil {
-		if !ldap.IsErrorWithCode(err, ldap.LDAPResultInvalidCredentials) {
-			u.t.Fatalf("ldaptest: logging in as %s: %v", dn, err)
-		}
-		return false
-	}
-	c.Close()
-	return true
-}
-
-func (u *Unit) do(f func(*ldap.Conn) error) {
-	u.t.Helper()
-	c, err := u.dial(administrator, administratorPassword)
-	if err == nil {
-		defer c.Close()
-		err = f(c)
-	}
-	if err != nil {
-		u.t.Fatalf("ldaptest: %v", err)
-	}
 }

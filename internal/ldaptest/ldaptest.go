@@ -7,13 +7,11 @@ package ldaptest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/go-ldap/ldap/v3"
 
@@ -256,16 +254,7 @@ func (s *Server) SafeURL() string { return fmt.Sprintf("ldaps://%s:%d", s.Host, 
 func (s *Server) root() (*ldap.Conn, error) { return s.dial(rootDN, password) }
 
 func (s *Server) dial(dn, password string) (*ldap.Conn, error) {
-	c, err := ldap.DialURL(s.URL(), ldap.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}))
-	if err != nil {
-		return nil, err
-	}
-	c.SetTimeout(30 * time.Second)
-	if err := c.Bind(dn, password); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
+	return login(s.URL(), dn, password)
 }
 
 // Branch is a part of the tree that is one test's alone.
@@ -273,7 +262,7 @@ type Branch struct {
 	*Server
 	DN      string // "ou=…"
 	Manager string // DN of an account that may do everything here, and nothing elsewhere
-	t       testing.TB
+	tree
 }
 
 // ManagerPassword is that of every branch's Manager, at first.
@@ -283,7 +272,7 @@ const ManagerPassword = "manager's-password"
 func (s *Server) Branch(t testing.TB) *Branch {
 	t.Helper()
 	dn := fmt.Sprintf("ou=test%d,%s", branches.Add(1), Suffix)
-	b := &Branch{Server: s, DN: dn, Manager: "cn=lessor," + dn, t: t}
+	b := &Branch{Server: s, DN: dn, Manager: "cn=lessor," + dn, tree: tree{s, t}}
 	t.Cleanup(b.fell)
 	b.Add(dn, "objectClass", "organizationalUnit")
 	b.Person("lessor", ManagerPassword)
@@ -306,12 +295,6 @@ func (b *Branch) fell() {
 	}
 }
 
-// Add makes an entry, as an administrator does: attributes are names and values in turn.
-func (b *Branch) Add(dn string, attributes ...string) {
-	b.t.Helper()
-	b.do(func(c *ldap.Conn) error { return c.Add(entry(dn, attributes...)) })
-}
-
 // Person makes an account "cn=NAME" in the branch, and returns its DN.
 func (b *Branch) Person(name, password string) string {
 	b.t.Helper()
@@ -330,37 +313,10 @@ func (b *Branch) SetPassword(dn, password string) {
 	})
 }
 
-// Modify replaces an attribute's values; none removes it.
-func (b *Branch) Modify(dn, attribute string, values ...string) {
-	b.t.Helper()
-	b.do(func(c *ldap.Conn) error {
-		r := ldap.NewModifyRequest(dn, nil)
-		r.Replace(attribute, values)
-		return c.Modify(r)
-	})
-}
-
 // Delete takes an entry away.
 func (b *Branch) Delete(dn string) {
 	b.t.Helper()
 	b.do(func(c *ldap.Conn) error { return c.Del(ldap.NewDelRequest(dn, nil)) })
-}
-
-// Entry is an entry with its attributes; nil if there is none.
-func (b *Branch) Entry(dn string) *ldap.Entry {
-	b.t.Helper()
-	var found *ldap.Entry
-	b.do(func(c *ldap.Conn) error {
-		r, err := c.Search(ldap.NewSearchRequest(dn, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false, "(objectClass=*)", nil, nil))
-		if ldap.IsErrorWithCode(err, ldap.LDAPResultNoSuchObject) {
-			return nil
-		}
-		if err == nil && len(r.Entries) == 1 {
-			found = r.Entries[0]
-		}
-		return err
-	})
-	return found
 }
 
 // Below are the DNs of the branch's entries, but for its own and its Manager's.
@@ -379,47 +335,4 @@ func (b *Branch) Below() (dns []string) {
 		return nil
 	})
 	return dns
-}
-
-// LogsIn reports whether a password is an account's.
-func (b *Branch) LogsIn(dn, password string) bool {
-	b.t.Helper()
-	c, err := b.dial(dn, password)
-	if err != nil {
-		if !ldap.IsErrorWithCode(err, ldap.LDAPResultInvalidCredentials) {
-			b.t.Fatalf("ldaptest: logging in as %s: %v", dn, err)
-		}
-		return false
-	}
-	c.Close()
-	return true
-}
-
-func (b *Branch) do(f func(*ldap.Conn) error) {
-	b.t.Helper()
-	c, err := b.root()
-	if err == nil {
-		defer c.Close()
-		err = f(c)
-	}
-	if err != nil {
-		b.t.Fatalf("ldaptest: %v", err)
-	}
-}
-
-func entry(dn string, attributes ...string) *ldap.AddRequest {
-	values := map[string][]string{}
-	var order []string
-	for i := 0; i+1 < len(attributes); i += 2 {
-		name := attributes[i]
-		if values[name] == nil {
-			order = append(order, name)
-		}
-		values[name] = append(values[name], attributes[i+1])
-	}
-	r := ldap.NewAddRequest(dn, nil)
-	for _, name := range order {
-		r.Attribute(name, values[name])
-	}
-	return r
 }
