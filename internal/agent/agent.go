@@ -285,7 +285,7 @@ func (a *agent) serve(ctx context.Context) (stop func(), err error) {
 	var all sync.WaitGroup
 	renewing, cancel := context.WithCancel(ctx)
 	if a.config.Cache {
-		a.cache = newCache(renewing, a.server, a.box, a.log)
+		a.cache = newCache(renewing, a.server, a.box, a.config.CacheSize, a.log)
 	}
 	stop = func() {
 		cancel()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,30 +26,33 @@ type cache struct {
 	box    *box
 	busy   sync.WaitGroup
 
+	room    int // bytes that answers may take, sealed as they are
 	mu      sync.Mutex
 	entries map[[sha256.Size]byte]*entry
+	size    int // bytes that they take
 }
 
-// entry is one question, and its answer if there is one.
+// entry is one question, and its answer if there is one, which belongs to the cache's lock.
 type entry struct {
+	key    [sha256.Size]byte
 	asking chan struct{} // held by who asks the server; holds one
 
-	mu      sync.Mutex
-	sealed  []byte // nonce and answer; nil: none
+	sealed  []byte // nonce and answer, never changed; nil: none
 	kind    string // Content-Type
 	given   time.Time
 	expires time.Time // of the lease
 	serves  bool      // it is an answer though the server is there
 }
 
-// largest bounds an answer that is kept, most how many are.
+// largest bounds an answer that is kept, most how many are, cacheSize the bytes that they take together if nothing else is configured.
 const (
-	largest = 1 << 20
-	most    = 10_000
+	largest   = 1 << 20
+	most      = 10_000
+	cacheSize = 64 << 20
 )
 
-func newCache(ctx context.Context, server *client.Client, b *box, log *slog.Logger) *cache {
-	return &cache{ctx: ctx, server: server, log: log, box: b, entries: map[[sha256.Size]byte]*entry{}}
+func newCache(ctx context.Context, server *client.Client, b *box, room int, log *slog.Logger) *cache {
+	return &cache{ctx: ctx, server: server, log: log, box: b, room: room, entries: map[[sha256.Size]byte]*entry{}}
 }
 
 // question tells questions apart; ok says whether its answer may be kept: it reads, and nothing of the server itself.
@@ -128,7 +132,16 @@ func ends(path string) bool {
 func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		c.drop(e)
+	}
 	clear(c.entries)
+}
+
+// drop does away with an entry's answer. c.mu is held.
+func (c *cache) drop(e *entry) {
+	c.size -= len(e.sealed)
+	e.sealed, e.serves = nil, false
 }
 
 func (c *cache) entry(key [sha256.Size]byte) *entry {
@@ -139,11 +152,12 @@ func (c *cache) entry(key [sha256.Size]byte) *entry {
 		if len(c.entries) >= most {
 			for key, old := range c.entries {
 				if old.over() {
+					c.drop(old)
 					delete(c.entries, key)
 				}
 			}
 		}
-		e = &entry{asking: make(chan struct{}, 1)}
+		e = &entry{key: key, asking: make(chan struct{}, 1)}
 		if len(c.entries) < most {
 			c.entries[key] = e
 		}
@@ -152,25 +166,48 @@ func (c *cache) entry(key [sha256.Size]byte) *entry {
 }
 
 // over reports whether there is no answer that is good for anything.
-func (e *entry) over() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.sealed == nil || !time.Now().Before(e.expires)
-}
+func (e *entry) over() bool { return e.sealed == nil || !time.Now().Before(e.expires) }
 
 // answer is what is kept, if it is good as an answer; nil: it is not.
 func (c *cache) answer(e *entry, away bool) *recorded {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.sealed == nil || !time.Now().Before(e.expires) || !e.serves && !away {
+	c.mu.Lock()
+	if e.over() || !e.serves && !away {
+		c.mu.Unlock()
 		return nil
 	}
+	sealed, kind, given := e.sealed, e.kind, e.given
+	c.mu.Unlock()
 	kept := &recorded{header: http.Header{}, status: http.StatusOK}
-	kept.header.Set("Content-Type", e.kind)
+	kept.header.Set("Content-Type", kind)
 	kept.header.Set("X-Cache", "HIT")
-	kept.header.Set("Age", strconv.FormatInt(int64(time.Since(e.given)/time.Second), 10))
-	kept.body = c.box.Open(e.sealed)
+	kept.header.Set("Age", strconv.FormatInt(int64(time.Since(given)/time.Second), 10))
+	kept.body = c.box.Open(sealed)
 	return kept
+}
+
+// makeRoom reports whether there is room for n bytes more, once what is over is gone, and then, if it must be, what serves only while the server is away, the oldest first. A credential makes no room
+// for another: whoever asks for it again would have a second one. c.mu is held.
+func (c *cache) makeRoom(n int) bool {
+	if c.size+n <= c.room {
+		return true
+	}
+	var spare []*entry
+	for _, e := range c.entries {
+		switch {
+		case e.over():
+			c.drop(e)
+		case !e.serves:
+			spare = append(spare, e)
+		}
+	}
+	slices.SortFunc(spare, func(a, b *entry) int { return a.given.Compare(b.given) })
+	for _, e := range spare {
+		if c.size+n <= c.room {
+			break
+		}
+		c.drop(e)
+	}
+	return c.size+n <= c.room
 }
 
 // keep keeps an answer that has a lease, and renews that of a credential.
@@ -186,10 +223,16 @@ func (c *cache) keep(e *entry, got *recorded, r *http.Request) {
 	ttl := time.Duration(answer.Duration) * time.Second
 	dynamic := answer.Renewable && got.header.Get("X-Lessor-Version") == ""
 	now := time.Now()
-	e.mu.Lock()
-	e.sealed, e.kind, e.given, e.expires, e.serves = c.box.Seal(got.body), got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
-	e.mu.Unlock()
-	if dynamic {
+	sealed := c.box.Seal(got.body)
+	c.mu.Lock()
+	c.drop(e)
+	kept := c.entries[e.key] == e && c.makeRoom(len(sealed)) // else nobody would find it, or it is too much
+	if kept {
+		e.sealed, e.kind, e.given, e.expires, e.serves = sealed, got.header.Get("Content-Type"), now, now.Add(ttl), dynamic
+		c.size += len(sealed)
+	}
+	c.mu.Unlock()
+	if kept && dynamic {
 		as := c.server.WithToken(client.NewToken(r.Header.Get("X-Vault-Token")))
 		if instance := r.Header.Get("X-Lessor-Instance"); instance != "" {
 			as = as.WithInstance(instance)
@@ -207,9 +250,9 @@ func (c *cache) renew(e *entry, as *client.Client, lease string, given time.Time
 			return
 		case <-time.After(time.Until(due)):
 		}
-		e.mu.Lock()
-		mine, expires := e.given.Equal(given), e.expires
-		e.mu.Unlock()
+		c.mu.Lock()
+		mine, expires := e.sealed != nil && e.given.Equal(given), e.expires
+		c.mu.Unlock()
 		if !mine || !time.Now().Before(expires) {
 			return
 		}
@@ -221,11 +264,11 @@ func (c *cache) renew(e *entry, as *client.Client, lease string, given time.Time
 			continue
 		}
 		failures = 0
-		e.mu.Lock()
-		if e.given.Equal(given) {
+		c.mu.Lock()
+		if e.sealed != nil && e.given.Equal(given) {
 			switch {
 			case err != nil: // it is over
-				e.sealed, e.serves = nil, false
+				c.drop(e)
 			default:
 				ttl := time.Duration(answer.LeaseDuration) * time.Second
 				e.expires, due = asked.Add(ttl), asked.Add(ttl*2/3)
@@ -233,7 +276,7 @@ func (c *cache) renew(e *entry, as *client.Client, lease string, given time.Time
 			}
 		}
 		ended := !e.serves
-		e.mu.Unlock()
+		c.mu.Unlock()
 		if ended {
 			return
 		}

@@ -164,3 +164,82 @@ listener "unix" {
 		}
 	}
 }
+
+// What is kept takes no more memory than it may: what is for the server's absence goes first, the oldest of it; a credential stays, and what there is no room for is not kept.
+func TestCacheIsBounded(t *testing.T) {
+	p := newPlace(t)
+	text := strings.Repeat("x", 100<<10)
+	var mu sync.Mutex
+	asked, away := map[string]int{}, false
+	server := p.Client().Forward()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := strings.TrimPrefix(r.URL.Path, "/v1/")
+		if !strings.HasPrefix(name, "value/") && !strings.HasPrefix(name, "credential/") {
+			server.ServeHTTP(w, r)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if asked[name]++; away {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		if strings.HasPrefix(name, "value/") {
+			w.Header().Set("X-Lessor-Version", "1")
+		}
+		_, _ = io.WriteString(w, `{"lease_id": "`+name+`", "lease_duration": 600, "renewable": true, "data": {"text": "`+text+`"}}`)
+	}))
+	t.Cleanup(front.Close)
+	p.address = front.URL
+	p.start(`
+cache {
+  max_size = 320000
+}
+listener "unix" {
+  address = "$D/socket"
+}`)
+	read := func(name string) error {
+		_, err := p.through("socket", "").Read(t.Context(), name, nil)
+		return err
+	}
+	kept := func(name string) bool { // of a credential
+		mu.Lock()
+		before := asked[name]
+		mu.Unlock()
+		if err := read(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return asked[name] == before
+	}
+	p.eventually("the agent is there", func() bool { return read("value/1") == nil })
+	for _, name := range []string{"value/2", "value/3", "credential/1"} { // no room for four
+		if err := read(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !kept("credential/1") {
+		t.Error("values leave no room for a credential")
+	}
+	is := func(yes bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		away = yes
+	}
+	is(true)
+	for name, want := range map[string]bool{"value/1": false, "value/2": true, "value/3": true} {
+		if err := read(name); want && err != nil || !want && !client.IsStatus(err, http.StatusServiceUnavailable) {
+			t.Errorf("while the server is away, %s: %v", name, err)
+		}
+	}
+	is(false)
+	for _, name := range []string{"credential/2", "credential/3", "credential/4"} {
+		if err := read(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !kept("credential/1") || !kept("credential/2") || !kept("credential/3") || kept("credential/4") {
+		t.Errorf("of four credentials not the first three are kept: asked %v", asked)
+	}
+}

@@ -30,6 +30,7 @@ type Config struct {
 	ExitAfterAuth bool
 	ExitRetain    bool // leases are left to a successor when the agent ends
 	Cache         bool // credentials that are read through the agent are kept there
+	CacheSize     int  // bytes that they may take together
 	OwnToken      bool // requests that pass through and carry no token get the agent's
 	ForceToken    bool // so do those that carry one
 
@@ -202,7 +203,15 @@ func Parse(env client.Lookup, files ...string) (Config, error) {
 		c.Templates = append(c.Templates, readTemplate(s))
 	}
 	for _, s := range top.stanzas("cache") {
-		c.Cache = true
+		c.Cache, c.CacheSize = true, cacheSize
+		size := ""
+		if s.text("max_size", &size); size != "" {
+			n, err := strconv.Atoi(size)
+			if err != nil || n < 1 {
+				s.complain("max_size is a number of bytes, 1 or more")
+			}
+			c.CacheSize = n
+		}
 		c.token(s)
 	}
 	for _, s := range top.stanzas("api_proxy") {

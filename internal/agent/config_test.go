@@ -145,6 +145,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		auth + "template {\n contents = \"x\"\n destination = \"d\"\n reload_signal = \"KILL\"\n}":                        "reload_signal is",
 		auth + "template {\n contents=\"x\"\n destination=\"d\"\n}\ntemplate {\n contents=\"x\"\n destination=\"./d\"\n}": "two templates",
 		auth + "env_template \"X\" {}":                                                                                    "env_template is not here: run the program by lessor run",
+		auth + "cache {\n max_size = \"64MiB\"\n}":                                                                        "max_size is a number of bytes",
 		auth + "cache {\n persist \"kubernetes\" {}\n}":                                                                   "cache persist is not here: nothing secret is on disk",
 		auth + "template_config {\n exit_on_retry_failure = true\n}":                                                      "exit_on_retry_failure cannot be on",
 		auth + "listener \"tcp\" {\n address = \"0.0.0.0:8100\"\n}":                                                       "loopback",

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -205,12 +207,32 @@ func (a *agent) introduce(h http.Header) (own client.Token) {
 	if session != nil {
 		own = session.Client().Token()
 		h.Set("X-Vault-Token", own.Reveal())
-		if as := h.Get("X-Lessor-Instance"); a.config.Instance != "" && (as == "" || as == a.config.Instance) { // as the agent itself he could end, or acknowledge, what its templates are made of
-			h.Set("X-Lessor-Instance", a.through())
+		if a.config.Instance != "" {
+			h.Set("X-Lessor-Instance", a.asker(h.Get("X-Lessor-Instance")))
 		}
 	}
 	return own
 }
+
+// asker is the instance of who asks with the agent's token and calls himself as. He is one of the agent's: as the agent itself, or as another one with the same login, he could end what their
+// templates are made of, or acknowledge it.
+func (a *agent) asker(as string) string {
+	through := a.through()
+	switch {
+	case as == "" || as == a.config.Instance || as == through:
+		return through
+	case strings.HasPrefix(as, through+"/"): // as the server told him
+		return as
+	}
+	if named := through + "/" + as; len(named) <= mostInstance {
+		return named
+	}
+	sum := sha256.Sum256([]byte(as))
+	return through + "/~" + base64.RawURLEncoding.EncodeToString(sum[:10])
+}
+
+// mostInstance is how many bytes servers take of one.
+const mostInstance = 128
 
 // reserved is for what is asked about tokens with the agent's own. Who may ask through the agent may do so while it lets him: he neither learns the token, with which he could ask from
 // anywhere, nor ends it.

@@ -161,6 +161,42 @@ listener "unix" {
 	if asked, as := lease(""), lease("app-1"); asked != as || asked == lease("worker-1") {
 		t.Errorf("who calls itself what the agent does holds %s, not %s", as, asked)
 	}
+	// Nor is it another agent with the same login, whatever it calls itself.
+	p.proof()
+	proof := map[string]any{}
+	for field, file := range map[string]string{"role_id": "role-id", "secret_id": "secret-id"} {
+		text, err := os.ReadFile(p.in(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		proof[field] = string(text)
+	}
+	login, err := p.Client().Write(t.Context(), "auth/approle/login", proof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := p.Client().WithToken(client.NewToken(login.Auth.ClientToken)).WithInstance("app-2")
+	held, err := other.Read(t.Context(), "secret/data/app", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := map[string]any{"lease_id": held.LeaseID}
+	if _, err := p.through("open", "").WithInstance("app-2").Write(t.Context(), "sys/lessor/leases/release", release); !client.IsStatus(err, http.StatusBadRequest) {
+		t.Errorf("ending what another agent has: %v", err)
+	}
+	if _, err := other.Write(t.Context(), "sys/lessor/leases/release", release); err != nil {
+		t.Errorf("ending one's own: %v", err)
+	}
+	for _, name := range []string{"worker-1", strings.Repeat("w", 128)} { // each is itself, again and again, also by the name that the server has for it
+		asked := lease(name)
+		found, err := p.Client().Write(t.Context(), "sys/leases/lookup", map[string]any{"lease_id": asked})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if known, _ := found.Data["holder"].(map[string]any)["instance"].(string); !strings.HasPrefix(known, "app-1/through/") || len(known) > 128 || lease(name) != asked || lease(known) != asked {
+			t.Errorf("%s is %q", name, known)
+		}
+	}
 	raw := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", p.in("open"))
 	}}}
