@@ -419,7 +419,8 @@ func (c *Client) attempt(ctx context.Context, r Request, body []byte, take func(
 }
 
 // send sends r and follows one redirect on the server's own host, as a proxy may want it, never from https to http. Another host would be shown the token and the
-// data, and nobody has said that it may: lessor's servers redirect nobody.
+// data, and nobody has said that it may: lessor's servers redirect nobody. Another port may be shown them: it is named by who has them already, and where the address is verified so is
+// that port, by a certificate of the same host. (Vault's client follows to any host, and refuses http after https only.)
 func (c *Client) send(ctx context.Context, r Request, body []byte) (*http.Response, error) {
 	target := c.target(r)
 	for redirected := false; ; redirected = true {

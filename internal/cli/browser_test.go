@@ -42,7 +42,8 @@ func (w *written) String() string {
 type login struct {
 	*testing.T
 	out, err written
-	at       string // where the command sent the browser
+	page     string // that the command sent the browser to
+	at       string // where that leads
 	code     chan int
 }
 
@@ -65,13 +66,19 @@ func logsIn(t *testing.T, server *lessortest.Server, args ...string) *login {
 	go func() {
 		l.code <- cli.Run(t.Context(), system, operator.Commands{}, append([]string{"login", "-method=oidc", "-token-only"}, args...))
 	}()
-	for deadline := time.Now().Add(patience); l.at == ""; time.Sleep(10 * time.Millisecond) {
-		at, _ := os.ReadFile(opened)
-		if l.at = string(at); time.Now().After(deadline) {
+	for deadline := time.Now().Add(patience); l.page == ""; time.Sleep(10 * time.Millisecond) {
+		page, _ := os.ReadFile(opened)
+		if l.page = string(page); time.Now().After(deadline) {
 			t.Fatalf("no page was opened within %v: %s", patience, l.err.String())
 		}
 	}
-	if !strings.Contains(l.err.String(), l.at) {
+	stays := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	answer, err := stays.Get(l.page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close()
+	if l.at = answer.Header.Get("Location"); l.at == "" || !strings.Contains(l.err.String(), l.at) {
 		t.Errorf("the page that was opened is not on the screen: %s", l.err.String())
 	}
 	return l
@@ -139,7 +146,7 @@ func TestLoginInARealBrowser(t *testing.T) {
 	}
 	b.Open(at.Query().Get("redirect_uri") + "?code=another&state=another") // as any page can
 	b.Await("not the login that lessor waits for")
-	b.Open(l.at)
+	b.Open(l.page)
 	decides("ann", "#agree")
 	b.Await("Go back to the terminal")
 	if at := b.URL(); !strings.HasPrefix(at, "http://localhost:") {

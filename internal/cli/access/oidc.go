@@ -8,12 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,6 +33,8 @@ type browserLogin struct {
 	port    string // and the port; empty: the one that is listened on
 	scheme  string
 	browser bool // open one
+
+	giveUp context.CancelCauseFunc // ends the login
 }
 
 // loginInBrowser sends a person to the provider and waits until he comes back, or, where the role says so, until he typed a code there.
@@ -59,7 +57,11 @@ func loginInBrowser(a *session.Session, cmd *cobra.Command, c *client.Client, mo
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), loginTime)
 	defer cancel()
+	ctx, l.giveUp = context.WithCancelCause(ctx)
 	answer, err := l.run(ctx)
+	if cause := context.Cause(ctx); errors.Is(cause, errSpied) { // even if somebody has logged in by now: who?
+		return nil, cause
+	}
 	if errors.Is(err, context.DeadlineExceeded) && cmd.Context().Err() == nil {
 		err = errors.New("nobody logged in at the provider in time: try again")
 	}
@@ -208,24 +210,3 @@ func (l *browserLogin) poll(ctx context.Context, state, interval string) (*clien
 
 // mostPause is the longest pause between two questions that comes from failures.
 const mostPause = 30 * time.Second
-
-// open shows a page in the person's browser, if there is one. It need not: the address is on the screen.
-func (l *browserLogin) open(ctx context.Context, at string) {
-	if !l.browser {
-		return
-	}
-	program := []string{"xdg-open"}
-	switch chosen, _ := l.a.Env("BROWSER"); {
-	case chosen != "" && !strings.ContainsAny(chosen, ":%"):
-		program = []string{chosen}
-	case runtime.GOOS == "darwin":
-		program = []string{"open"}
-	case runtime.GOOS == "windows":
-		program = []string{"rundll32", "url.dll,FileProtocolHandler"}
-	}
-	command := exec.CommandContext(context.WithoutCancel(ctx), program[0], append(program[1:], at)...)
-	command.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "LESSOR_") || strings.HasPrefix(s, "VAULT_") })
-	if command.Start() == nil {
-		go func() { _ = command.Wait() }()
-	}
-}
