@@ -73,6 +73,9 @@ type Lockout struct {
 	Disabled     bool          `cbor:"4,keyasint,omitempty"` // nobody is locked out here
 }
 
+// Leases reports whether there are leases of who reads static secrets of the mount: its option "lease" is not off.
+func (e *Entry) Leases() bool { return e.Options["lease"] != "off" }
+
 // Backend is the name of the backend that serves the mount: its type, but for KV, of which each version is a backend.
 func (e *Entry) Backend() string {
 	if e.Type == "kv" && e.Options["version"] == "2" {

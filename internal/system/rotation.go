@@ -346,7 +346,8 @@ func (t *rotating) forewarned(silent int) (all []string) {
 	if alternates && t.Strangers() {
 		all = append(all, "others than the holders on record may use the password in force (it was not made by lessor, or handed out without a lease, or this is a restored copy), so it is retired by evidence (where the target shows any) or deadline only")
 	}
-	if t.mount.Options["lease"] == "off" {
+	all = append(all, rotation.NoLeaseEnds(t.terms.CheckOut, t.mount)...)
+	if !t.mount.Leases() {
 		all = append(all, "the mount keeps no leases of its readers (lease=off): nobody is known to have moved but by evidence")
 	}
 	return all

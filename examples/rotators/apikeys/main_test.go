@@ -314,6 +314,15 @@ func TestCheckedOut(t *testing.T) {
 			t.Errorf("%s says %v", path, on)
 		}
 	}
+	for option, want := range map[string]int{"off": 1, "quiet": 0} { // where there are no leases none ends
+		w.Do("POST", "sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease": option}})
+		for _, method := range []string{"POST", "GET"} {
+			if got := strings.Count(fmt.Sprint(w.Do(method, "secret/rotation/app", nil)["warnings"]), "rotation_on_lease_end does nothing"); got != want {
+				t.Errorf("with lease=%s, %d warnings of %s", option, got, method)
+			}
+		}
+	}
+	w.Do("POST", "sys/mounts/secret/tune", map[string]any{"options": map[string]any{"lease": "shown"}})
 	first, _, lease := w.read()
 	w.Do("POST", "sys/lessor/leases/release", map[string]any{"lease_id": lease})
 	w.Until("what was given back is dead", func() bool { return w.Version() == 2 && !w.api.takes(first.ID) && w.Step() == "idle" })

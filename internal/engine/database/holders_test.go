@@ -199,6 +199,15 @@ func TestCheckedOut(t *testing.T) {
 	if on := w.do(lessor.Read, "sys/lessor/rotation/plan/db/static-creds/app", "").Data["rotation_on_lease_end"]; on != true {
 		t.Errorf("the plan says %v", on)
 	}
+	for option, want := range map[string]int{"off": 1, "quiet": 0} { // where there are no leases none ends
+		w.do(lessor.Update, "sys/mounts/db/tune", `{"options":{"lease":"`+option+`"}}`)
+		for _, verb := range []lessor.Verb{lessor.Update, lessor.Read} {
+			if got := strings.Count(strings.Join(w.do(verb, "db/static-roles/app", "").Warnings, "\n"), "rotation_on_lease_end does nothing"); got != want {
+				t.Errorf("with lease=%s, %d warnings of %v", option, got, verb)
+			}
+		}
+	}
+	w.do(lessor.Update, "sys/mounts/db/tune", `{"options":{"lease":"shown"}}`)
 	release := func(instance, id string) {
 		t.Helper()
 		op := w.op(lessor.Update, "sys/lessor/leases/release", fmt.Sprintf(`{"lease_id":%q}`, id))

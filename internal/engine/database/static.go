@@ -91,7 +91,8 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 	if role.PasswordPolicy != "" {
 		data["credential_config"] = map[string]string{"password_policy": role.PasswordPolicy}
 	}
-	return &engine.Reply{Data: data, Warnings: turn.Warnings(a, r.Now)}, nil
+	warnings := append(turn.Warnings(a, r.Now), rotation.NoLeaseEnds(role.CheckOut, r.Mount)...)
+	return &engine.Reply{Data: data, Warnings: warnings}, nil
 }
 
 // writeStaticRole makes or changes a static role; what is not sent stays as it was. A new one is rotated at once, or not made at all.
@@ -142,6 +143,7 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 	if !role.Usernames.Pair() {
 		reply.Warnings = append(reply.Warnings, turn.Alone)
 	}
+	reply.Warnings = append(reply.Warnings, rotation.NoLeaseEnds(role.CheckOut, r.Mount)...)
 	if err := save(&reply.Txn, row, &role); err != nil {
 		return nil, err
 	}

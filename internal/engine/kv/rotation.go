@@ -133,6 +133,7 @@ func readRotation(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	if t.Attempts > 0 {
 		reply.Warnings = []string{"the last step failed and is tried again: " + t.LastError}
 	}
+	reply.Warnings = append(reply.Warnings, rotation.NoLeaseEnds(t.terms.CheckOut, r.Mount)...)
 	return reply, nil
 }
 
@@ -205,6 +206,7 @@ func (e V2) writeRotation(_ context.Context, r *engine.Request) (*engine.Reply, 
 	if is.Single {
 		w.reply.Warnings = append(w.reply.Warnings, "with the strategy single whoever uses the value is locked out by each rotation until it reads the new one; with overlap nobody is, if the target takes two values at a time")
 	}
+	w.reply.Warnings = append(w.reply.Warnings, rotation.NoLeaseEnds(is.CheckOut, r.Mount)...)
 	return w.reply, t.save(txn)
 }
 

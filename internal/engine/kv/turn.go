@@ -495,7 +495,7 @@ func (t *turn) look() engine.Turned {
 		}
 		holding := t.Holding(users)
 		t.Sighted(nil, a.Now, a.Now)
-		if why := t.Weigh(len(holding), a.Mount.Options["lease"] != "off", a.Now); why != 0 {
+		if why := t.Weigh(len(holding), a.Mount.Leases(), a.Now); why != 0 {
 			t.Close(why, holding, a.Now)
 			txn.Audit = records
 			txn.Audit[0].Note = "nobody is waited for any more: " + t.WaitOver()

@@ -3,6 +3,7 @@ package ldap_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,6 +48,15 @@ func TestCheckedOut(t *testing.T) {
 			t.Errorf("%s says %v", path, on)
 		}
 	}
+	for option, want := range map[string]int{"off": 1, "quiet": 0} { // where there are no leases none ends
+		w.do(lessor.Update, "sys/mounts/ldap/tune", `{"options":{"lease":"`+option+`"}}`)
+		for _, verb := range []lessor.Verb{lessor.Update, lessor.Read} {
+			if got := strings.Count(strings.Join(w.do(verb, "ldap/static-role/one", "").Warnings, "\n"), "rotation_on_lease_end does nothing"); got != want {
+				t.Errorf("with lease=%s, %d warnings of %v", option, got, verb)
+			}
+		}
+	}
+	w.do(lessor.Update, "sys/mounts/ldap/tune", `{"options":{"lease":"shown"}}`)
 	release := func(instance, id string) {
 		t.Helper()
 		op := w.op(w.root, lessor.Update, "sys/lessor/leases/release", fmt.Sprintf(`{"lease_id":%q}`, id))

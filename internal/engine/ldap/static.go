@@ -85,7 +85,8 @@ func (e *Engine) readStaticRole(_ context.Context, r *engine.Request) (*engine.R
 		data["rotation_on_lease_end"] = true
 	}
 	turn.Tell(data, role.schedule(), a)
-	return &engine.Reply{Data: data, Warnings: turn.Warnings(a, r.Now)}, nil
+	warnings := append(turn.Warnings(a, r.Now), rotation.NoLeaseEnds(role.CheckOut, r.Mount)...)
+	return &engine.Reply{Data: data, Warnings: warnings}, nil
 }
 
 // writeStaticRole makes or changes a static role; what is not sent stays as it was. A new one is rotated at once, or not made at all.
@@ -144,6 +145,7 @@ func (e *Engine) writeStaticRole(_ context.Context, r *engine.Request) (*engine.
 		return nil, err
 	}
 	reply.Warnings = append(reply.Warnings, role.dangers()...)
+	reply.Warnings = append(reply.Warnings, rotation.NoLeaseEnds(role.CheckOut, r.Mount)...)
 	if err := turn.Accounts(e.turn).Write(t, r, reply, was, skip); err != nil {
 		return nil, err
 	}

@@ -159,7 +159,7 @@ func (t *Turn) Show(txn *store.Txn) error {
 }
 
 // leased reports whether the mount keeps leases on what it shows.
-func (t *Turn) leased() bool { return t.Access.Mount.Options["lease"] != "off" }
+func (t *Turn) leased() bool { return t.Access.Mount.Leases() }
 
 // Username is the name of one of the accounts at the target.
 func (t *Turn) Username(slot uint8) string { return t.Terms.Accounts[slot] }
