@@ -310,7 +310,7 @@ func (a *agent) serve(ctx context.Context) (stop func(), err error) {
 		})
 	}
 	for _, c := range a.config.Listeners {
-		l, err := c.listen()
+		l, err := c.listen(a.log)
 		if err != nil {
 			stop()
 			return nil, fmt.Errorf("listener %s: %w", c.Address, err)

@@ -83,7 +83,7 @@ func loopback(address string) bool {
 	return err == nil && (host == "localhost" || notIP == nil && ip.IsLoopback())
 }
 
-func (l Listener) listen() (net.Listener, error) {
+func (l Listener) listen(log *slog.Logger) (net.Listener, error) {
 	if !l.Unix {
 		return net.Listen("tcp", l.Address)
 	}
@@ -108,7 +108,7 @@ func (l Listener) listen() (net.Listener, error) {
 	if err != nil {
 		return nil, errors.Join(err, opened.Close())
 	}
-	return peers{opened.(*net.UnixListener), l}, nil
+	return &peers{UnixListener: opened.(*net.UnixListener), of: l, log: log}, nil
 }
 
 // listenUnix opens a socket, in the place of one that nobody answers at.
@@ -132,13 +132,15 @@ func listenUnix(file string, mode os.FileMode) (net.Listener, error) {
 	return l, nil
 }
 
-// peers lets in who may ask, and closes the connections of others.
+// peers lets in who may ask, and closes the connections of others. It logs one of these a second at most: they can come as often as they like.
 type peers struct {
 	*net.UnixListener
-	of Listener
+	of   Listener
+	log  *slog.Logger
+	told time.Time
 }
 
-func (p peers) Accept() (net.Conn, error) {
+func (p *peers) Accept() (net.Conn, error) {
 	for {
 		c, err := p.AcceptUnix()
 		if err != nil {
@@ -152,6 +154,10 @@ func (p peers) Accept() (net.Conn, error) {
 			return c, nil
 		}
 		_ = c.Close()
+		if now := time.Now(); now.Sub(p.told) >= time.Second {
+			p.told = now
+			p.log.Warn("a connection was closed of a user who may not ask here: see allow_users", "socket", p.of.Address, "uid", uid, "gid", gid, "err", err)
+		}
 	}
 }
 

@@ -79,6 +79,7 @@ listener "tcp" {
 	if _, err := p.through("others", "").Read(t.Context(), "secret/data/app", nil); err == nil || client.IsStatus(err, 403) {
 		t.Errorf("as a user who may not ask: %v", err)
 	}
+	p.eventually("that is logged", func() bool { return strings.Contains(p.log.String(), "may not ask here") })
 	// The agent's token is asked with, and stays the agent's.
 	own, err := os.ReadFile(p.in("token"))
 	if err != nil {
