@@ -472,13 +472,11 @@ func TestRenewalAsTheLastUse(t *testing.T) {
 
 func (g *gate) eventually(what string, ok func() bool) {
 	g.Helper()
-	for range 400 {
-		if ok() {
-			return
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			g.Fatalf("never: %s", what)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	g.Errorf("not within 4 s: %s", what)
 }
 
 // An answer does not wait for a target for ever, and says that the revocation is in force.
@@ -492,7 +490,7 @@ func TestTargetThatDoesNotAnswer(t *testing.T) {
 	if text := g.refused(api.Unavailable, g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+one+`"}`); !strings.Contains(text, "in force") {
 		t.Errorf("text: %s", text)
 	}
-	if time.Since(began) > 5*time.Second {
+	if time.Since(began) > 30*time.Second { // the default is 45
 		t.Errorf("the answer took %v", time.Since(began))
 	}
 	g.refused(api.Invalid, g.root, lessor.Update, "sys/leases/renew", `{"lease_id":"`+one+`"}`)

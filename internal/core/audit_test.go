@@ -107,7 +107,7 @@ func TestRetentionWaitsForAuditDevices(t *testing.T) {
 		return seq
 	}
 	head := g.db.Head().Seq
-	for deadline := time.Now().Add(15 * time.Second); untold() <= head; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); untold() <= head; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the device was not told")
 		}

@@ -53,7 +53,7 @@ func (g *gate) poll(token lessor.Secret, kind, data string) (events []cloudEvent
 // hear waits until some n events came behind a cursor.
 func (g *gate) hear(token lessor.Secret, kind, cursor string, n int) (events []cloudEvent, next string) {
 	g.Helper()
-	for deadline := time.Now().Add(30 * time.Second); len(events) < n && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); len(events) < n && time.Now().Before(deadline); {
 		var more []cloudEvent
 		more, cursor = g.poll(token, kind, fmt.Sprintf(`{"after":%q,"wait":"10s"}`, cursor))
 		events = append(events, more...)
