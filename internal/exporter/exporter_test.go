@@ -155,7 +155,7 @@ func (w *world) disable(d *Device) {
 // until waits for a condition.
 func (w *world) until(what string, f func() bool) {
 	w.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.Fatalf("waited in vain until %s", what)
 		}

@@ -363,7 +363,7 @@ func nodes(t *testing.T) (join func() (db *store.DB, claims *claim.Claims, leave
 // await waits for something.
 func await(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("it does not happen: %s", what)
 		}
