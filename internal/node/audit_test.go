@@ -32,7 +32,7 @@ func (p *place) entries(path string) (all []map[string]any) {
 // awaits waits until a file has a line about a request at a path.
 func (p *place) awaits(file, path string) map[string]any {
 	p.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if exists(file) {
 			for _, e := range p.entries(file) {
 				if e["request"].(map[string]any)["path"] == path {

@@ -674,7 +674,7 @@ func TestTwoNodesOnPostgreSQL(t *testing.T) {
 	two.token = one.token
 	two.checkFilled()
 	two.must(200, "POST", "secret/data/two", `{"data":{"x":"y"}}`)
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if status, _ := one.ask("GET", "secret/data/two", ""); status == 200 {
 			break
 		}
@@ -695,7 +695,7 @@ func runMain(t *testing.T, program Program, args ...string) (out *logged, err *l
 	out, err = &logged{}, &logged{}
 	code := make(chan int, 1)
 	go func() { code <- program.Main(ctx, args, out, err) }()
-	for range 200 {
+	for range 1200 {
 		if strings.Contains(out.String(), "lessor server started!") {
 			return out, err, func() int { cancel(); return <-code }
 		}

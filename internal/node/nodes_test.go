@@ -104,7 +104,7 @@ func (r *running) records(from uint64) (all []audit.At) {
 // until waits for a condition.
 func (c *nodes) until(what string, done func() bool) {
 	c.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			c.Fatalf("waited in vain until %s", what)
 		}

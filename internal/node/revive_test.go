@@ -41,7 +41,7 @@ func (p *place) keyAt(name string) string { return filepath.Join(p.dir, name, "s
 // eventually waits until ok, half a minute at most.
 func (p *place) eventually(what string, ok func() bool) {
 	p.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			p.Fatalf("%s: not within half a minute; the log:\n%s", what, p.log)
 		}

@@ -126,7 +126,7 @@ func (m *aftermath) note() (at time.Time) {
 
 func (m *aftermath) until(what string, done func() bool) {
 	m.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			m.Fatalf("waited in vain until %s; log:\n%s", what, m.log)
 		}

@@ -537,7 +537,7 @@ func TestSessionsEnd(t *testing.T) {
 	until := func(n int, what string) {
 		t.Helper()
 		for start := time.Now(); count() != n; time.Sleep(5 * time.Millisecond) {
-			if time.Since(start) > 5*time.Second {
+			if time.Since(start) > time.Minute {
 				t.Fatalf("%s: %d sessions, not %d", what, count(), n)
 			}
 		}

@@ -188,7 +188,7 @@ func (w *world) password(role string) string {
 // logsIn reports whether a password is the account's.
 func (w *world) logsIn(username, password string) bool {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := w.pg.Login(ctx, username, password, "")
 	if err != nil {
@@ -247,7 +247,7 @@ func (w *world) tryPasswords(account string) (*rotation.Passwords, error) {
 func (w *world) until(what string, f func() bool) {
 	w.Helper()
 	for start := time.Now(); !f(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > 15*time.Second {
+		if time.Since(start) > time.Minute {
 			w.Fatalf("never: %s", what)
 		}
 	}

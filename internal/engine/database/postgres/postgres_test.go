@@ -93,7 +93,7 @@ func (b *bench) has(a database.Account) bool {
 }
 
 func (b *bench) login(a database.Account) (*pgx.Conn, error) {
-	ctx, cancel := context.WithTimeout(b.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
 	defer cancel()
 	return b.Server.Login(ctx, a.Username, a.Password.Reveal(), b.name)
 }
@@ -254,7 +254,7 @@ func TestRemoveEndsItsPredecessor(t *testing.T) {
 	}
 	start := time.Now()
 	b.remove(a)
-	if d := time.Since(start); d > 5*time.Second {
+	if d := time.Since(start); d > longest-10*time.Second {
 		t.Errorf("Remove took %v", d)
 	}
 	if err := <-done; !errors.Is(err, database.ErrUnreachable) {
@@ -595,7 +595,7 @@ func TestServerTrouble(t *testing.T) {
 		if !errors.Is(err, database.ErrUnreachable) || api.KindOf(err) != api.Upstream {
 			t.Errorf("%s: %v", what, err)
 		}
-		if d := time.Since(start); d > 3*time.Second {
+		if d := time.Since(start); d >= defaultConnectTimeout {
 			t.Errorf("%s took %v", what, d)
 		}
 		if err != nil && strings.Contains(err.Error(), s.Password()) {
@@ -611,11 +611,10 @@ func TestServerTrouble(t *testing.T) {
 	}
 	reconnect := func() {
 		var err error
-		for range 100 {
+		for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(50 * time.Millisecond) {
 			if b.root, err = s.Login(t.Context(), pgtest.Superuser, s.Password(), b.name); err == nil {
 				return
 			}
-			time.Sleep(50 * time.Millisecond)
 		}
 		t.Fatal(err)
 	}
@@ -672,7 +671,7 @@ func TestStatementsEnd(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	for start := time.Now(); ask[int](b, "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", sessionOf+short(a.Lease)) > 0; time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > 3*time.Second {
+		if time.Since(start) > 30*time.Second {
 			t.Fatal("the statement goes on at the server")
 		}
 	}
