@@ -38,7 +38,10 @@ func TestUnsealsOnAFullDisk(t *testing.T) {
 	again.fails(503, "Vault is sealed", "GET", "secret/data/app", "")
 	again.give(keys[:2]...)
 	p.do(os.Remove(filepath.Join(p.data(), "filler")))
-	time.Sleep(500 * time.Millisecond)
+	again.eventually("it writes again", func() bool {
+		status, _ := again.ask("POST", "secret/data/later", `{"data":{"x":"y"}}`)
+		return status == 200
+	})
 	again.checkFilled()
 	again.must(400, "POST", "auth/token/lookup-accessor", `{"accessor":"`+accessor+`"}`)
 	again.stop()

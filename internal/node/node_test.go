@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -393,46 +394,58 @@ func TestRecoveryFile(t *testing.T) {
 func TestDrain(t *testing.T) {
 	p := newPlace(t)
 	r := p.start()
-	early, err := net.Dial("tcp", r.listeners[0].Addr().String())
-	if err != nil {
-		t.Fatal(err)
+	r.fill()
+	address := r.listeners[0].Addr().String()
+	begin := func(request string) (net.Conn, *bufio.Reader) {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		return c, bufio.NewReader(c)
 	}
-	defer func() { _ = early.Close() }()
+	health, early := begin("GET /v1/sys/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
 
-	// A request that takes two seconds: it waits for audit records that do not come.
-	type outcome struct {
-		status int
-		err    error
+	// A request that waits for its body.
+	const body = `{"data":{"x":"y"}}`
+	write, answers := begin(fmt.Sprintf("PUT /v1/secret/data/late HTTP/1.1\r\nHost: x\r\nX-Vault-Token: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", r.token, len(body)))
+	if line, err := answers.ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 100 ") {
+		t.Fatalf("the request is not under way: %q %v", line, err)
 	}
-	done := make(chan outcome, 1)
-	go func() {
-		status, _, err := r.tryAsk("GET", "sys/lessor/audit/tail?wait=2s&from=999999", "")
-		done <- outcome{status, err}
-	}()
-	time.Sleep(300 * time.Millisecond)
+	_, _ = answers.ReadString('\n')
 	stopped := make(chan error, 1)
-	began := time.Now()
 	go func() { stopped <- r.Stop(context.Background()) }()
-	time.Sleep(200 * time.Millisecond)
-
-	if _, err := io.WriteString(early, "GET /v1/sys/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+	for deadline := time.Now().Add(DrainTime); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			break
+		}
+		_ = c.Close()
+		if time.Now().After(deadline) {
+			t.Fatal("new connections are accepted while draining")
+		}
+	}
+	if _, err := io.WriteString(health, "\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	if text, _ := io.ReadAll(early); !bytes.HasPrefix(text, []byte("HTTP/1.1 503 ")) {
 		t.Errorf("health while draining: %s", text)
 	}
-	if c, err := net.Dial("tcp", r.listeners[0].Addr().String()); err == nil {
-		_ = c.Close()
-		t.Error("a new connection was accepted while draining")
+	if _, err := io.WriteString(write, body); err != nil {
+		t.Fatal(err)
 	}
-	if o := <-done; o.err != nil || o.status != 200 {
-		t.Errorf("the request under way: %d, %v", o.status, o.err)
+	if line, err := answers.ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 200 ") {
+		t.Errorf("the request under way: %q %v", line, err)
 	}
+	began := time.Now()
 	if err := <-stopped; err != nil {
 		t.Errorf("stopping: %v", err)
 	}
-	if took := time.Since(began); took < time.Second || took > 10*time.Second {
-		t.Errorf("draining took %s", took)
+	if took := time.Since(began); took > DrainTime/2 {
+		t.Errorf("draining took %s once nothing was under way", took)
 	}
 	p.start().stop() // the store was closed in order
 }

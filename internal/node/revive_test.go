@@ -43,7 +43,7 @@ func (p *place) eventually(what string, ok func() bool) {
 	p.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			p.Fatalf("%s: not within half a minute; the log:\n%s", what, p.log)
+			p.Fatalf("%s: not within a minute; the log:\n%s", what, p.log)
 		}
 	}
 }
