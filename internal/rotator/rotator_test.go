@@ -96,15 +96,31 @@ func TestVerdict(t *testing.T) {
 
 // A program that takes too long is killed with all that it has started.
 func TestKilled(t *testing.T) {
-	k, r := program(t, "sleep 600 & echo $! >&1; wait")
+	long := lasting(600)
+	k, r := program(t, long+" & echo $! >&1; wait")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	var call Call
 	if _, err := k.run(ctx, r, &call, nil); err == nil || !strings.Contains(err.Error(), "was killed") {
 		t.Errorf("%v", err)
 	}
-	if left := running(t, "sleep\x00600\x00"); left != "" {
-		t.Errorf("left behind: %s", left)
+	gone(t, long)
+}
+
+// lasting is a command that lasts for some seconds, and is like none that tests beside this one run.
+func lasting(seconds int) string { return fmt.Sprintf("sleep %d.%d", seconds, os.Getpid()) }
+
+// gone fails the test unless the processes of a command, which were killed, are soon gone.
+func gone(t *testing.T, command string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		left := running(t, strings.ReplaceAll(command, " ", "\x00")+"\x00")
+		if left == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left behind: %s", left)
+		}
 	}
 }
 
@@ -200,11 +216,10 @@ func TestMay(t *testing.T) {
 
 // What a program leaves behind in its session ends with it, and does not hold up its answer.
 func TestLeftBehind(t *testing.T) {
-	k, r := program(t, `cat >/dev/null; sleep 601 & echo '{"verdict":"accepted"}'`)
+	long := lasting(601)
+	k, r := program(t, `cat >/dev/null; `+long+` & echo '{"verdict":"accepted"}'`)
 	if a, err := k.ask(t.Context(), r, Call{Step: Test}); err != nil || !a.Accepted {
 		t.Errorf("%v, %v", a, err)
 	}
-	if left := running(t, "sleep\x00601\x00"); left != "" {
-		t.Errorf("left behind: %s", left)
-	}
+	gone(t, long)
 }
