@@ -274,8 +274,9 @@ func TestASubscriptionOutlivesTheServer(t *testing.T) {
 	conf.Listeners[0].Address = address
 	n, err := Start(t.Context(), conf, p.o)
 	p.do(err)
-	second := &running{p, n, first.token, http.DefaultClient}
+	second := &running{p, n, first.token, &http.Client{Transport: &http.Transport{}}} // without the first one's connections: it is at the same address
 	t.Cleanup(second.stop)
+	t.Cleanup(second.client.CloseIdleConnections)
 	second.must(200, "POST", "kv/data/app", `{"data":{"n":2}}`)
 	for range 2 {
 		if events := <-heard; len(events) != 1 || events[0].Path != "kv/data/app" || events[0].Metadata["version"] != "2" || events[0].Mount != "kv/" {
