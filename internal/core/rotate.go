@@ -76,8 +76,11 @@ func (c *Core) tryPlan(ctx context.Context, uuid, account string) (*mount.Entry,
 	}
 	op := &lessor.Op{Verb: lessor.Update, Namespace: m.Namespace, Path: m.Path}
 	d := policy.Decide(nil, &lessor.Principal{System: "rotation"}, op, policy.Facts{Mount: m.UUID})
-	txn := store.Txn{}
-	r, err := rotator.Plan(c.access(v, m, d.Grant), account, &txn)
+	txn, access := store.Txn{}, c.access(v, m, d.Grant)
+	if c.Store.ClockAlarm() != nil {
+		return m, nil, nil // the time that access has may be wrong
+	}
+	r, err := rotator.Plan(access, account, &txn)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -64,7 +64,7 @@ func (w *Worker) follow(ctx context.Context) (wait time.Duration, err error) {
 	hints := w.hints
 	w.hints = map[string]struct{}{}
 	w.mu.Unlock()
-	if w.Fenced() || w.Store.ClockAlarm() != nil {
+	if w.barred() {
 		return 0, nil
 	}
 	found, wait, err := w.moved(hints)

@@ -228,10 +228,10 @@ func (w *Worker) Run(ctx context.Context) {
 // round starts work at each target where something is due, of those on the agenda. It says when to look again: Poll from now, or when something is due before.
 func (w *Worker) round(ctx context.Context) (next time.Duration, err error) {
 	w.forget()
-	if w.Fenced() || w.Store.ClockAlarm() != nil {
+	now := w.Store.Now()
+	if w.barred() {
 		return w.Poll, nil
 	}
-	now := w.Store.Now()
 	w.mu.Lock()
 	whole, some := w.agenda.take(now)
 	w.mu.Unlock()
@@ -276,6 +276,10 @@ func (w *Worker) round(ctx context.Context) (next time.Duration, err error) {
 	defer w.mu.Unlock()
 	return w.agenda.next(now, w.Poll), nil
 }
+
+// barred reports whether nothing may be done by itself: in a restored copy that nobody has resumed, and while the clock is not to be trusted. A time that was read
+// before it was asked is to be trusted if it says no.
+func (w *Worker) barred() bool { return w.Fenced() || w.Store.ClockAlarm() != nil }
 
 // survey starts work at each target of a mount where something is due.
 func (w *Worker) survey(ctx context.Context, view store.View, m Mount, now time.Time) error {
@@ -382,6 +386,9 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 		q, err := w.next(t, orders[turn%len(orders)], from)
 		if err != nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
+			return did
+		}
+		if w.barred() {
 			return did
 		}
 		if q.row == "" {
