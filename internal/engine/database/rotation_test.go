@@ -125,9 +125,14 @@ func (w *world) struck(e *eye, a rotated) *enginetest.Rotated {
 		State:     func() (*rotation.Account, error) { return w.tryState(a.name) },
 		Passwords: func() (*rotation.Passwords, error) { return w.tryPasswords(a.name) },
 		Shown:     func() (string, string, error) { return a.username, w.shown(a), nil },
-		Begun: func() bool {
+		Begun: func() (n int) {
 			recs := slices.Concat(w.records(a.rotate), w.records(a.config))
-			return slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun })
+			for i := range recs {
+				if recs[i].Phase == audit.Begun {
+					n++
+				}
+			}
+			return n
 		},
 		LogsIn: w.logsIn, Watch: e.watch, Advance: w.clock.advance, Broken: errBroken,
 		Fail: func(f storetest.Faults) { w.faulty.Set(f) }, Dead: func() bool { return w.db.Fault() != nil }, Revive: w.crash,

@@ -242,9 +242,14 @@ func (w *world) struck(a rotated) *enginetest.Rotated {
 			}
 			return a.dn, p.Current.Reveal(), nil
 		},
-		Begun: func() bool {
+		Begun: func() (n int) {
 			recs := slices.Concat(w.records(a.rotate), w.records(a.config))
-			return slices.ContainsFunc(recs, func(r audit.At) bool { return r.Phase == audit.Begun })
+			for i := range recs {
+				if recs[i].Phase == audit.Begun {
+					n++
+				}
+			}
+			return n
 		},
 		LogsIn: w.LogsIn, Watch: w.eye.watch, Advance: w.clock.advance, Broken: errBroken,
 		Fail: func(f storetest.Faults) { w.faulty.Set(f) }, Dead: func() bool { return w.db.Fault() != nil }, Revive: w.crash,
