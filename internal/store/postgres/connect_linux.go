@@ -39,11 +39,10 @@ func silent(conn net.Conn) bool {
 		return false
 	}
 	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
+	err = raw.Control(func(fd uintptr) { // rather than Read, which would wait for whoever reads: pgx does in the background, now and then, after a slow write
 		var b [1]byte
 		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		quiet = errors.Is(err, unix.EAGAIN)
-		return true
 	})
 	return err == nil && quiet
 }
