@@ -85,7 +85,7 @@ type rest struct {
 // parked is an account that is left alone for a while, though its row does not say so: its failure could not be recorded, since its rows are damaged or its
 // engine fails, or there was nothing to do with it.
 type parked struct {
-	version uint64 // of the account's row, at which this is so
+	version uint64 // of the account's row after its turn, at which this is so
 	turns   uint32 // one after the other
 	until   time.Time
 }
@@ -264,7 +264,7 @@ func (w *Worker) round(ctx context.Context) (next time.Duration, err error) {
 		}
 		prefix := queuePrefix(t.Namespace, t.UUID)
 		own := prefix + t.name + "\x00"
-		q, ok, err := first(view, own, store.PrefixEnd(own), len(prefix))
+		q, ok, err := first(view, own, store.PrefixEnd(own), len(prefix), ignore)
 		if err != nil {
 			return w.Poll, err
 		}
@@ -285,7 +285,9 @@ func (w *Worker) barred() bool { return w.Fenced() || w.Store.ClockAlarm() != ni
 func (w *Worker) survey(ctx context.Context, view store.View, m Mount, now time.Time) error {
 	prefix := queuePrefix(m.Namespace, m.UUID)
 	for from := prefix; ; {
-		q, ok, err := first(view, from, store.PrefixEnd(prefix), len(prefix))
+		q, ok, err := first(view, from, store.PrefixEnd(prefix), len(prefix), func(damage error) {
+			w.Log.Error("a place in the queue of rotations is damaged: whoever stands there waits until it is changed", "error", damage)
+		})
 		if err != nil || !ok {
 			return err
 		}
@@ -316,20 +318,50 @@ type queued struct {
 	free                 time.Time // since when it may have its turn
 }
 
-// first is the first row of a queue at or after from.
-func first(v store.View, from, to string, base int) (q queued, ok bool, err error) {
-	for row, err := range v.Scan(store.Engine, from, to) {
-		if err != nil {
-			return q, false, err
+// first is the first row of a queue at or after from. Those that are damaged are passed over; tell hears of them.
+func first(v store.View, from, to string, base int, tell func(damage error)) (queued, bool, error) {
+	for from != "" {
+		start := from
+		from = ""
+		for row, err := range v.Scan(store.Engine, start, to) {
+			q := queued{row: row.Name}
+			if err == nil {
+				q.target, q.account, q.at, err = place(row, base)
+			}
+			if err == nil {
+				return q, true, nil
+			}
+			next, ok := behind(err, start)
+			if !ok {
+				return q, false, err
+			}
+			tell(err)
+			from = next
+			break // the scan ends here
 		}
-		target, rest, found := strings.Cut(row.Name[base:], "\x00")
-		at, account, ok := store.ParseTimeKey(rest)
-		if !found || !ok {
-			return q, false, &store.Damage{Key: row.Key, Why: "it is no place in a queue"}
-		}
-		return queued{row: row.Name, target: target, account: account, at: at}, true, nil
 	}
-	return q, false, nil
+	return queued{}, false, nil
+}
+
+func ignore(error) {}
+
+// behind is where a scan of store.Engine from a name on that met a damaged row is to go on. ok: that is what err says.
+func behind(err error, start string) (next string, ok bool) {
+	d, ok := errors.AsType[*store.Damage](err)
+	if !ok || d.Key.Table != store.Engine || d.Key.Name < start {
+		return "", false
+	}
+	return d.Key.Name + "\x00", true
+}
+
+// place takes the name of a row of a queue apart, behind base.
+func place(row store.Row, base int) (target, account string, at time.Time, err error) {
+	target, rest, found := strings.Cut(row.Name[base:], "\x00")
+	at, account, ok := store.ParseTimeKey(rest)
+	if !found || !ok {
+		return "", "", at, &store.Damage{Key: row.Key, Why: "it is no place in a queue"}
+	}
+	return target, account, at, nil
 }
 
 // wake starts work at a target, unless somebody works there, it is left alone, or it is another node's.
@@ -404,7 +436,9 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 			did = did || moved
 			w.park(t, q, stays)
 		case ctx.Err() == nil:
-			w.park(t, q, !w.recorded(t, q))
+			var failed bool
+			failed, q.before = w.recorded(t, q)
+			w.park(t, q, !failed)
 		}
 		if !more {
 			return did
@@ -454,7 +488,7 @@ func (w *Worker) waiting(v store.View, t target, p part, from string) iter.Seq2[
 	now := w.Store.Now()
 	return func(yield func(queued, error) bool) {
 		for {
-			q, ok, err := first(v, from, end, len(prefix))
+			q, ok, err := first(v, from, end, len(prefix), ignore)
 			if err != nil {
 				yield(q, err)
 				return
@@ -491,15 +525,15 @@ func (w *Worker) left(t target, q queued) (until time.Time, turns uint32) {
 	return time.Time{}, 0
 }
 
-// recorded reports whether a failure is on record with its account, so that its time has come to wait.
-func (w *Worker) recorded(t target, q queued) bool {
+// recorded reports whether a failure is on record with its account, which waits by that, and what version its row has by now.
+func (w *Worker) recorded(t target, q queued) (yes bool, version uint64) {
 	view, err := w.Store.View()
 	if err != nil {
-		return false
+		return false, q.before
 	}
 	defer view.Close()
 	a, row, err := Load(view, t.Namespace, t.UUID, q.account)
-	return err == nil && (!row.Exists() && q.before != 0 || a.Attempts > q.attempts)
+	return err == nil && (!row.Exists() && q.before != 0 || a.Attempts > q.attempts), row.Version
 }
 
 // park has an account left alone for a while if it stays as it was, longer each time.
@@ -674,8 +708,8 @@ func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now tim
 		if err == nil {
 			a, row, err = Load(v, m.Namespace, m.UUID, row.Name[len(base):])
 		}
-		if d := (*store.Damage)(nil); errors.As(err, &d) {
-			return d.Key.Name + "\x00", err, nil
+		if next, ok := behind(err, from); ok {
+			return next, err, nil
 		}
 		if err != nil {
 			return from, nil, err
@@ -716,9 +750,9 @@ func accounts(v store.View, m Mount) iter.Seq2[*Account, error] {
 				if !yield(a, err) {
 					return
 				}
-				if d := (*store.Damage)(nil); errors.As(err, &d) {
-					from = d.Key.Name + "\x00" // a scan ends there
-					break
+				if next, ok := behind(err, start); ok {
+					from = next
+					break // the scan ends here
 				}
 			}
 		}

@@ -483,11 +483,28 @@ func (b *bench) load(name string) *Account {
 	return a
 }
 
-// Accounts whose failure is never recorded do not have a target probed by them while others are well, whether or not their rows can be read.
+// Accounts whose failure is never recorded do not have a target probed by them while others are well, whether their rows stay as they are, cannot be read, or have it that
+// an attempt was begun.
 func TestParkedAccountsDelayNoOther(t *testing.T) {
-	for _, damaged := range []bool{false, true} {
+	for _, row := range []string{"as it is", "damaged", "begun"} {
 		b := newBench(t)
 		b.stays = true
+		if row == "begun" {
+			b.Rotate = func(ctx context.Context, mount, account string) error {
+				if account != "well" {
+					_, err := b.db.Update(ctx, func(v store.View, txn *store.Txn) error {
+						a, row, err := Load(v, 0, mount, account)
+						if err != nil {
+							return err
+						}
+						a.Retry = b.db.Now().Add(Head)
+						return Save(txn, row, a)
+					})
+					b.must(err)
+				}
+				return b.rotate(ctx, mount, account)
+			}
+		}
 		b.fails = func(account string) error {
 			if account != "well" {
 				return errors.New("the engine fails")
@@ -497,7 +514,7 @@ func TestParkedAccountsDelayNoOther(t *testing.T) {
 		for i := range 20 {
 			name := fmt.Sprintf("bad%02d", i)
 			b.add("pg", name)
-			if damaged {
+			if row == "damaged" {
 				var txn store.Txn
 				txn.Put(store.Engine, store.MountKey(0, uuid, accountRows, name), []byte("damaged"))
 				_, err := b.db.Commit(t.Context(), txn)
@@ -518,13 +535,13 @@ func TestParkedAccountsDelayNoOther(t *testing.T) {
 			b.add("pg", "well")
 			before := tries["well"]
 			if wait(longest + 2*time.Second); tries["well"] == before {
-				t.Errorf("damaged %v: it was not rotated within %s", damaged, longest)
+				t.Errorf("%s: it was not rotated within %s", row, longest)
 			}
 			wait(10 * time.Minute)
 		}
 		for name, n := range tries {
 			if n < 2 {
-				t.Errorf("damaged %v: %s had %d turns", damaged, name, n)
+				t.Errorf("%s: %s had %d turns", row, name, n)
 			}
 		}
 	}
@@ -708,6 +725,23 @@ func (b *bench) places() (n int) {
 		n++
 	}
 	return n
+}
+
+// A place that is damaged keeps nobody else from having a turn, at that target or another.
+func TestDamagedPlace(t *testing.T) {
+	b := newBench(t)
+	b.add("pg", "a", "b")
+	b.add("zz", "c")
+	var txn store.Txn
+	for _, name := range []string{"no place", "pg\x00\x00"} {
+		txn.Put(store.Engine, queuePrefix(0, uuid)+name, nil)
+	}
+	_, err := b.db.Commit(t.Context(), txn)
+	b.must(err)
+	b.work()
+	if n := b.Metrics().Done; n != 3 {
+		t.Errorf("%d of 3 had a turn", n)
+	}
 }
 
 // What an earlier version left in a queue is taken away; and an account with which there is nothing to do, though it is due, is not come to again at once.
