@@ -79,8 +79,8 @@ func (c *Core) meetDemands(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// meetSome sees to some of a mount's demands from one on, and says where to go on; "" means that there are no more. Those on a secret that cannot be seen to, since its
-// account's row is damaged, stay, and are in err; the others are seen to.
+// meetSome sees to some of a mount's demands from one on, and says where to go on; "" means that there are no more. Those that cannot be seen to, since they or
+// their account's row are damaged, stay, and are in err; the others are seen to.
 func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, err error) {
 	v, err := c.Store.View()
 	if err != nil {
@@ -91,12 +91,14 @@ func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, er
 	if err != nil {
 		return "", err
 	}
+	var failed []error
 	demands, next, err := lease.Demands(v, m, from, demandBatch)
-	if err != nil {
+	if errors.As(err, new(*store.Damage)) {
+		failed = append(failed, err)
+	} else if err != nil {
 		return "", err
 	}
 	txn := &store.Txn{}
-	var failed []error
 	for len(demands) > 0 {
 		n := 1
 		for n < len(demands) && demands[n].Secret == demands[0].Secret {

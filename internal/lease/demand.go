@@ -2,7 +2,7 @@ package lease
 
 import (
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"strings"
 
 	"github.com/lessor-dev/lessor/internal/audit"
@@ -36,30 +36,42 @@ func demand(txn *store.Txn, l *Lease, cause string, ended bool) {
 }
 
 // Demands lists the demands on a mount's secrets that nobody has seen to, by path and version: limit at most, from where the last call left off
-// ("" at first). It says where to go on; "" means that it came to the end.
+// ("" at first). It says where to go on; "" means that it came to the end. At a row that is damaged it stops with a *store.Damage, and goes on behind it.
 func Demands(v store.View, e *mount.Entry, from string, limit int) (all []Demand, next string, err error) {
 	prefix := demandRows(e.Namespace, e.UUID)
 	if from == "" {
 		from = prefix
 	}
 	for row, err := range v.Scan(store.LeaseIdx, from, store.PrefixEnd(prefix)) {
-		if err != nil {
-			return nil, "", err
-		}
-		if len(all) == limit {
+		if len(all) == limit && err == nil {
 			return all, row.Name, nil
 		}
-		path, rest, ok := strings.Cut(row.Name[len(prefix):], "\x00")
-		if !ok || len(rest) < 8 {
-			return nil, "", fmt.Errorf("lease: damaged row %s", row.Key)
+		var d Demand
+		if err == nil {
+			d, err = parseDemand(row, len(prefix))
 		}
-		d := Demand{Secret: path, Version: binary.BigEndian.Uint64([]byte(rest)), Lease: rest[8:]}
-		if err := decoding.Unmarshal(row.Value, &d); err != nil {
-			return nil, "", fmt.Errorf("lease: damaged row %s: %w", row.Key, err)
+		if damage, ok := errors.AsType[*store.Damage](err); ok && damage.Key.Table == store.LeaseIdx && damage.Key.Name >= from {
+			return all, damage.Key.Name + "\x00", err
+		}
+		if err != nil {
+			return nil, "", err
 		}
 		all = append(all, d)
 	}
 	return all, "", nil
+}
+
+// parseDemand reads a row, whose name is a Demand's behind base.
+func parseDemand(row store.Row, base int) (d Demand, err error) {
+	path, rest, ok := strings.Cut(row.Name[base:], "\x00")
+	if !ok || len(rest) < 8 {
+		return d, &store.Damage{Key: row.Key, Why: "it is no demand"}
+	}
+	d = Demand{Secret: path, Version: binary.BigEndian.Uint64([]byte(rest)), Lease: rest[8:]}
+	if err := decoding.Unmarshal(row.Value, &d); err != nil {
+		return d, &store.Damage{Key: row.Key, Why: err.Error()}
+	}
+	return d, nil
 }
 
 // Met deletes a demand: it was seen to, or there is nothing to do about it.

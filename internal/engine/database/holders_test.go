@@ -130,12 +130,14 @@ func TestDemandOnDamagedAccount(t *testing.T) {
 		}
 	}
 	v.Close()
-	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: []byte("damaged")}}})
+	namespace, mount, _ := store.SplitMountKey(found.Name)
+	row := store.Put{Key: store.Key{Table: store.LeaseIdx, Name: store.MountKey(namespace, mount, "d/a")}} // which is no demand
+	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: []byte("damaged")}, row}})
 	w.must(err)
 	w.do(lessor.Update, "sys/leases/revoke-prefix/db/static-creds", "")
 	w.until("the other is rotated", func() bool { return w.state("static/b").Version == 2 })
-	w.until("its demand is met", func() bool { return w.unmet() == 1 })
-	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: found.Value}}})
+	w.until("its demand is met", func() bool { return w.unmet() == 2 })
+	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: found.Value}}, Deletes: []store.Key{row.Key}})
 	w.must(err)
 	w.until("once it is mended it is rotated", func() bool { return w.state("static/a").Version == 2 && w.unmet() == 0 })
 }
