@@ -203,6 +203,11 @@ func (a *agent) introduce(h http.Header) (own client.Token) {
 		h.Set("X-Vault-Token", strings.TrimSpace(text))
 	}
 	h.Del("Authorization")
+	if upgrade := slices.ContainsFunc(h["Connection"], func(s string) bool { return strings.Contains(strings.ToLower(s), "upgrade") }); upgrade {
+		h.Set("Connection", "Upgrade")
+	} else {
+		h.Del("Connection") // it may name headers that go no further: those that are put here
+	}
 	if !a.config.OwnToken || h.Get("X-Vault-Token") != "" && !a.config.ForceToken {
 		return own
 	}

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -201,6 +202,22 @@ listener "unix" {
 	raw := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", p.in("open"))
 	}}}
+	request, err := http.NewRequestWithContext(t.Context(), "GET", "http://agent/v1/secret/data/app", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Connection", "X-Lessor-Instance")
+	answer, err := raw.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var read struct {
+		Lease string `json:"lease_id"`
+	}
+	err = json.NewDecoder(answer.Body).Decode(&read)
+	if _ = answer.Body.Close(); err != nil || read.Lease != lease("") {
+		t.Errorf("who has his name taken away on the way holds %q, not %q: %v", read.Lease, lease(""), err)
+	}
 	for _, scheme := range []string{"Bearer", "bearer"} {
 		request, err := http.NewRequestWithContext(t.Context(), "GET", "http://agent/v1/secret/data/app", nil)
 		if err != nil {

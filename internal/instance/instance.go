@@ -10,7 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode"
 )
+
+// mostName is how many bytes servers take of an instance.
+const mostName = 128
 
 // Claim is who holds a folder: of all processes one at a time. Its lock ends with the process, however that ends.
 type Claim struct {
@@ -24,7 +28,7 @@ func In(folder, kind, name string) (*Claim, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, err
 	}
-	file, err := os.OpenFile(filepath.Join(folder, "instance"), os.O_RDWR|os.O_CREATE, 0o600)
+	file, err := os.OpenFile(filepath.Join(folder, "instance"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -49,6 +53,9 @@ func kept(file *os.File, kind string) (string, error) {
 	b := make([]byte, 200)
 	n, _ := file.ReadAt(b, 0)
 	if text := strings.TrimSpace(string(b[:n])); text != "" {
+		if len(text) > mostName || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return "", fmt.Errorf("%s holds something else", file.Name())
+		}
 		return text, nil
 	}
 	host, err := os.Hostname()

@@ -45,3 +45,30 @@ func TestClaim(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 }
+
+// What somebody else put there is neither written nor told to servers.
+func TestNoInstance(t *testing.T) {
+	folder := t.TempDir()
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(folder, "instance")
+	if err := os.Symlink(other, file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := instance.In(folder, "run", ""); err == nil {
+		t.Error("a link is followed")
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"first line\nsecond line\n", strings.Repeat("x", 129)} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := instance.In(folder, "run", ""); err == nil || strings.Contains(err.Error(), "line") {
+			t.Errorf("%.20q: %v, %v", text, c, err)
+		}
+	}
+}
