@@ -68,6 +68,7 @@ func TestSuccessor(t *testing.T) {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { _ = c.Process.Signal(syscall.SIGTERM) }) // which it passes on, if it is there still
 		return c, out
 	}
 	var pid int // of the command
@@ -97,24 +98,24 @@ func TestSuccessor(t *testing.T) {
 		return user
 	}
 	anybody := killed()
-	for _, flags := range [][]string{{"-state-dir=" + filepath.Join(t.TempDir(), "state")}, {"-instance=app-1"}} {
-		first := killed(flags...)
-		next, out := launch("true", flags...)
-		if err := next.Wait(); err != nil {
-			t.Errorf("%v: %s", err, out)
-		}
-		s.Eventually("what was before one that ended at once is revoked", func() bool { return !has(first) })
-		second := killed(flags...)
-		next, out = launch(stays, flags...)
-		user := starts(out)
-		s.Eventually("what was before one that goes on is revoked", func() bool { return !has(second) })
-		if !has(user) {
-			t.Errorf("with %v: %q, of the successor, is gone", flags, user)
-		}
-		_ = next.Process.Signal(syscall.SIGTERM)
-		_ = next.Wait()
-		s.Eventually("what is given back is revoked", func() bool { return !has(user) })
+	place := "-state-dir=" + filepath.Join(t.TempDir(), "state")
+	first := killed(place)
+	next, out := launch("true", place)
+	if err := next.Wait(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
+	s.Eventually("what was before one that ended at once is revoked", func() bool { return !has(first) })
+	const name = "-instance=app-1"
+	second := killed(name)
+	next, out = launch(stays, name)
+	user := starts(out)
+	s.Eventually("what was before one that goes on is revoked", func() bool { return !has(second) })
+	if !has(user) {
+		t.Errorf("%q, of the successor, is gone", user)
+	}
+	_ = next.Process.Signal(syscall.SIGTERM)
+	_ = next.Wait()
+	s.Eventually("what is given back is revoked", func() bool { return !has(user) })
 	if !has(anybody) {
 		t.Error("what one of many had is gone")
 	}
