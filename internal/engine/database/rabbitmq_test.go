@@ -37,6 +37,14 @@ func newBrokerWorld(t *testing.T) *brokerWorld {
 	return w
 }
 
+// human makes an account that may connect, as an administrator does, whose password is "first".
+func (w *brokerWorld) human(name string) {
+	w.Helper()
+	w.server.Do(w, http.MethodPut, rabbittest.User(name), map[string]string{"password": "first", "tags": ""})
+	w.server.Do(w, http.MethodPut, "permissions/%2F/"+name, map[string]string{"configure": "", "write": "", "read": ""})
+	w.Cleanup(func() { w.server.Do(w, http.MethodDelete, rabbittest.User(name), nil) })
+}
+
 func (w *brokerWorld) has(name string) bool {
 	w.Helper()
 	return w.server.Do(w, http.MethodGet, rabbittest.User(name), nil) != nil

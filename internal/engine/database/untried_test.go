@@ -2,7 +2,6 @@ package database_test
 
 import (
 	"fmt"
-	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,7 +13,6 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mariatest"
 	"github.com/lessor-dev/lessor/internal/pgtest"
-	"github.com/lessor-dev/lessor/internal/rabbittest"
 	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
@@ -156,9 +154,7 @@ func TestRoleIsTriedElsewhere(t *testing.T) {
 			w := newBrokerWorld(t)
 			k := kind{w.world, "mq", "", w.own + "_a", w.own + "_b", w.logsIn}
 			for _, user := range []string{k.one, k.two} {
-				w.server.Do(t, http.MethodPut, rabbittest.User(user), map[string]string{"password": "first", "tags": ""})
-				w.server.Do(t, http.MethodPut, "permissions/%2F/"+user, map[string]string{"configure": "", "write": "", "read": ""})
-				t.Cleanup(func() { w.server.Do(t, http.MethodDelete, rabbittest.User(user), nil) })
+				w.human(user)
 			}
 			return k
 		},
