@@ -86,7 +86,7 @@ func newDrill(t *testing.T, at *target) *drill {
 	d := &drill{server: newServer(t), target: at, wire: newWire(t, at.address), deaths: map[string]int{}}
 	d.road = pgtest.RelayTo(t, d.server.address)
 	d.write("sys/mounts/database", map[string]any{"type": "database"})
-	connection := at.connection(d.wire.listener.Addr().String())
+	connection := at.connection(d.wire.Address())
 	connection["allowed_roles"] = "*"
 	d.write("database/config/target", connection)
 	d.write("database/static-roles/turn", map[string]any{"db_name": "target", "usernames": accounts[0] + "," + accounts[1], "rotation_period": "10000h"})

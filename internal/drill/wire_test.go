@@ -6,47 +6,25 @@ import (
 	"net"
 	"sync"
 	"testing"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // wire is what lessor's sessions with a target go over. It can be told to act when something is said.
 type wire struct {
-	listener net.Listener
-	to       string
+	*servertest.Wire
 
-	mu    sync.Mutex
-	text  []byte      // that is waited for; nil: nothing
-	only  func() bool // whether this time it counts
-	done  bool        // act once the target has answered it; else before it arrives
-	act   func()
-	conns map[net.Conn]bool
+	mu   sync.Mutex
+	text []byte      // that is waited for; nil: nothing
+	only func() bool // whether this time it counts
+	done bool        // act once the target has answered it; else before it arrives
+	act  func()
 }
 
 func newWire(t *testing.T, to string) *wire {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{listener: l, to: to, conns: map[net.Conn]bool{}}
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() { w.serve(c) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		w.mu.Lock()
-		for c := range w.conns {
-			_ = c.Close()
-		}
-		w.mu.Unlock()
-		all.Wait()
-	})
+	w := &wire{}
+	w.Wire = servertest.NewWire(t, to, w.carry)
 	return w
 }
 
@@ -69,31 +47,8 @@ func (w *wire) said(sent []byte) (act func(), done bool) {
 	return w.act, w.done
 }
 
-func (w *wire) join(conns ...net.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, c := range conns {
-		w.conns[c] = true
-	}
-}
-
-func (w *wire) leave(conns ...net.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, c := range conns {
-		_ = c.Close()
-		delete(w.conns, c)
-	}
-}
-
-func (w *wire) serve(client net.Conn) {
-	server, err := net.Dial("tcp", w.to)
-	if err != nil {
-		_ = client.Close()
-		return
-	}
-	w.join(client, server)
-	defer w.leave(client, server)
+// carry passes on what both say, until it is time to act.
+func (w *wire) carry(client, server net.Conn) {
 	answered := make(chan func(), 1) // what is to be done instead of passing on the next answer
 	var both sync.WaitGroup
 	both.Go(func() {

@@ -8,17 +8,17 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/lessor-dev/lessor/internal/servertest"
 )
 
 // Relay is a network between clients and a server that a test breaks. Its methods are safe for concurrent use.
 type Relay struct {
-	listener net.Listener
-	to       string
+	*servertest.Wire
 
 	mu    sync.Mutex
-	from  string // what has a connection held that sends it; "": nothing
-	cut   bool
-	conns map[net.Conn]chan struct{} // of clients: closed when what they send goes on, nil: it does; of servers: nil
+	from  string                     // what has a connection held that sends it; "": nothing
+	conns map[net.Conn]chan struct{} // of clients: closed when what they send goes on, nil: it does
 }
 
 // NewRelay is a relay to a server until the test ends.
@@ -30,34 +30,14 @@ func NewRelay(t testing.TB, s *Server) *Relay {
 // RelayTo is a relay to any server, by its host and port.
 func RelayTo(t testing.TB, address string) *Relay {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &Relay{listener: l, to: address, conns: map[net.Conn]chan struct{}{}}
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() { r.serve(c) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		r.Release()
-		r.Cut()
-		all.Wait()
-	})
+	r := &Relay{conns: map[net.Conn]chan struct{}{}}
+	r.Wire = servertest.NewWire(t, address, r.carry)
+	t.Cleanup(r.Release)
 	return r
 }
 
 // URL leads a URL of the server's through the relay.
-func (r *Relay) URL(of string) string {
-	return strings.Replace(of, r.to, r.listener.Addr().String(), 1)
-}
+func (r *Relay) URL(of string) string { return strings.Replace(of, r.To, r.Address(), 1) }
 
 // Hold keeps back what clients send from now on over the connections that there are, until Release. What was sent by a client that has
 // gone meanwhile is delivered, too.
@@ -91,42 +71,6 @@ func (r *Relay) Release() {
 	}
 }
 
-// Cut ends all connections, and refuses new ones until Mend.
-func (r *Relay) Cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cut = true
-	for c := range r.conns {
-		_ = c.Close()
-	}
-}
-
-// Mend ends Cut.
-func (r *Relay) Mend() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cut = false
-}
-
-// join adds a connection to those that Cut ends.
-func (r *Relay) join(c net.Conn) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.cut {
-		_ = c.Close()
-		return false
-	}
-	r.conns[c] = nil
-	return true
-}
-
-func (r *Relay) leave(c net.Conn) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.conns, c)
-	_ = c.Close()
-}
-
 // held is closed when what a client sent may go on; nil: it may.
 func (r *Relay) held(client net.Conn, sent []byte) chan struct{} {
 	r.mu.Lock()
@@ -137,16 +81,16 @@ func (r *Relay) held(client net.Conn, sent []byte) chan struct{} {
 	return r.conns[client]
 }
 
-func (r *Relay) serve(client net.Conn) {
-	if !r.join(client) {
-		return
-	}
-	defer r.leave(client)
-	server, err := net.Dial("tcp", r.to)
-	if err != nil || !r.join(server) {
-		return
-	}
-	defer r.leave(server)
+// carry passes on what both say, but for what a client says while it is held.
+func (r *Relay) carry(client, server net.Conn) {
+	r.mu.Lock()
+	r.conns[client] = nil
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.conns, client)
+	}()
 	go func() {
 		_, _ = io.Copy(client, server)
 		_ = client.Close()

@@ -106,7 +106,7 @@ func (s *suite) open(change func(*database.Connection, *database.Secrets)) datab
 // over is a connection that leads through a wire.
 func (s *suite) over(w *wire) database.Database {
 	s.Helper()
-	return s.open(func(c *database.Connection, _ *database.Secrets) { s.Through(c, w.address()) })
+	return s.open(func(c *database.Connection, _ *database.Secrets) { s.Through(c, w.Address()) })
 }
 
 var serial atomic.Int64
