@@ -14,15 +14,15 @@ import (
 	"time"
 
 	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/servertest"
 	"github.com/lessor-dev/lessor/internal/store"
 )
 
 // wire is a proxy before a server that cuts connections at the worst moments.
 type wire struct {
-	net.Listener
-	server string
-	cut    atomic.Int32 // one of the moments; reset once it has come
-	cuts   [3]atomic.Int32
+	*servertest.Wire
+	cut  atomic.Int32 // one of the moments; reset once it has come
+	cuts [3]atomic.Int32
 }
 
 // The moments.
@@ -33,30 +33,12 @@ const (
 )
 
 func newWire(t *testing.T, s *pgtest.Server) *wire {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{Listener: l, server: fmt.Sprintf("%s:%d", s.Host, s.Port)}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go w.carry(c)
-		}
-	}()
+	w := &wire{}
+	w.Wire = servertest.NewWire(t, fmt.Sprintf("%s:%d", s.Host, s.Port), w.carry)
 	return w
 }
 
-func (w *wire) carry(client net.Conn) {
-	server, err := net.Dial("tcp", w.server)
-	if err != nil {
-		client.Close()
-		return
-	}
+func (w *wire) carry(client, server net.Conn) {
 	pass := func(to, from net.Conn, moment int32, is func([]byte) bool) {
 		defer client.Close()
 		defer server.Close()
@@ -75,8 +57,11 @@ func (w *wire) carry(client net.Conn) {
 			}
 		}
 	}
-	go pass(server, client, beforeSent, func(b []byte) bool { return len(b) > 700 })
-	go pass(client, server, afterDone, func(b []byte) bool { return bytes.Contains(b, []byte("COMMIT\x00")) })
+	var both sync.WaitGroup
+	both.Go(func() { pass(server, client, beforeSent, func(b []byte) bool { return len(b) > 700 }) })
+	both.Go(func() {
+		pass(client, server, afterDone, func(b []byte) bool { return bytes.Contains(b, []byte("COMMIT\x00")) })
+	})
 }
 
 // Connections are cut in the midst of commits, by the network and by the server, while two nodes write: every commit has a
@@ -86,7 +71,7 @@ func TestCutsHaveDefiniteAnswers(t *testing.T) {
 	name := s.Database(t)
 	direct := s.URL(pgtest.Superuser, s.Password(), name)
 	wire := newWire(t, s)
-	through := strings.Replace(direct, fmt.Sprintf(":%d/", s.Port), fmt.Sprintf(":%d/", wire.Addr().(*net.TCPAddr).Port), 1)
+	through := strings.Replace(direct, wire.To, wire.Address(), 1)
 	cut, steady := node(t, through, "cut"), node(t, direct, "steady")
 	admin := s.Connect(t, name)
 
