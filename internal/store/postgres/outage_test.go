@@ -62,6 +62,7 @@ func (w *wire) carry(client, server net.Conn) {
 	both.Go(func() {
 		pass(client, server, afterDone, func(b []byte) bool { return bytes.Contains(b, []byte("COMMIT\x00")) })
 	})
+	both.Wait()
 }
 
 // Connections are cut in the midst of commits, by the network and by the server, while two nodes write: every commit has a
