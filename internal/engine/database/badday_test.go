@@ -217,7 +217,7 @@ func TestRotateRoleAtOnce(t *testing.T) {
 	w.static("app", "pg", user)
 	var mu sync.Mutex
 	was := map[string]bool{w.password("app"): true}
-	e.watch(func(call string, password lessor.Secret, do func() error) error {
+	e.Watch(func(call string, password lessor.Secret, do func() error) error {
 		err := do()
 		mu.Lock()
 		defer mu.Unlock()
@@ -314,7 +314,7 @@ func TestStaticRoleIsDeletedMeanwhile(t *testing.T) {
 	w.static("app", "pg", user)
 	reached, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "set" {
 			first := false
 			once.Do(func() { first = true; close(reached); <-goOn })

@@ -325,7 +325,7 @@ func TestRotationIsGivenUp(t *testing.T) {
 	old := p.read("one")
 
 	// Before it is promoted.
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "set" {
 			_ = do()
 			return errBroken
@@ -333,7 +333,7 @@ func TestRotationIsGivenUp(t *testing.T) {
 		return do()
 	})
 	p.refused(api.Upstream, lessor.Update, "db/rotate-role/app", "", "the session broke off")
-	e.watch(nil)
+	e.Watch(nil)
 	withdrawn := p.passwords("static/app").Pending.Reveal()
 	p.do(lessor.Update, abort, "")
 	p.reaches(rotation.Idle, 0)
@@ -374,7 +374,7 @@ func TestRotationIsGivenUp(t *testing.T) {
 	p.do(lessor.Update, "db/rotate-role/app", "")
 	var once sync.Once
 	reached, goOn := make(chan struct{}), make(chan struct{})
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "set" {
 			once.Do(func() { close(reached); <-goOn })
 		}
@@ -398,7 +398,7 @@ func TestWhoComesSecondIsOnRecord(t *testing.T) {
 	second := p.op(lessor.Update, "db/rotate-role/app", "")
 	answered := make(chan error, 1)
 	var once sync.Once
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "set" {
 			once.Do(func() {
 				go func() {
@@ -495,7 +495,7 @@ func TestPlan(t *testing.T) {
 	p := w.pair(`,"rotation_grace":"1h"`)
 	p.read("")
 	p.acknowledge("one", p.read("one"))
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		t.Errorf("the database is asked to %s", call)
 		return do()
 	})
@@ -518,7 +518,7 @@ func TestPlan(t *testing.T) {
 	if w.db.Head().Seq != before+1 {
 		t.Errorf("%d commits, and not the record only", w.db.Head().Seq-before)
 	}
-	e.watch(nil)
+	e.Watch(nil)
 
 	// Of one account everybody is locked out.
 	w.static("lone", "pg", w.account(""))
@@ -611,7 +611,7 @@ func TestHandoverIsParked(t *testing.T) {
 	p := newWorldOf(t, pgtest.Start(t), e).pair("")
 	old := p.read("one")
 	p.acknowledge("one", old)
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "sessions" {
 			return api.Errorf(api.Upstream, "the database refused: permission denied")
 		}
@@ -635,7 +635,7 @@ func TestHandoverIsParked(t *testing.T) {
 	}
 	refusals := 0
 	var tried []lessor.Secret
-	e.watch(func(call string, password lessor.Secret, do func() error) error {
+	e.Watch(func(call string, password lessor.Secret, do func() error) error {
 		if call == "set" {
 			if tried = append(tried, password); len(tried) < 3 {
 				refusals++
@@ -660,7 +660,7 @@ func TestLoneRotationIsGivenUp(t *testing.T) {
 	e := &eye{}
 	w := newWorldOf(t, pgtest.Start(t), e)
 	a := w.accounts()[0]
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if err := do(); call == "set" || err != nil {
 			return errBroken
 		}
@@ -671,7 +671,7 @@ func TestLoneRotationIsGivenUp(t *testing.T) {
 		t.Fatal("nothing was set: this shows nothing")
 	}
 	w.do(lessor.Update, "sys/lessor/rotation/abort/db/static-creds/app", "")
-	e.watch(nil)
+	e.Watch(nil)
 	w.until("what was in force is in force", func() bool { w.clock.advance(time.Second); return w.logsIn(a.username, a.first) })
 	if s := w.state(a.name); s.Pending != 0 || s.Version != 1 || w.password("app") != a.first {
 		t.Errorf("given up: %+v", s)
@@ -777,7 +777,7 @@ func TestGivenUpDuringALook(t *testing.T) {
 	old := p.read("slow")
 	var once sync.Once
 	reached, goOn := make(chan struct{}), make(chan struct{})
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "sessions" {
 			once.Do(func() { close(reached); <-goOn })
 		}

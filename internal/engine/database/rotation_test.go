@@ -26,24 +26,7 @@ import (
 // eye is PostgreSQL's driver under the eyes of a test, which may come between lessor and the database whenever an account's password is touched.
 type eye struct {
 	postgres.Driver
-	mu   sync.Mutex
-	seen func(call string, password lessor.Secret, do func() error) error // nil: do
-}
-
-func (e *eye) watch(f func(call string, password lessor.Secret, do func() error) error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.seen = f
-}
-
-func (e *eye) call(call string, password lessor.Secret, do func() error) error {
-	e.mu.Lock()
-	f := e.seen
-	e.mu.Unlock()
-	if f == nil {
-		return do()
-	}
-	return f(call, password, do)
+	enginetest.Eye
 }
 
 func (e *eye) Open(c *database.Connection, s database.Secrets) (database.Database, error) {
@@ -57,21 +40,21 @@ type watched struct {
 }
 
 func (d *watched) Login(ctx context.Context, username string, password lessor.Secret) (v database.Verdict, err error) {
-	err = d.call("login", password, func() (err error) { v, err = d.Database.Login(ctx, username, password); return err })
+	err = d.Call("login", password, func() (err error) { v, err = d.Database.Login(ctx, username, password); return err })
 	return v, err
 }
 
 func (d *watched) SetPassword(ctx context.Context, c database.Change) error {
-	return d.call("set", c.Password, func() error { return d.Database.SetPassword(ctx, c) })
+	return d.Call("set", c.Password, func() error { return d.Database.SetPassword(ctx, c) })
 }
 
 func (d *watched) Sessions(ctx context.Context, usernames []string) (all []database.Session, err error) {
-	err = d.call("sessions", lessor.Secret{}, func() (err error) { all, err = d.Database.Sessions(ctx, usernames); return err })
+	err = d.Call("sessions", lessor.Secret{}, func() (err error) { all, err = d.Database.Sessions(ctx, usernames); return err })
 	return all, err
 }
 
 func (d *watched) End(ctx context.Context, username string) error {
-	return d.call("end", lessor.Secret{}, func() error { return d.Database.End(ctx, username) })
+	return d.Call("end", lessor.Secret{}, func() error { return d.Database.End(ctx, username) })
 }
 
 // errBroken is a session that broke off: whether something was done nobody knows.
@@ -134,7 +117,7 @@ func (w *world) struck(e *eye, a rotated) *enginetest.Rotated {
 			}
 			return n
 		},
-		LogsIn: w.logsIn, Watch: e.watch, Advance: w.clock.advance, Broken: errBroken,
+		LogsIn: w.logsIn, Watch: e.Watch, Advance: w.clock.advance, Broken: errBroken,
 		Fail: func(f storetest.Faults) { w.faulty.Set(f) }, Dead: func() bool { return w.db.Fault() != nil }, Revive: w.crash,
 	}
 }
@@ -161,7 +144,7 @@ func TestAttemptLandsLate(t *testing.T) {
 	w := newWorldOf(t, pgtest.Start(t), e)
 	for _, a := range w.accounts() {
 		given := false
-		e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 			if call == "set" && !given {
 				given = true
 				return errBroken
@@ -193,7 +176,7 @@ func TestAttemptLandsLate(t *testing.T) {
 		w.until("that is on record", func() bool {
 			return slices.ContainsFunc(w.records(a.config), func(r audit.At) bool { return strings.Contains(r.Note, "changed by somebody else") })
 		})
-		e.watch(nil)
+		e.Watch(nil)
 	}
 }
 
@@ -205,7 +188,7 @@ func TestRefusedPasswordGivesWay(t *testing.T) {
 	for _, a := range w.accounts() {
 		var tried []string
 		answers := []error{refusal, errBroken, refusal}
-		e.watch(func(call string, password lessor.Secret, do func() error) error {
+		e.Watch(func(call string, password lessor.Secret, do func() error) error {
 			if call == "set" {
 				tried = append(tried, password.Reveal())
 				if len(answers) > 0 {
@@ -229,7 +212,7 @@ func TestRefusedPasswordGivesWay(t *testing.T) {
 		} else if tried[2] != tried[1] || tried[3] != tried[1] {
 			t.Errorf("%s: a password that may have landed was replaced: %q", a.name, tried)
 		}
-		e.watch(nil)
+		e.Watch(nil)
 	}
 }
 
@@ -242,7 +225,7 @@ func TestAttemptThatNeverWas(t *testing.T) {
 	var once sync.Once
 	var mu sync.Mutex
 	tried := map[string]bool{}
-	e.watch(func(call string, password lessor.Secret, do func() error) error {
+	e.Watch(func(call string, password lessor.Secret, do func() error) error {
 		if call != "set" {
 			return do()
 		}
@@ -278,7 +261,7 @@ func TestAttemptThatCannotBegin(t *testing.T) {
 	a := w.accounts()[0]
 	reached, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call == "set" {
 			once.Do(func() { close(reached); <-goOn })
 		}
@@ -319,7 +302,7 @@ func TestRefusedPasswordIsInForce(t *testing.T) {
 	w := newWorldOf(t, pgtest.Start(t), e)
 	for _, a := range w.accounts() {
 		lies := 1
-		e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 			err := do()
 			if call == "set" && lies > 0 {
 				lies--
@@ -336,7 +319,7 @@ func TestRefusedPasswordIsInForce(t *testing.T) {
 		if !w.logsIn(a.username, w.shown(a)) {
 			t.Errorf("%s: the password that is shown is not in force", a.name)
 		}
-		e.watch(nil)
+		e.Watch(nil)
 	}
 }
 
@@ -349,7 +332,7 @@ func TestRotationStatementsRunOnce(t *testing.T) {
 	w.sql(`CREATE TABLE "` + log + `" (n int)`)
 	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"1h","rotation_statements":[%q,%q]}`,
 		user, `ALTER ROLE "{{name}}" PASSWORD '{{password}}'`, `INSERT INTO "`+log+`" VALUES (1)`))
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		err := do()
 		if call == "set" {
 			w.faulty.Set(storetest.Faults{At: 1})
@@ -360,7 +343,7 @@ func TestRotationStatementsRunOnce(t *testing.T) {
 	if err == nil {
 		t.Fatal("it did not die")
 	}
-	e.watch(nil)
+	e.Watch(nil)
 	w.crash()
 	w.settle(rotated{name: "static/app"})
 	if !w.logsIn(user, w.password("app")) {

@@ -189,7 +189,7 @@ func TestRoleThatMayBeRotatedStays(t *testing.T) {
 				users = fmt.Sprintf(`"usernames":[%q,%q]`, one, two)
 			}
 			var sets atomic.Int32
-			e.watch(func(call string, _ lessor.Secret, do func() error) error {
+			e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 				if call != "set" {
 					return do()
 				}

@@ -488,7 +488,7 @@ func TestCreationIsStruck(t *testing.T) {
 				w := newWorld(t, s)
 				w.do(lessor.Update, "ldap/role/app", fmt.Sprintf(`{"creation_ldif":%q}`,
 					"dn: uid={{.Username}},"+w.Branch.DN+"\nobjectClass: account\nobjectClass: simpleSecurityObject\nuid: {{.Username}}\nuserPassword: {{.Password}}"))
-				w.eye.watch(func(call string, _ lessor.Secret, do func() error) error {
+				w.eye.Watch(func(call string, _ lessor.Secret, do func() error) error {
 					if call == "make" {
 						if !slices.ContainsFunc(w.records("ldap/creds/app"), func(r audit.At) bool { return r.Phase == audit.Begun }) || w.leases() != 1 {
 							t.Error("the directory is touched without record or lease")
@@ -511,7 +511,7 @@ func TestCreationIsStruck(t *testing.T) {
 					w.faulty.Set(storetest.Faults{At: 2, Done: done})
 				}
 				_, _ = w.try(lessor.Read, "ldap/creds/app", "")
-				w.eye.watch(nil)
+				w.eye.Watch(nil)
 				if w.db.Fault() == nil {
 					t.Fatal("nothing was struck")
 				}

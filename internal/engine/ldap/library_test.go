@@ -220,7 +220,7 @@ func TestLendingIsStruck(t *testing.T) {
 				w := newWorld(t, s)
 				names, dns := w.set(1, "")
 				var given string
-				w.eye.watch(func(call string, password lessor.Secret, do func() error) error {
+				w.eye.Watch(func(call string, password lessor.Secret, do func() error) error {
 					if call != "set" || given != "" {
 						return do()
 					}
@@ -245,7 +245,7 @@ func TestLendingIsStruck(t *testing.T) {
 					w.faulty.Set(storetest.Faults{At: 2, Done: done})
 				}
 				_, _ = w.try(lessor.Update, "ldap/library/ops/check-out", "")
-				w.eye.watch(nil)
+				w.eye.Watch(nil)
 				if w.db.Fault() == nil {
 					t.Fatal("nothing was struck")
 				}

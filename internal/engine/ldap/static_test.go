@@ -251,7 +251,7 @@ func (w *world) struck(a rotated) *enginetest.Rotated {
 			}
 			return n
 		},
-		LogsIn: w.LogsIn, Watch: w.eye.watch, Advance: w.clock.advance, Broken: errBroken,
+		LogsIn: w.LogsIn, Watch: w.eye.Watch, Advance: w.clock.advance, Broken: errBroken,
 		Fail: func(f storetest.Faults) { w.faulty.Set(f) }, Dead: func() bool { return w.db.Fault() != nil }, Revive: w.crash,
 	}
 }
@@ -299,7 +299,7 @@ func TestAttemptLandsLate(t *testing.T) {
 	w := newWorld(t, ldaptest.Start(t))
 	for _, a := range w.accounts() {
 		given := false
-		w.eye.watch(func(call string, _ lessor.Secret, do func() error) error {
+		w.eye.Watch(func(call string, _ lessor.Secret, do func() error) error {
 			if call == "set" && !given {
 				given = true
 				return errBroken
@@ -323,7 +323,7 @@ func TestAttemptLandsLate(t *testing.T) {
 		w.until("that is on record", func() bool {
 			return slices.ContainsFunc(w.records(a.config), func(r audit.At) bool { return strings.Contains(r.Note, "changed by somebody else") })
 		})
-		w.eye.watch(nil)
+		w.eye.Watch(nil)
 	}
 }
 
@@ -387,7 +387,7 @@ func TestRotationIsShownAndGivenUp(t *testing.T) {
 	}
 	w.refused(api.NotFound, lessor.Read, "sys/lessor/rotation/status/ldap/creds/app", "", "is not the path of something that is rotated")
 	w.do(lessor.Read, "sys/lessor/rotation/plan/ldap/static-cred/app", "")
-	w.eye.watch(func(call string, password lessor.Secret, do func() error) error {
+	w.eye.Watch(func(call string, password lessor.Secret, do func() error) error {
 		if call == "set" && password.Reveal() != a.first {
 			_ = do() // it lands, and nobody is told
 			return errBroken

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -61,26 +60,7 @@ func (c *steady) Now() time.Time          { return begun.UTC().Round(0).Add(c.El
 func (c *steady) advance(d time.Duration) { c.add.Add(int64(d)) }
 
 // eye sees each touch of a directory, and may come between lessor and it.
-type eye struct {
-	mu   sync.Mutex
-	seen func(call string, password lessor.Secret, do func() error) error // nil: do
-}
-
-func (e *eye) watch(f func(call string, password lessor.Secret, do func() error) error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.seen = f
-}
-
-func (e *eye) call(call string, password lessor.Secret, do func() error) error {
-	e.mu.Lock()
-	f := e.seen
-	e.mu.Unlock()
-	if f == nil {
-		return do()
-	}
-	return f(call, password, do)
-}
+type eye struct{ enginetest.Eye }
 
 func (e *eye) open(c *ldap.Config, s ldap.Secrets) (ldap.Directory, error) {
 	d, err := directory.Open(c, s)
@@ -93,20 +73,20 @@ type watched struct {
 }
 
 func (d *watched) Login(ctx context.Context, dn string, password lessor.Secret) (v ldap.Verdict, err error) {
-	err = d.call("login", password, func() (err error) { v, err = d.Directory.Login(ctx, dn, password); return err })
+	err = d.Call("login", password, func() (err error) { v, err = d.Directory.Login(ctx, dn, password); return err })
 	return v, err
 }
 
 func (d *watched) SetPassword(ctx context.Context, dn string, password lessor.Secret) error {
-	return d.call("set", password, func() error { return d.Directory.SetPassword(ctx, dn, password) })
+	return d.Call("set", password, func() error { return d.Directory.SetPassword(ctx, dn, password) })
 }
 
 func (d *watched) Make(ctx context.Context, e ldap.Entries) error {
-	return d.call("make", lessor.Secret{}, func() error { return d.Directory.Make(ctx, e) })
+	return d.Call("make", lessor.Secret{}, func() error { return d.Directory.Make(ctx, e) })
 }
 
 func (d *watched) Remove(ctx context.Context, e ldap.Entries) error {
-	return d.call("remove", lessor.Secret{}, func() error { return d.Directory.Remove(ctx, e) })
+	return d.Call("remove", lessor.Secret{}, func() error { return d.Directory.Remove(ctx, e) })
 }
 
 func newWorld(t *testing.T, s *ldaptest.Server) *world {
