@@ -35,8 +35,8 @@ func (l *browserLogin) open(ctx context.Context, at string) {
 	start(ctx, l.a, "http://"+listener.Addr().String()+page.path)
 }
 
-// lead is a page that leads to an address: this user, as the system says; if it does not say whose a connection is, whoever comes first, and if somebody comes again, one of them
-// may have been another user.
+// lead is a page that leads to an address: this user, as the system says; if it does not say whose a connection is, or it is root's, who passes on what others ask (Windows
+// to WSL, say), whoever comes first. If such a one comes again, one of them may have been another user.
 type lead struct {
 	path, to string
 	came     atomic.Int32 // that it is not known of who they were
@@ -54,9 +54,11 @@ func (p *lead) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch uid, known := peer(r.RemoteAddr); {
-	case known && uid != os.Geteuid():
+	case known && uid == os.Geteuid():
+		http.Redirect(w, r, p.to, http.StatusSeeOther)
+	case known && uid != 0:
 		http.Error(w, "This login is another user's.", http.StatusForbidden)
-	case !known && p.came.Add(1) > 1:
+	case p.came.Add(1) > 1:
 		http.Error(w, "Somebody has been here before: this login is given up. Go back to the terminal.", http.StatusGone)
 		_ = http.NewResponseController(w).Flush()
 		p.spied()
