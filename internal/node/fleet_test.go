@@ -131,8 +131,8 @@ func newFleet(t *testing.T) *fleet {
 	return f
 }
 
-// drain is the line of a configuration that has servers drain for three health checks.
-const drain = "drain_delay = \"600ms\"\n"
+// drain is the line of a configuration that has servers drain for ten health checks, and a request of each client.
+const drain = "drain_delay = \"2s\"\n"
 
 func (f *fleet) configOf(name string) string { return filepath.Join(f.dir, name, "lessor.hcl") }
 
@@ -177,7 +177,7 @@ node_name = %q
 	f.do(d.cmd.Start())
 	f.Cleanup(func() { d.told.Store(true); _ = d.cmd.Process.Kill(); <-d.ended })
 
-	hangs := time.AfterFunc(30*time.Second, func() { _ = d.cmd.Process.Kill() })
+	hangs := time.AfterFunc(time.Minute, func() { _ = d.cmd.Process.Kill() })
 	var banner strings.Builder
 	for b := make([]byte, 4096); !strings.Contains(banner.String(), "server started!"); {
 		n, err := out.Read(b)
@@ -232,7 +232,7 @@ func (f *fleet) stop(names ...string) {
 		d := f.servers[name]
 		select {
 		case <-d.ended:
-		case <-time.After(40 * time.Second):
+		case <-time.After(2 * time.Minute):
 			f.Fatalf("%s (%s) does not end:\n%s", name, d.version, f.log)
 		}
 		if code := d.cmd.ProcessState.ExitCode(); code != 0 {

@@ -463,7 +463,7 @@ func TestRollingRestart(t *testing.T) {
 		}
 		r, err := p.on(url, name)
 		p.do(err)
-		r.Node.config.DrainDelay = 600 * time.Millisecond // three health checks
+		r.Node.config.DrainDelay = 2 * time.Second // ten health checks, and a request of each client
 		nodes[name], token = r, max(token, r.token)
 	}
 	nodes["one"].token = token
@@ -514,7 +514,7 @@ func TestRollingRestart(t *testing.T) {
 		nodes[name].stop()
 		r, err := p.on(url, name)
 		p.do(err)
-		r.Node.config.DrainDelay = 600 * time.Millisecond
+		r.Node.config.DrainDelay = 2 * time.Second
 		nodes[name] = r
 		tell()
 		p.eventually("the node is well again", func() bool { return b.healthy() == 3 })

@@ -252,7 +252,7 @@ func (l *load) begin() {
 }
 
 // patience is how long a password may be another than the one on record: while it is changed, whoever of the servers does that.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // fixed reads the password of the account that lessor rotates, and logs in with it.
 func (l *load) fixed(c, other *caller, _ int) error {
@@ -277,7 +277,7 @@ func (l *load) paths() []string { return []string{"w1", "w2", "w3"} }
 
 // enters logs in at the target with a credential.
 func (l *load) enters(r reply) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	conn, err := l.pg.Login(ctx, r.Data.Username, r.Data.Password, "")
 	if err != nil {
