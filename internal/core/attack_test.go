@@ -1122,7 +1122,8 @@ func TestRevokedWhileItIsMade(t *testing.T) {
 			child := g.do(parent, lessor.Update, "auth/token/create", `{"policies":["root"],"display_name":"child"}`).Auth.Token
 			batch := g.do(parent, lessor.Update, "auth/token/create", `{"type":"batch","policies":["creds"]}`).Auth.Token
 			g.policy("creds", `path "target/creds/*" { capabilities = ["read"] }`)
-			g.do(g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+g.do(batch, lessor.Read, "target/creds/app", "").Lease.ID+`"}`)
+			g.do(g.root, lessor.Update, "sys/leases/revoke", `{"lease_id":"`+g.do(batch, lessor.Read, "target/creds/app", "").Lease.ID+`","sync":false}`)
+			g.eventually("the first account is gone", func() bool { return g.target.count() == 0 })
 			g.target.during = func(l *lease.Lease) {
 				revoke(g, l.ID)
 			}
