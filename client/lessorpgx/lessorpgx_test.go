@@ -32,22 +32,27 @@ func newPool(s *site.Site, secret *client.Secret, most int) *lessorpgx.Pool {
 func TestPoolOfDynamicCredentials(t *testing.T) {
 	t.Parallel()
 	s := site.New(t)
-	secret := s.Secret(s.Dynamic(6*time.Second, 6*time.Second))
-	pool := newPool(s, secret, 20)
-	stop := s.Load(20, func(ctx context.Context) error {
-		var user string
-		return pool.QueryRow(ctx, "SELECT current_user FROM pg_sleep(0.002)").Scan(&user)
-	})
-	v := secret.Value()
 	users := map[string]bool{}
-	for range 2 {
-		user, _ := v.Field("username")
-		users[user] = true
-		v = s.Await(secret, v)
-	}
-	if calls := stop(); calls < 100 || len(users) != 2 {
-		t.Errorf("%d queries as %d users", calls, len(users))
-	}
+	s.Leases(func(lease time.Duration) error {
+		secret := s.Secret(s.Dynamic(lease, lease))
+		pool := newPool(s, secret, 20)
+		stop := s.Busy(20, func(ctx context.Context) error {
+			var user string
+			return pool.QueryRow(ctx, "SELECT current_user FROM pg_sleep(0.002)").Scan(&user)
+		})
+		clear(users)
+		v := secret.Value()
+		for range 2 {
+			user, _ := v.Field("username")
+			users[user] = true
+			v = s.Await(secret, v)
+		}
+		calls, err := stop()
+		if calls < 100 || len(users) != 2 {
+			t.Errorf("%d queries as %d users", calls, len(users))
+		}
+		return err
+	})
 	admin := s.PG.Connect(t, "")
 	for user := range users {
 		s.Eventually("the account "+user+" is gone", func() bool {

@@ -48,29 +48,36 @@ func open(s *site.Site, secret *client.Secret) *sql.DB {
 func TestPoolOfDynamicCredentials(t *testing.T) {
 	t.Parallel()
 	s := site.New(t)
-	secret := s.Secret(s.Dynamic(6*time.Second, 6*time.Second))
-	db := open(s, secret)
-	db.SetMaxOpenConns(20)
-	db.SetMaxIdleConns(20)
-	stop := s.Load(20, func(ctx context.Context) error {
-		tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	s.Leases(func(lease time.Duration) error {
+		secret := s.Secret(s.Dynamic(lease, lease))
+		db := open(s, secret)
+		db.SetMaxOpenConns(20)
+		db.SetMaxIdleConns(20)
+		stop := s.Busy(20, func(ctx context.Context) error {
+			tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+			if err != nil {
+				return err
+			}
+			var user string
+			return errors.Join(tx.QueryRowContext(ctx, "SELECT current_user FROM pg_sleep($1)", 0.002).Scan(&user), tx.Commit())
+		})
+		now := s.Await(secret, secret.Value())
+		calls, err := stop()
+		if calls < 100 {
+			t.Errorf("%d queries", calls)
+		}
 		if err != nil {
 			return err
 		}
 		var user string
-		return errors.Join(tx.QueryRowContext(ctx, "SELECT current_user FROM pg_sleep($1)", 0.002).Scan(&user), tx.Commit())
+		if err := db.QueryRow("SELECT current_user").Scan(&user); err != nil {
+			return err
+		}
+		if newest, _ := now.Field("username"); user != newest {
+			t.Errorf("logged in as %s, not %s", user, newest)
+		}
+		return nil
 	})
-	s.Await(secret, secret.Value())
-	if calls := stop(); calls < 100 {
-		t.Errorf("%d queries", calls)
-	}
-	var user string
-	if err := db.QueryRow("SELECT current_user").Scan(&user); err != nil {
-		t.Fatal(err)
-	}
-	if now, _ := secret.Value().Field("username"); user != now {
-		t.Errorf("logged in as %s, not %s", user, now)
-	}
 }
 
 // A connection in use stays, an idle one is closed without anybody's asking for it.

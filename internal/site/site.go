@@ -3,11 +3,14 @@ package site
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lessor-dev/lessor/client"
 	"github.com/lessor-dev/lessor/internal/pgtest"
@@ -144,24 +147,59 @@ func (s *Site) Eventually(what string, holds func() bool) {
 // Load keeps so many busy with f until the function that it returns is called, which reports how often f was done. No call may fail.
 func (s *Site) Load(workers int, f func(context.Context) error) (stop func() uint64) {
 	s.Helper()
+	end := s.Busy(workers, f)
+	return func() uint64 {
+		s.Helper()
+		calls, err := end()
+		if err != nil {
+			s.Errorf("a query failed: %v", err)
+		}
+		return calls
+	}
+}
+
+// Busy keeps so many busy with f until the function that it returns is called, which reports how often f was done, and the first error.
+func (s *Site) Busy(workers int, f func(context.Context) error) (stop func() (calls uint64, err error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	var calls, failures atomic.Uint64
+	var calls atomic.Uint64
+	var failure atomic.Pointer[error]
 	for range workers {
 		all.Go(func() {
 			for ctx.Err() == nil {
-				if err := f(context.WithoutCancel(ctx)); err != nil && failures.Add(1) < 5 {
-					s.Errorf("a query failed: %v", err)
+				if err := f(context.WithoutCancel(ctx)); err != nil {
+					failure.CompareAndSwap(nil, &err)
 				}
 				calls.Add(1)
 			}
 		})
 	}
-	stop = sync.OnceValue(func() uint64 {
+	stop = sync.OnceValues(func() (uint64, error) {
 		cancel()
 		all.Wait()
-		return calls.Load()
+		if first := failure.Load(); first != nil {
+			return calls.Load(), *first
+		}
+		return calls.Load(), nil
 	})
-	s.Cleanup(func() { stop() })
+	s.Cleanup(func() { _, _ = stop() })
 	return stop
+}
+
+// Leases has f try how consumers move from one dynamic credential to the next, with leases of six seconds; with longer ones where a machine is so slow that an account ended
+// before they had moved, which f's error says.
+func (s *Site) Leases(f func(lease time.Duration) error) {
+	s.Helper()
+	for lease := 6 * time.Second; ; lease *= 2 {
+		err := f(lease)
+		var refused *pgconn.PgError
+		switch {
+		case err == nil:
+			return
+		case lease < Patience/2 && errors.As(err, &refused) && (refused.Code == "57P01" || strings.HasPrefix(refused.Code, "28")): // cut off, or not let in
+			s.Logf("leases of %s: %v", lease, err)
+		default:
+			s.Fatalf("a query failed: %v", err)
+		}
+	}
 }
