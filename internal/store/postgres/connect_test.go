@@ -165,7 +165,7 @@ func TestServerSaysNothing(t *testing.T) {
 		if err := w.Commit(); err == nil {
 			t.Error("a commit was acknowledged by a server that was stopped")
 		}
-		if took := time.Since(began); took > 12*time.Second {
+		if took := time.Since(began); took > 30*time.Second { // it could be two minutes
 			t.Errorf("a commit hung for %s", took)
 		}
 	})
