@@ -726,21 +726,9 @@ func proveSome(v store.View, txn *store.Txn, m Mount, base, from string, now tim
 	return "", nil, nil
 }
 
-// Accounts yields those of a mount, in the order of their names, until yield says that it is enough.
-func Accounts(v store.View, m Mount, yield func(*Account) (bool, error)) error {
-	for a, err := range accounts(v, m) {
-		if err != nil {
-			return err
-		}
-		if more, err := yield(a); err != nil || !more {
-			return err
-		}
-	}
-	return nil
-}
-
-// accounts are those of a mount, in the order of their names. In the place of one whose row is damaged there is an error, a *store.Damage, and others follow.
-func accounts(v store.View, m Mount) iter.Seq2[*Account, error] {
+// Accounts are those of a mount, in the order of their names. In the place of one whose row is damaged there is an error, a *store.Damage, and others follow; any other
+// error is the last.
+func Accounts(v store.View, m Mount) iter.Seq2[*Account, error] {
 	base := store.MountKey(m.Namespace, m.UUID, accountRows)
 	return func(yield func(*Account, error) bool) {
 		for from := base; from != ""; {
@@ -754,8 +742,8 @@ func accounts(v store.View, m Mount) iter.Seq2[*Account, error] {
 				if !yield(a, err) {
 					return
 				}
-				if next, ok := behind(err, start); ok {
-					from = next
+				if err != nil {
+					from, _ = behind(err, start)
 					break // the scan ends here
 				}
 			}
@@ -766,7 +754,7 @@ func accounts(v store.View, m Mount) iter.Seq2[*Account, error] {
 // Overdue counts the accounts of the mounts whose rotation fails, or is late by more than grace, up to limit. One whose row is damaged is not rotated, either.
 func Overdue(v store.View, mounts []Mount, now time.Time, grace time.Duration, limit int) (n int, err error) {
 	for _, m := range mounts {
-		for a, err := range accounts(v, m) {
+		for a, err := range Accounts(v, m) {
 			if n == limit {
 				return n, nil
 			}

@@ -2,6 +2,7 @@ package system
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -94,30 +95,40 @@ func (t *rotating) slot(i uint8) string {
 func (b *Backend) rotations(_ context.Context, r *engine.Request) (*engine.Reply, error) {
 	out := []any{}
 	total := 0
+	reply := &engine.Reply{}
 	for _, m := range r.System.Mounts() {
 		rotator, ok := b.Backends[m.Backend()].(engine.Explainer)
 		if !ok {
 			continue
 		}
-		err := rotation.Accounts(r.View, rotation.Mount{Namespace: m.Namespace, UUID: m.UUID}, func(a *rotation.Account) (bool, error) {
-			if total++; len(out) == mostLeases || !r.Bool("all") && a.Phase() == rotation.Idle && !a.Overdue(r.Now, late) {
-				return true, nil
+		for a, err := range rotation.Accounts(r.View, rotation.Mount{Namespace: m.Namespace, UUID: m.UUID}) {
+			total++
+			if damage, ok := errors.AsType[*store.Damage](err); ok {
+				if len(reply.Warnings) < mostLeases {
+					_, _, row := store.SplitMountKey(damage.Key.Name)
+					name, _ := rotation.Named(row)
+					reply.Warnings = append(reply.Warnings, fmt.Sprintf("how the rotation of the account %q at %q stands cannot be read, and it does not go on: its row is damaged", name, m.Path))
+				}
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if len(out) == mostLeases || !r.Bool("all") && a.Phase() == rotation.Idle && !a.Overdue(r.Now, late) {
+				continue
 			}
 			t, err := explained(r, m, rotator, a.Name)
 			if api.KindOf(err) == api.NotFound {
-				return true, nil // its role is gone, and so it will be
+				continue // its role is gone, and so it will be
 			}
 			if err != nil {
-				return false, err
+				return nil, err
 			}
 			out = append(out, t.summary(r.Now))
-			return true, nil
-		})
-		if err != nil {
-			return nil, err
 		}
 	}
-	return &engine.Reply{Data: map[string]any{"rotations": out, "accounts": total}}, nil
+	reply.Data = map[string]any{"rotations": out, "accounts": total}
+	return reply, nil
 }
 
 // late is how long after it was due a rotation is worth to be told of.

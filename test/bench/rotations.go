@@ -243,11 +243,11 @@ func (r *rotated) due(dead bool, at func(role int) (time.Duration, bool)) error 
 		}
 		m := mounts.ByPath("database/")
 		var names []string
-		if err := rotation.Accounts(view, rotation.Mount{Namespace: m.Namespace, UUID: m.UUID}, func(a *rotation.Account) (bool, error) {
+		for a, err := range rotation.Accounts(view, rotation.Mount{Namespace: m.Namespace, UUID: m.UUID}) {
+			if err != nil {
+				return err
+			}
 			names = append(names, a.Name)
-			return true, nil
-		}); err != nil {
-			return err
 		}
 		now := db.Now()
 		return many(db, len(names), func(txn *store.Txn, view store.View, i int) error {

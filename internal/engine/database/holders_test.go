@@ -137,6 +137,9 @@ func TestDemandOnDamagedAccount(t *testing.T) {
 	w.do(lessor.Update, "sys/leases/revoke-prefix/db/static-creds", "")
 	w.until("the other is rotated", func() bool { return w.state("static/b").Version == 2 })
 	w.until("its demand is met", func() bool { return w.unmet() == 2 })
+	if a := w.do(lessor.Read, "sys/lessor/rotation/status", ""); len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], `"static/a" at "db/"`) {
+		t.Errorf("whoever looks how rotations stand is told %q", a.Warnings)
+	}
 	_, err = w.db.Commit(t.Context(), store.Txn{Puts: []store.Put{{Key: found.Key, Value: found.Value}}, Deletes: []store.Key{row.Key}})
 	w.must(err)
 	w.until("once it is mended it is rotated", func() bool { return w.state("static/a").Version == 2 && w.unmet() == 0 })
