@@ -34,6 +34,16 @@ through restarts of the server. lessor/rotated tells of each new version of a st
 			if err != nil {
 				return err
 			}
+			s := c.SubscribeAfter(after, args[0])
+			if after == "" {
+				if s, err = c.Subscribe(cmd.Context(), args[0]); err != nil {
+					return err
+				}
+			}
+			s.Filter = filter
+			for _, p := range paths {
+				s.Paths = append(s.Paths, strings.Trim(p, "/"))
+			}
 			ctx := cmd.Context()
 			if timeout != "" {
 				d, err := client.ParseDuration(string(timeout))
@@ -43,16 +53,6 @@ through restarts of the server. lessor/rotated tells of each new version of a st
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, d)
 				defer cancel()
-			}
-			s := c.SubscribeAfter(after, args[0])
-			if after == "" {
-				if s, err = c.Subscribe(ctx, args[0]); err != nil {
-					return err
-				}
-			}
-			s.Filter = filter
-			for _, p := range paths {
-				s.Paths = append(s.Paths, strings.Trim(p, "/"))
 			}
 			for shown := 0; ; {
 				events, err := s.Next(ctx)
