@@ -269,7 +269,7 @@ func TestCursor(t *testing.T) {
 	w.x.Reload() // saves, before its time
 	began := time.Now()
 	w.until("the cursors are saved", func() bool { return w.saved(a) >= before && w.saved(b) >= before })
-	if took := time.Since(began); took > saveEvery/2 {
+	if took := time.Since(began); took > saveEvery {
 		t.Errorf("the cursors were saved after %v", took)
 	}
 	settled := w.db.Head().Seq
@@ -631,15 +631,17 @@ func TestStalledPeer(t *testing.T) {
 	c := &collector{hold: make(chan struct{})}
 	go c.serve(l)
 	d := w.enabled("s", Socket, map[string]string{"address": l.Addr().String(), "socket_type": "unix", "write_timeout": "50ms"})
-	w.act(100)
+	alone := time.Now()
+	w.act(200)
+	usual := time.Since(alone)
 	w.until("it stalls", func() bool {
 		w.act(100)
 		return w.x.Status(d).Kind == "timeout"
 	})
 	began := time.Now()
 	w.act(200)
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("200 commits took %v beside a stalled peer", took)
+	if took := time.Since(began); took > 5*usual+5*time.Second { // 200 of its timeouts are ten seconds
+		t.Errorf("200 commits took %v beside a stalled peer, and %v before it stalled", took, usual)
 	}
 	if s := w.x.Status(d); s.Lag == 0 {
 		t.Errorf("stalled: %+v", s)
