@@ -148,8 +148,8 @@ func startServer(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Check(err)
 			ts.Setenv("LESSOR_TOKEN", strings.TrimSpace(string(token)))
 		}
-	case <-time.After(30 * time.Second):
-		ts.Fatalf("the server did not start within 30 s:\n%s", server.text())
+	case <-time.After(time.Minute):
+		ts.Fatalf("the server did not start within a minute:\n%s", server.text())
 	}
 }
 

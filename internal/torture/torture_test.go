@@ -189,7 +189,7 @@ func (c *client) attempt(method, path string, body any) (map[string]any, error) 
 func (c *client) eventually(method, path string, body any) (a map[string]any) {
 	c.t.Helper()
 	var err error
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if a, err = c.attempt(method, path, body); err == nil {
 			return a
 		}
