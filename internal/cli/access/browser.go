@@ -53,7 +53,11 @@ func (p *lead) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	switch uid, known := peer(r.RemoteAddr); {
+	at := ""
+	if addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		at = addr.String()
+	}
+	switch uid, known := peer(r.RemoteAddr, at); {
 	case known && uid == os.Geteuid():
 		http.Redirect(w, r, p.to, http.StatusSeeOther)
 	case known && uid != 0:

@@ -2,6 +2,8 @@ package access
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // The page leads this user to the login, again and again, and nobody else on the machine.
@@ -41,6 +45,56 @@ func TestLeadKnowsWhoComes(t *testing.T) {
 	}
 	if got := asks(65534); strings.Contains(got, "state") || !strings.Contains(got, " 403 ") {
 		t.Errorf("another user: %s", got)
+	}
+}
+
+// A port may have several connections, of different users, if they lead to different places: another user who chooses the one of a connection of this user's is not taken
+// for him.
+func TestLeadKnowsConnectionsApart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has connections of other users")
+	}
+	page := &lead{path: "/page", to: "https://login.example.org/?state=s", spied: func() { t.Error("the login is given up") }}
+	server := httptest.NewServer(page)
+	t.Cleanup(server.Close)
+	for range 16 { // in which order the kernel lists them is chance, place by place
+		elsewhere, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = elsewhere.Close() })
+		mine, err := net.Dial("tcp4", elsewhere.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = mine.Close() })
+		port := mine.LocalAddr().(*net.TCPAddr).Port
+		stranger := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+			var chosen error
+			err := raw.Control(func(fd uintptr) {
+				if chosen = unix.Fchown(int(fd), 65534, 65534); chosen == nil { // the kernel has it as that user's
+					chosen = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_LOCAL_PORT_RANGE, port<<16|port)
+				}
+			})
+			return errors.Join(err, chosen)
+		}}
+		client := &http.Client{
+			Transport:     &http.Transport{DialContext: stranger.DialContext, DisableKeepAlives: true},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+		answer, err := client.Get(server.URL + "/page")
+		if errors.Is(err, unix.ENOPROTOOPT) {
+			t.Skip("this kernel lets nobody choose (before Linux 6.3)")
+		}
+		if errors.Is(err, unix.EADDRNOTAVAIL) {
+			continue // by chance the port has led to the page before
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _ = answer.Body.Close(); answer.StatusCode != http.StatusForbidden {
+			t.Fatalf("another user, from port %d as this one: %s", port, answer.Status)
+		}
 	}
 }
 

@@ -9,23 +9,22 @@ import (
 	"strings"
 )
 
-// peer is the user of this machine who has a connection of TCP to it, over IPv4, from an address; known is false if the kernel does not say.
-func peer(address string) (uid int, known bool) {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil || !at.Addr().Is4() {
+// peer is the user of this machine whose end of a connection of TCP over IPv4 is at from, of those that lead to at: others may come from the same port to elsewhere. known is
+// false if the kernel does not say.
+func peer(from, at string) (uid int, known bool) {
+	client, errFrom := netip.ParseAddrPort(from)
+	server, errAt := netip.ParseAddrPort(at)
+	if errFrom != nil || errAt != nil || !client.Addr().Is4() || !server.Addr().Is4() {
 		return 0, false
 	}
-	ip := at.Addr().As4()
-	local := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip[:]), at.Port())
-	mapped := fmt.Sprintf("0000000000000000%08X", binary.NativeEndian.Uint32([]byte{0, 0, 0xff, 0xff})) + local
-	for file, name := range map[string]string{"/proc/net/tcp": local, "/proc/net/tcp6": mapped} {
+	for file, prefix := range map[string]string{"/proc/net/tcp": "", "/proc/net/tcp6": mapped} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}
 		for line := range strings.Lines(string(text)) {
 			const established = "01" // others may be of whoever had the port before
-			if f := strings.Fields(line); len(f) > 7 && f[1] == name && f[3] == established {
+			if f := strings.Fields(line); len(f) > 7 && f[1] == prefix+end(client) && f[2] == prefix+end(server) && f[3] == established {
 				uid, err := strconv.Atoi(f[7])
 				return uid, err == nil
 			}
@@ -33,3 +32,12 @@ func peer(address string) (uid int, known bool) {
 	}
 	return 0, false
 }
+
+// end is one of a connection's two ends, as the kernel writes it.
+func end(of netip.AddrPort) string {
+	ip := of.Addr().As4()
+	return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip[:]), of.Port())
+}
+
+// mapped is what an address of IPv4 begins with, as the kernel writes it, if its socket is one of IPv6.
+var mapped = fmt.Sprintf("0000000000000000%08X", binary.NativeEndian.Uint32([]byte{0, 0, 0xff, 0xff}))
