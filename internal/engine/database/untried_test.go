@@ -13,6 +13,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mariatest"
 	"github.com/lessor-dev/lessor/internal/pgtest"
+	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store/storetest"
 )
 
@@ -221,6 +222,36 @@ func TestRoleThatMayBeRotatedStays(t *testing.T) {
 				t.Error("the password that is in force was given up, with its role")
 			}
 		})
+	}
+}
+
+// A role that is made is not taken back either while another node tries its first password, too, since this one takes long: what it has set by then is in force.
+func TestRoleThatOthersRotateStays(t *testing.T) {
+	e := &eye{}
+	w := newWorldOf(t, pgtest.Start(t), e)
+	one := w.account("")
+	var sets atomic.Int32
+	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+		if call != "set" || sets.Add(1) > 1 {
+			return do()
+		}
+		w.clock.advance(rotation.Head)
+		w.until("it is begun a second time", func() bool { return w.state("static/app").Loose == 2 })
+		if err := do(); err != nil { // the other node's
+			return err
+		}
+		return errAway
+	})
+	if _, err := w.try(lessor.Update, "db/static-roles/app", `{"db_name":"pg","rotation_period":"1000h","username":"`+one+`"}`); err == nil || !strings.Contains(err.Error(), "retries will continue") {
+		t.Errorf("what did not reach the database: %v", err)
+	}
+	w.until("it is set again", func() bool {
+		w.clock.advance(time.Second)
+		a := w.state("static/app")
+		return a == nil || a.Version == 1
+	})
+	if w.state("static/app") == nil || !w.logsIn(one, w.password("app")) {
+		t.Error("the password that is in force was given up, with its role")
 	}
 }
 

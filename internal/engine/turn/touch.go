@@ -272,20 +272,21 @@ func (of Accounts) failed(ctx context.Context, t *Turn, touched, dead bool, fail
 			return t.Save(txn)
 		}}
 	}
-	withdraw := t.New && t.Attempts == 0 && t.Loose <= 1 && !touched && !t.Terms.Own()
+	withdraw := func(t *Turn) bool { return t.New && t.Attempts == 0 && t.Loose <= 1 && !touched && !t.Terms.Own() }
+	first := withdraw(t)
 	refused := !touched && !errors.Is(failure, target.ErrUnreachable)
-	told := "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually: "
-	if withdraw {
-		told = "the static role was not made, since the password of its account could not be changed: "
-	}
+	stays := "unable to finish rotating credentials; retries will continue in the background but it is also safe to retry manually: " + failure.Error()
+	told := &api.Error{Kind: api.KindOf(failure), Cause: failure, Text: stays}
 	return engine.Turned{
-		Err: &api.Error{Kind: api.KindOf(failure), Cause: failure, Text: told + failure.Error()},
+		Err: told,
 		Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
+			told.Text = stays
 			t, err := of(a, account)
 			switch {
 			case err != nil || t == nil || !t.Passwords.Pending.Equal(pending):
 				return err
-			case withdraw && t.New && t.Attempts == 0:
+			case first && withdraw(t): // and nobody else has begun to try it meanwhile
+				told.Text = "the static role was not made, since the password of its account could not be changed: " + failure.Error()
 				t.keeper.Forget(txn)
 				rotation.Drop(txn, t.row, t.Account)
 				return nil
