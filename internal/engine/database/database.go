@@ -100,6 +100,7 @@ const (
 	Refused  = target.Refused
 	Accepted = target.Accepted
 	Unknown  = target.Unknown
+	Barred   = target.Barred
 )
 
 // Change is a new password for an account.

@@ -850,3 +850,31 @@ func TestConsumerCrashes(t *testing.T) {
 		})
 	}
 }
+
+// An account that may not log in gets no turn: readers keep the one that may, and the rotation says what is wrong, and goes on once it is put right. One whose
+// turn is over may be locked.
+func TestNoTurnForWhoMayNotLogIn(t *testing.T) {
+	p := newWorld(t, pgtest.Start(t)).pair("")
+	one := p.read("one")
+	p.acknowledge("one", one)
+	p.sql(`ALTER ROLE "` + p.users[1] + `" NOLOGIN`)
+	p.refused(api.Upstream, lessor.Update, "db/rotate-role/app", "", fmt.Sprintf("the account %q has its new password, but may not log in", p.users[1]))
+	if again := p.read("one"); again.username != p.users[0] || again.password != one.password || !p.lets(again) {
+		t.Fatalf("readers are shown %q, which logs in: %v", again.username, p.lets(again))
+	}
+	if s := p.status(); s["step"] != "set" || !strings.Contains(fmt.Sprint(s["last_error"]), "may not log in") {
+		t.Errorf("status %v", s)
+	}
+	p.sql(`ALTER ROLE "` + p.users[1] + `" LOGIN`)
+	p.reaches(rotation.Waiting, time.Minute)
+	next := p.read("one")
+	if next.username != p.users[1] || !p.lets(next) {
+		t.Fatalf("after it was let in readers are shown %q, which logs in: %v", next.username, p.lets(next))
+	}
+	p.sql(`ALTER ROLE "` + p.users[0] + `" NOLOGIN`)
+	p.acknowledge("one", next)
+	p.reaches(rotation.Idle, time.Second)
+	if a := p.state("static/app"); a.LastError != "" || a.Version != 2 {
+		t.Errorf("in the end it stands at %+v", a)
+	}
+}

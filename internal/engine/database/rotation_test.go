@@ -456,7 +456,10 @@ func (d *muted) SetPassword(ctx context.Context, c database.Change) error {
 func TestRefusedPasswordThatCannotBeTried(t *testing.T) {
 	w := newWorldOf(t, pgtest.Start(t), mute{})
 	user := w.account("")
-	w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"1000h","password":"first","skip_import_rotation":true}`, user))
+	a := w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","username":%q,"rotation_period":"1000h","password":"first","skip_import_rotation":true}`, user))
+	if len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], "could not be tried") {
+		t.Errorf("warnings %q", a.Warnings)
+	}
 	w.refused(api.Upstream, lessor.Update, "db/rotate-role/app", "", "was refused")
 	if w.logsIn(user, "first") {
 		t.Fatal("the database has not taken it")

@@ -7,7 +7,6 @@ import (
 
 	"github.com/lessor-dev/lessor/api"
 	"github.com/lessor-dev/lessor/internal/engine"
-	"github.com/lessor-dev/lessor/internal/engine/target"
 	"github.com/lessor-dev/lessor/internal/engine/turn"
 	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
@@ -166,7 +165,7 @@ var _ turn.Witness = (*account)(nil)
 // Set changes the password. Statements of somebody's own may not bear to be run twice.
 func (a *account) Set(ctx context.Context, password lessor.Secret) error {
 	if a.again && len(a.change.Statements) > 0 {
-		if verdict, err := a.Login(ctx, password); err == nil && verdict == target.Accepted {
+		if verdict, err := a.Login(ctx, password); err == nil && verdict.Right() {
 			return nil
 		}
 	}

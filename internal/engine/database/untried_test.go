@@ -75,10 +75,10 @@ func TestRoleIsTriedFirst(t *testing.T) {
 		t.Error("an account was touched")
 	}
 
-	// Where the password cannot be tried its owner's word is taken.
+	// An account that may not log in is somebody's purpose, perhaps; a password that is not its own is none.
 	locked := w.account("")
 	w.sql(`ALTER ROLE "` + locked + `" NOLOGIN`)
-	if a := w.do(lessor.Update, "db/static-roles/locked", fmt.Sprintf(`{"db_name":"pg","rotation_period":"1h","username":%q,"password":"first"%s}`, locked, skip)); len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], "could not be tried") {
+	if a := w.do(lessor.Update, "db/static-roles/locked", fmt.Sprintf(`{"db_name":"pg","rotation_period":"1h","username":%q,"password":"first"%s}`, locked, skip)); len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], "may not log in") {
 		t.Errorf("warnings %q", a.Warnings)
 	}
 }

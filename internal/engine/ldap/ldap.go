@@ -61,6 +61,7 @@ const (
 	Refused  = target.Refused
 	Accepted = target.Accepted
 	Unknown  = target.Unknown
+	Barred   = target.Barred
 )
 
 // Entries are what a lease made, or is to make, at a directory.

@@ -39,7 +39,10 @@ func (of Accounts) set(ctx context.Context, t *Turn) engine.Turned {
 	if err != nil {
 		return of.failed(ctx, t, false, t.Loose <= 1, err)
 	}
-	note, touched, err := Bring(ctx, there, pending)
+	verdict, touched, err := Bring(ctx, there, pending)
+	if verdict == target.Barred && t.Pair && t.Outgoing == 0 { // the other one goes on
+		touched, err = true, api.Errorf(api.Upstream, "the account %q has its new password, but may not log in: unlock it at the target, or let it log in there; then the rotation goes on", t.Username(t.Turn()))
+	}
 	if witness, ok := there.(Witness); err == nil && ok && t.Over.Forced() { // whoever uses it still is sent away, now that he cannot come back
 		touched, err = true, witness.End(ctx)
 	}
@@ -48,7 +51,7 @@ func (of Accounts) set(ctx context.Context, t *Turn) engine.Turned {
 		return of.failed(ctx, t, touched, dead, err)
 	}
 	turned := engine.Turned{
-		Note: note,
+		Note: remarks[verdict],
 		Then: func(a engine.Access, txn *store.Txn, jitter func() float64) error {
 			t, err := of.still(a, account, pending)
 			if t == nil {
@@ -64,24 +67,23 @@ func (of Accounts) set(ctx context.Context, t *Turn) engine.Turned {
 	return turned
 }
 
-// Bring brings a password into force, and sees that it is. touched: if it failed, it may be in force all the same. note is for the record.
-func Bring(ctx context.Context, there Target, password lessor.Secret) (note string, touched bool, err error) {
+// Bring brings a password into force, and sees that it is: the verdict is not Refused. touched: if it failed, it may be in force all the same.
+func Bring(ctx context.Context, there Target, password lessor.Secret) (verdict target.Verdict, touched bool, err error) {
 	if err := there.Set(ctx, password); err != nil {
-		return "", errors.Is(err, target.ErrUnreachable) && !errors.Is(err, target.ErrUntouched), err
+		return 0, errors.Is(err, target.ErrUnreachable) && !errors.Is(err, target.ErrUntouched), err
 	}
-	switch verdict, err := there.Login(ctx, password); {
-	case err != nil:
-		return "", true, err
-	case verdict == target.Refused:
-		return "", true, api.Errorf(api.Upstream, "the target has taken the new password, but refuses a login with it: see whether the account is locked or its time is over (VALID UNTIL), and what rotation statements do")
-	case verdict == target.Unknown:
-		return unverified, true, nil
+	verdict, err = there.Login(ctx, password)
+	if err == nil && verdict == target.Refused {
+		err = api.Errorf(api.Upstream, "the target has taken the new password, but refuses a login with it: see whether the account is locked or its time is over (VALID UNTIL), and what rotation statements do")
 	}
-	return "", true, nil
+	return verdict, true, err
 }
 
-// unverified is noted where the target's word is taken.
-const unverified = "not verified: the target does not let the account log in from here, or by password"
+// remarks are noted where a login did not come to its end.
+var remarks = map[target.Verdict]string{
+	target.Unknown: "not verified: the target does not let the account log in from here, or by password",
+	target.Barred:  "the password is in force, but the account may not log in: it is locked or disabled",
+}
 
 // dead reports whether a password that the target refused is certainly not in force: the account has the one that it had, since it has one; or
 // has neither.
@@ -98,7 +100,7 @@ func (t *Turn) dead(ctx context.Context, there Target, refused lessor.Secret) bo
 			return false
 		}
 		if verdict != target.Refused {
-			return verdict == target.Accepted && !password.Equal(refused)
+			return verdict.Right() && !password.Equal(refused)
 		}
 	}
 	return true
@@ -224,15 +226,15 @@ func (t *Turn) buried(ctx context.Context) (found lessor.Secret, note string, er
 		switch {
 		case err != nil:
 		case verdict == target.Unknown:
-			note = unverified
-		case verdict == target.Accepted && other.Empty():
+			note = remarks[verdict]
+		case verdict.Right() && other.Empty():
 			found = f.Password
-		case verdict == target.Accepted:
+		case verdict.Right():
 			note = "an old password had been in force again, and was replaced"
 			if _, _, err = Bring(ctx, there, other); err == nil {
 				verdict, err = there.Login(ctx, f.Password)
 			}
-			if err == nil && verdict == target.Accepted {
+			if err == nil && verdict.Right() {
 				err = api.Errorf(api.Upstream, "the target takes an old password of the account %q still, besides the one that it was given", t.Username(slot))
 			}
 		}

@@ -35,6 +35,8 @@ func (t *Turn) Untried(before Names, sent bool) func(context.Context) (warnings 
 			return []string{"whether lessor can rotate this was not tried, and what is wrong with it the first rotation finds out: " + err.Error()}, nil
 		case api.KindOf(err) == api.Upstream:
 			return nil, &api.Error{Kind: api.Invalid, Text: "the static role was not written: " + err.Error(), Cause: err}
+		case verdict == target.Barred:
+			return []string{"the password that was sent is that of the account, but that may not log in: it is locked or disabled at the target"}, err
 		case verdict == target.Unknown:
 			return []string{"the password that was sent could not be tried: the target does not let the account log in from here, or by password"}, err
 		}

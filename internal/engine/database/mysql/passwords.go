@@ -117,7 +117,9 @@ func (d *server) Login(ctx context.Context, username string, password lessor.Sec
 			return database.Unknown, nil
 		}
 		return database.Refused, nil
-	case lockedMySQL, lockedMariaDB, passwordExpired, noDatabaseRight, noSuchDatabase, tooManySessions, limitReached: // come after the password
+	case lockedMySQL, lockedMariaDB: // comes after the password
+		return database.Barred, nil
+	case passwordExpired, noDatabaseRight, noSuchDatabase, tooManySessions, limitReached: // come after the password
 		return database.Accepted, nil
 	case withoutPassword, hostNotPrivileged, insecureTransport, blockedMySQL, blockedMariaDB:
 		return database.Unknown, nil
@@ -231,7 +233,7 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 			err = s.make(statements...)
 		}
 		if wasBefore(err) { // where it keeps a history, what is set again is in it
-			if verdict, _ := d.Login(s.ctx, c.Username, c.Password); verdict == database.Accepted {
+			if verdict, _ := d.Login(s.ctx, c.Username, c.Password); verdict.Right() {
 				err = nil
 			}
 		}

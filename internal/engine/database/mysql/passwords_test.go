@@ -146,7 +146,7 @@ func TestLoginSaysWhatIsSo(t *testing.T) {
 		wrong      database.Verdict
 	}{
 		"plain":             {"CREATE USER HUMAN IDENTIFIED BY 'right'", database.Accepted, database.Refused},
-		"locked":            {"CREATE USER HUMAN IDENTIFIED BY 'right' ACCOUNT LOCK", database.Accepted, database.Refused},
+		"locked":            {"CREATE USER HUMAN IDENTIFIED BY 'right' ACCOUNT LOCK", database.Barred, database.Refused},
 		"expired":           {"CREATE USER HUMAN IDENTIFIED BY 'right' PASSWORD EXPIRE", database.Accepted, database.Refused},
 		"elsewhere":         {"CREATE USER HUMAN@'10.11.12.13' IDENTIFIED BY 'right'", database.Unknown, database.Unknown},
 		"here, too":         {"CREATE USER HUMAN@'10.11.12.13' IDENTIFIED BY 'right', HUMAN@'%' IDENTIFIED BY 'right'", database.Accepted, database.Refused},

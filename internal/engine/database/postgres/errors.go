@@ -32,6 +32,9 @@ const (
 	invalidText      = "22P02"
 )
 
+// ofAccount is the routine of the server that looks at the account itself, once its password was right.
+const ofAccount = "InitializeSessionUserId"
+
 // refusal is an error of lessor's own making, about what the server did.
 type refusal struct{ text string }
 

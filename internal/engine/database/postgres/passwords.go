@@ -61,9 +61,12 @@ func (d *server) Login(ctx context.Context, username string, password lessor.Sec
 		case notPermitted, noSuchDatabase: // comes after the password
 			return database.Accepted, nil
 		case notAuthorized:
+			if e.Routine == ofAccount { // it has no LOGIN
+				return database.Barred, nil
+			}
 			return database.Unknown, nil
 		case tooMany:
-			if e.Routine == "InitializeSessionUserId" || e.Routine == "CheckMyDatabase" { // for this account, or this database: after the password
+			if e.Routine == ofAccount || e.Routine == "CheckMyDatabase" { // for this account, or this database: after the password
 				return database.Accepted, nil
 			}
 		}

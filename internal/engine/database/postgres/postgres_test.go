@@ -726,6 +726,19 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// What keeps an account from logging in comes after its password.
+func TestLoginOfWhoMayNot(t *testing.T) {
+	b := newBench(t, pgtest.Start(t))
+	user := fmt.Sprintf("user_%d", serial.Add(1))
+	b.exec(fmt.Sprintf("CREATE ROLE %s NOLOGIN PASSWORD 'right'", user))
+	t.Cleanup(func() { _, _ = b.root.Exec(context.Background(), "DROP ROLE "+user) })
+	for password, want := range map[string]database.Verdict{"right": database.Barred, "wrong": database.Refused} {
+		if got, err := b.Database.Login(t.Context(), user, lessor.NewSecret(password)); err != nil || got != want {
+			t.Errorf("the %s password: %v, %v", password, got, err)
+		}
+	}
+}
+
 func TestPingTellsWhatIsWrong(t *testing.T) {
 	s := pgtest.Start(t)
 	for name, c := range map[string]struct {

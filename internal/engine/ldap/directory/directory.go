@@ -210,8 +210,10 @@ func active(err error) ldap.Verdict {
 	}
 	data, _, _ := strings.Cut(rest, ",")
 	switch data {
-	case "530", "531", "532", "533", "701", "773": // not now, not from here, expired, disabled, over, must change it
+	case "530", "531", "532", "773": // not now, not from here, expired, must change it
 		return ldap.Accepted
+	case "533", "701": // disabled, over
+		return ldap.Barred
 	case "775": // locked
 		return ldap.Unknown
 	}

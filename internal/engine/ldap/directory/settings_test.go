@@ -20,7 +20,7 @@ func TestForbiddenAddresses(t *testing.T) {
 // What Active Directory says of passwords with one code is told apart by what it says besides.
 func TestActiveDirectorysVerdicts(t *testing.T) {
 	for data, want := range map[string]ldap.Verdict{
-		"52e": ldap.Refused, "525": ldap.Refused, "775": ldap.Unknown, "532": ldap.Accepted, "533": ldap.Accepted, "701": ldap.Accepted, "773": ldap.Accepted,
+		"52e": ldap.Refused, "525": ldap.Refused, "775": ldap.Unknown, "532": ldap.Accepted, "533": ldap.Barred, "701": ldap.Barred, "773": ldap.Accepted,
 	} {
 		if got := active(errors.New("80090308: LdapErr: DSID-0C09041C, comment: AcceptSecurityContext error, data " + data + ", v4f7c")); got != want {
 			t.Errorf("data %s: %v", data, got)
