@@ -91,7 +91,7 @@ func TestRoleBeyondLessorsRights(t *testing.T) {
 	w.connect("own", w.pg, own, "first")
 	beyond := w.account("SUPERUSER")
 	role := fmt.Sprintf(`{"db_name":"own","rotation_period":"1h","username":%q,"skip_import_rotation":true`, beyond)
-	w.unmade(api.Invalid, "db/static-roles/app", role+"}", "superuser")
+	w.unmade(api.Invalid, "db/static-roles/app", role+"}", fmt.Sprintf("the static role was not written: lessor may not change the password of the account %q", beyond))
 	w.do(lessor.Update, "db/static-roles/app", role+`,"rotation_statements":"SELECT administrators.give('{{name}}', '{{password}}')"}`)
 	if !w.logsIn(beyond, "first") {
 		t.Error("it was touched")

@@ -94,6 +94,8 @@ func (d *server) fail(err error, secrets ...string) error {
 		switch {
 		case e.Code == wrongPassword || e.Code == notAuthorized:
 			return api.Errorf(api.Upstream, "the database refused lessor's own login: %s", text)
+		case e.Code == noSuchDatabase:
+			return &api.Error{Kind: api.Upstream, Text: "the server lets lessor in to no such database: see connection_url: " + text, Cause: database.ErrUnreachable}
 		case e.Code == queryCanceled || e.Code == lockNotAvailable:
 			return unreachable("it did not answer in time")
 		case fatal(e), strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "53"), strings.HasPrefix(e.Code, "57"), strings.HasPrefix(e.Code, "58"):

@@ -111,11 +111,20 @@ func (d *server) Changeable(ctx context.Context, c database.Change) error {
 		case len(c.Statements) > 0:
 			return nil
 		}
-		return d.fail(s.again(func(string) error {
+		return d.unchanged(&c, s.again(func(string) error {
 			_, err := s.run("BEGIN;" + s.bounds("lessor") + v.script(changing) + "ROLLBACK")
 			return err
 		}), password)
 	})
+}
+
+// unchanged says why an account's password was not changed. If lessor may not, it says what that takes.
+func (d *server) unchanged(c *database.Change, err error, secrets ...string) error {
+	failure := d.fail(err, secrets...)
+	if code(err) == notPermitted && len(c.Statements) == 0 && len(c.Self) == 0 {
+		return api.Errorf(api.Upstream, "lessor may not change the password of the account %q: its own needs CREATEROLE, and from PostgreSQL 16 on ADMIN on that: %v", c.Username, failure)
+	}
+	return failure
 }
 
 // SetPassword changes an account's password in one transaction, under the change's lock.
@@ -147,7 +156,7 @@ func (d *server) SetPassword(ctx context.Context, c database.Change) error {
 			return d.fail(err, hidden...)
 		}
 		s.spent = leavesTraces.MatchString(script)
-		return d.fail(s.again(func(string) error {
+		return d.unchanged(&c, s.again(func(string) error {
 			return s.make(c.Name, locks(lock), script)
 		}), hidden...)
 	}

@@ -748,7 +748,7 @@ func TestPingTellsWhatIsWrong(t *testing.T) {
 		"password": {func(_ *database.Connection, s *database.Secrets) { s.Password = lessor.NewSecret("hush-hush") }, "refused lessor's own login"},
 		"database": {func(c *database.Connection, _ *database.Secrets) {
 			c.URL = s.URL("{{username}}", "{{password}}", "nowhere")
-		}, "3D000"},
+		}, "no such database: see connection_url"},
 		"no TLS": {func(c *database.Connection, _ *database.Secrets) {
 			c.URL = strings.Replace(c.URL, "disable", "verify-full", 1)
 		}, "it speaks no TLS"},
