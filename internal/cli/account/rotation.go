@@ -158,7 +158,7 @@ func printRotation(a *session.Session, answer *client.Response) error {
 			add("given up", "back to the password before")
 		}
 		if r.Aborting {
-			add("given up", "at once")
+			add("given up", "asked for, and begins at once")
 		}
 		if r.Step == "wait" {
 			add("holders behind", fmt.Sprint(r.Behind))

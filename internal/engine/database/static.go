@@ -296,7 +296,11 @@ func (e *Engine) deleteStaticRole(_ context.Context, r *engine.Request) (*engine
 	if err != nil {
 		return nil, err
 	}
-	reply := &engine.Reply{Warnings: []string{"the account " + strings.Join(role.Usernames, " and ") + " stays at the database as it is, with its password, which lessor has forgotten"}}
+	left := "the account " + role.Usernames[0] + " stays at the database as it is, with its password, which lessor has forgotten"
+	if role.Usernames.Pair() {
+		left = "the accounts " + strings.Join(role.Usernames, " and ") + " stay at the database as they are, with their passwords, which lessor has forgotten"
+	}
+	reply := &engine.Reply{Warnings: []string{left}}
 	forget(&reply.Txn, r.Mount, row, &role)
 	rotation.Drop(&reply.Txn, account, a)
 	return reply, nil

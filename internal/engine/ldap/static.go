@@ -219,7 +219,7 @@ func (role *StaticRole) rename(r *engine.Request, create bool) error {
 	case err != nil:
 		return err
 	case len(names) == 0 || names.Pair() && strings.EqualFold(names[0], names[1]):
-		return api.Errorf(api.Invalid, "usernames are two different accounts")
+		return api.Errorf(api.Invalid, "usernames are two different accounts; a role that has one says username")
 	}
 	for _, u := range names {
 		if len(u) > 255 || strings.ContainsFunc(u, func(c rune) bool { return c < ' ' }) {

@@ -62,7 +62,7 @@ func (n Names) Renamed(r *engine.Request) (Names, error) {
 	case one != "" && one != list[0] && !slices.Contains(n, one):
 		return n, api.Errorf(api.Invalid, "send username or usernames, not both")
 	case len(list) != 2 || list[0] == list[1] || list[0] == "" || list[1] == "":
-		return n, api.Errorf(api.Invalid, "usernames are two different accounts")
+		return n, api.Errorf(api.Invalid, "usernames are two different accounts; a role that has one says username")
 	case len(n) == 2 && !slices.Equal(n, list):
 		return n, api.Errorf(api.Invalid, "the accounts of the role are %q: others need a role of their own", []string(n))
 	case len(n) == 1 && n[0] != list[0]:
