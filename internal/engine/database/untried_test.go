@@ -231,7 +231,7 @@ func TestRoleThatOthersRotateStays(t *testing.T) {
 	w := newWorldOf(t, pgtest.Start(t), e)
 	one := w.account("")
 	var sets atomic.Int32
-	e.watch(func(call string, _ lessor.Secret, do func() error) error {
+	e.Watch(func(call string, _ lessor.Secret, do func() error) error {
 		if call != "set" || sets.Add(1) > 1 {
 			return do()
 		}

@@ -123,8 +123,8 @@ func TestDomainVerdicts(t *testing.T) {
 		right            ldap.Verdict
 	}{
 		"usual":    {"description", "usual", ldap.Accepted},
-		"disabled": {"userAccountControl", "66050", ldap.Accepted},
-		"expired":  {"accountExpires", "130000000000000000", ldap.Accepted},
+		"disabled": {"userAccountControl", "66050", ldap.Barred},
+		"expired":  {"accountExpires", "130000000000000000", ldap.Barred},
 		"must":     {"pwdLastSet", "0", ldap.Accepted},
 		"hours":    {"logonHours", strings.Repeat("\x00", 21), ldap.Accepted},
 	} {
