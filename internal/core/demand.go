@@ -115,8 +115,7 @@ func (c *Core) meetSome(ctx context.Context, uuid, from string) (next string, er
 				lease.Met(one, m, d)
 			}
 		}
-		txn.Checks, txn.Puts = append(txn.Checks, one.Checks...), append(txn.Puts, one.Puts...)
-		txn.Deletes, txn.Audit = append(txn.Deletes, one.Deletes...), append(txn.Audit, one.Audit...)
+		txn.Join(one)
 		demands = demands[n:]
 	}
 	if len(txn.Puts)+len(txn.Deletes) > 0 {
