@@ -231,7 +231,7 @@ func (s *Session) Leave() {
 
 // Supersede has the server end the dynamic credentials that this session's instance has, but for those of its open secrets: a process that had the Instance before, with the same login, was
 // killed, and left them. It is for sessions whose client was given an Instance, and is called once what takes the place of those credentials is in use. What is on static
-// secrets needs none of it: reading takes it up. An error says that some may be there still; trying again may help, if the error is not a refusal.
+// secrets needs none of it: reading takes it up. Of several Secrets that it had of one path those are found of which this session has as many open. An error says that some may be there still; trying again may help, if the error is not a refusal.
 func (s *Session) Supersede(ctx context.Context) error {
 	if s.fresh {
 		return errors.New("nobody was this instance before: the session made it up")
