@@ -346,7 +346,7 @@ func (a *Account) Room(p *Passwords, now time.Time) error {
 	if a.Pending != 0 || len(p.Former) < mostFormer {
 		return nil
 	}
-	return fmt.Errorf("it was rotated so often that %d former values are kept until each is proven dead; those that can be by then are at %s: ask again after that", len(p.Former), later(now, a.Check).Format(time.RFC3339))
+	return fmt.Errorf("it was rotated so often that %d former values are kept until each is proven dead, which the oldest are at %s: ask again after that", len(p.Former), later(now, a.Check).Format(time.RFC3339))
 }
 
 // Cut records that an attempt ended before the target had answered, since whoever made it was ended: that is no failure, and whoever comes next need not wait. What

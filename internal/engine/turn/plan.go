@@ -26,8 +26,11 @@ func (of Accounts) Now(t *Turn, r *engine.Request) (*engine.Reply, error) {
 	}
 	if t.Outgoing != 0 {
 		t.Demand(rotation.Asked, r.Now)
-		reply.Warnings = []string{fmt.Sprintf("a rotation is under way (%s since %s), and readers are shown its password already: this one begins when it is done. Who is waited for is shown by lessor rotation status %s%s; lessor rotation retire ends the wait",
-			t.Phase(), t.Since.Format(time.RFC3339), r.Mount.Path, t.reads())}
+		told := fmt.Sprintf("a rotation is under way (%s since %s), and readers are shown its password already: this one begins when it is done", t.Phase(), t.Since.Format(time.RFC3339))
+		if t.Phase() == rotation.Waiting {
+			told += fmt.Sprintf(". Who is waited for is shown by lessor rotation status %s%s; lessor rotation retire ends the wait", r.Mount.Path, t.reads())
+		}
+		reply.Warnings = []string{told}
 		return reply, t.Save(&reply.Txn)
 	}
 	if err := of.begin(t, r, reply); err != nil {
