@@ -156,7 +156,11 @@ func (p *peers) Accept() (net.Conn, error) {
 		_ = c.Close()
 		if now := time.Now(); now.Sub(p.told) >= time.Second {
 			p.told = now
-			p.log.Warn("a connection was closed of a user who may not ask here: see allow_users", "socket", p.of.Address, "uid", uid, "gid", gid, "err", err)
+			if err != nil {
+				p.log.Warn("a connection was closed, since whose it is cannot be found out", "socket", p.of.Address, "err", err)
+			} else {
+				p.log.Warn("a connection was closed of a user who may not ask here: see allow_users", "socket", p.of.Address, "uid", uid, "gid", gid)
+			}
 		}
 	}
 }
