@@ -448,9 +448,10 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 	return did
 }
 
-// next is the row of the target's queue whose turn it is; none: the zero value. It is sought in the parts in the given order, in each from a row on, so that a store need
-// not pass over what was deleted before it a moment ago; of what follows then from the beginning. It is due, and not parked. But a target that failed is probed by an account that did not fail itself when it was tried last, if one is due, else by
-// the one that has waited longest: however many of the others are gone at the target, those that are there do not wait behind them, once each of those has failed.
+// next is the row of the target's queue whose turn it is; none: the zero value. It is sought in the parts in the given order, in each from a row on, so that a store
+// need not pass over what was deleted before it a moment ago; of what follows then from the beginning. It is due, and not parked. But a target that failed is probed by an
+// account that did not fail itself when it was tried last, if one is due, else by the one that has waited longest: however many of the others are gone at the
+// target, those that are there do not wait behind them, once each of those has failed.
 func (w *Worker) next(t target, order [2]part, from [2]string) (queued, error) {
 	view, err := w.Store.View()
 	if err != nil {
