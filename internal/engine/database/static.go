@@ -9,6 +9,7 @@ import (
 	"github.com/lessor-dev/lessor/internal/audit"
 	"github.com/lessor-dev/lessor/internal/engine"
 	"github.com/lessor-dev/lessor/internal/engine/turn"
+	"github.com/lessor-dev/lessor/internal/lessor"
 	"github.com/lessor-dev/lessor/internal/mount"
 	"github.com/lessor-dev/lessor/internal/rotation"
 	"github.com/lessor-dev/lessor/internal/store"
@@ -245,6 +246,7 @@ func imported(t *turn.Turn, r *engine.Request, role *StaticRole) (sent bool, err
 	if password.Empty() {
 		password, role.SelfManaged = self, true
 	}
+	t.Passwords.Current = lessor.Secret{} // what was said before is taken back: lessor has not put it into force, and need not see that it is dead
 	t.Import(t.Passwords, password, r.Now)
 	return true, nil
 }

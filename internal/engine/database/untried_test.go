@@ -257,3 +257,23 @@ func TestRoleThatOthersRotateStays(t *testing.T) {
 
 // errAway is a database that was asked nothing.
 var errAway = &api.Error{Kind: api.Upstream, Text: "the database cannot be reached: connection refused", Cause: database.ErrUntouched}
+
+// What people said of a password that lessor has not set is their word: it is taken back when they say otherwise, and neither tried nor brought into force, since the account
+// keeps what it has until its first rotation.
+func TestWordIsTakenBack(t *testing.T) {
+	w := newWorld(t, pgtest.Start(t))
+	w.do(lessor.Update, "db/config/pg", `{"verify_connection":false}`)
+	one := w.account("")
+	for i := range 3 {
+		w.do(lessor.Update, "db/static-roles/app", fmt.Sprintf(`{"db_name":"pg","rotation_period":"1000h","username":%q,"password":"hush-%d","skip_import_rotation":true}`, one, i))
+	}
+	if p := w.passwords("static/app"); len(p.Former) > 0 || w.password("app") != "hush-2" {
+		t.Errorf("%d older words are kept", len(p.Former))
+	}
+	w.managed("next", (rotation.Watch + 30*time.Second).String()) // whose turn comes after that of what would be tried
+	w.clock.advance(rotation.Watch + time.Minute)
+	w.until("the next one is rotated", func() bool { return w.state("static/next").Version == 2 })
+	if !w.logsIn(one, "first") {
+		t.Error("the account has another password, before its first rotation")
+	}
+}
