@@ -173,6 +173,7 @@ func (s *session) clients() (all []map[string]string, err error) {
 type state struct {
 	database.Marked
 	hashes []string // of its passwords
+	off    bool     // nobody logs in to it
 }
 
 // look is what the server knows of an account; nil: there is none.
@@ -199,21 +200,31 @@ func (s *session) lookAll(usernames []string) (map[string]*state, error) {
 		if err != nil {
 			return nil, err
 		}
-		at := slices.Index(fields, any("passwords"))
-		if at < 0 || at+1 == len(fields) {
+		hashes, ok := texts(fields, "passwords")
+		if !ok {
 			return nil, api.Errorf(api.Upstream, "the database does not tell what passwords the account %q has", name)
 		}
-		list, _ := fields[at+1].([]any)
-		hashes := make([]string, len(list))
-		for n, h := range list {
-			hashes[n], _ = h.(string)
-		}
-		f := &state{}
+		flags, _ := texts(fields, "flags")
+		f := &state{off: slices.Contains(flags, "off")}
 		f.Marked, f.hashes = marks(hashes)
 		f.Username = name
 		found[name] = f
 	}
 	return found, nil
+}
+
+// texts are those of one field of what ACL GETUSER answers: names of fields, each before its value. ok: there is one of that name.
+func texts(fields []any, name string) (all []string, ok bool) {
+	at := slices.Index(fields, any(name))
+	if at < 0 || at+1 == len(fields) {
+		return nil, false
+	}
+	list, _ := fields[at+1].([]any)
+	all = make([]string, len(list))
+	for i, word := range list {
+		all[i], _ = word.(string)
+	}
+	return all, true
 }
 
 // Marked lists the accounts that bear a mark of lessor's.

@@ -13,8 +13,8 @@ import (
 	"github.com/lessor-dev/lessor/internal/lessor"
 )
 
-// Login tries a password in a session of its own. An account may have several; what Redis keeps of them tells whether this is one, whatever else
-// keeps the account out (off) or lets anybody in (nopass).
+// Login tries a password in a session of its own. An account may have several; what Redis keeps of them tells whether this is one, whether the account is
+// out (off) or lets anybody in (nopass).
 func (d *server) Login(ctx context.Context, username string, password lessor.Secret) (verdict database.Verdict, err error) {
 	if !existing(username) {
 		return 0, errInvalidName
@@ -28,6 +28,9 @@ func (d *server) Login(ctx context.Context, username string, password lessor.Sec
 		verdict = database.Refused
 		if err == nil && f != nil && slices.Contains(f.hashes, digest(password.Reveal())) {
 			verdict = database.Accepted
+			if f.off {
+				verdict = database.Barred
+			}
 		}
 		return d.fail(err)
 	})

@@ -388,7 +388,8 @@ func TestStaticAccount(t *testing.T) {
 	verdict("two", database.Refused)
 	verdict("three", database.Accepted)
 	b.do("ACL", "SETUSER", name, "off")
-	verdict("three", database.Accepted)
+	verdict("three", database.Barred)
+	verdict("one", database.Refused)
 	b.do("ACL", "SETUSER", name, "on", "nopass")
 	verdict("one", database.Refused) // it lets anybody in, but this is no password of its own: it has to be set again
 	c.Password = lessor.NewSecret("four")
