@@ -410,11 +410,18 @@ const (
 // was begun a moment ago, what becomes due now is in force soon; but one turn in four is for that, however much is due.
 var orders = [...][2]part{{due, following}, {due, following}, {due, following}, {following, due}}
 
+// afresh is after how many turns what is due is looked for from the beginning again: somebody may have come there meanwhile, whose time had come long ago, and the end of a
+// queue may be far.
+const afresh = 64
+
 // drain does what is due at a target until nothing is or the target fails. An account that stays where it is, since not even its failure could be
 // recorded, is parked. It reports whether anything was done.
 func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did bool) {
 	var from [2]string // in each part, behind the place whose turn it was last
 	for turn := 0; ctx.Err() == nil && !hold.Over(); turn++ {
+		if turn%afresh == 0 {
+			from[due] = ""
+		}
 		q, err := w.next(t, orders[turn%len(orders)], from)
 		if err != nil {
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)

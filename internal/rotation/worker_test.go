@@ -148,6 +148,45 @@ func (b *bench) work() string {
 	return all
 }
 
+// Whoever comes into a queue before those who have had their turn, since he was due long ago, does not wait for its end, which may never come: a target may have more to do than
+// it gets done.
+func TestWhatWasDueBeforeIsSeen(t *testing.T) {
+	b := newBench(t)
+	turns, seen := 0, 0
+	change := func(name string, change func(a *Account)) {
+		_, err := b.db.Update(b.Context(), func(v store.View, txn *store.Txn) error {
+			a, row, err := Load(v, 0, uuid, name)
+			if err != nil {
+				return err
+			}
+			a.Target = "pg"
+			change(a)
+			return Save(txn, row, a)
+		})
+		b.must(err)
+	}
+	b.Rotate = func(_ context.Context, _, account string) error {
+		b.clock.advance(time.Millisecond)
+		if turns++; turns == 10 {
+			change("before", func(a *Account) { a.Due = t0 })
+		}
+		if account == "before" {
+			seen = turns
+		}
+		change(account, func(a *Account) {
+			if a.Version, a.Due = a.Version+1, b.db.Now(); seen > 0 || turns == 1000 {
+				a.Due = a.Due.Add(time.Hour)
+			}
+		})
+		return nil
+	}
+	b.clock.advance(time.Second)
+	b.add("pg", "again and again")
+	if b.work(); seen == 0 || seen > 100 {
+		t.Errorf("it had turn %d, of %d", seen, turns)
+	}
+}
+
 func TestQueuesAreOrdered(t *testing.T) {
 	b := newBench(t)
 	b.add("pg", "c", "a", "b")
