@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -95,6 +96,39 @@ func TestLeadKnowsConnectionsApart(t *testing.T) {
 		if _ = answer.Body.Close(); answer.StatusCode != http.StatusForbidden {
 			t.Fatalf("another user, from port %d as this one: %s", port, answer.Status)
 		}
+	}
+}
+
+// Another user is known also if he has said all that he will say, and only listens.
+func TestLeadKnowsWhoOnlyListens(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has connections of other users")
+	}
+	page := &lead{path: "/page", to: "https://login.example.org/?state=s", spied: func() { t.Error("the login is given up") }}
+	server := httptest.NewServer(page)
+	t.Cleanup(server.Close)
+	stranger := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var chosen error
+		err := raw.Control(func(fd uintptr) {
+			if chosen = unix.Fchown(int(fd), 65534, 65534); chosen == nil {
+				chosen = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, 1) // what is asked arrives with the end
+			}
+		})
+		return errors.Join(err, chosen)
+	}}
+	conn, err := stranger.Dial("tcp4", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := io.WriteString(conn, "GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 403 ") {
+		t.Errorf("%v: %s", err, answer)
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// peer is the user of this machine whose end of a connection of TCP over IPv4 is at from, of those that lead to at: others may come from the same port to elsewhere. known is
-// false if the kernel does not say.
+// peer is the user of this machine whose end of a connection of TCP over IPv4 is at from, of those that lead to at: others may come from the same port to elsewhere. It is -1 if
+// that end is there no more; known is false if the kernel does not say.
 func peer(from, at string) (uid int, known bool) {
 	client, errFrom := netip.ParseAddrPort(from)
 	server, errAt := netip.ParseAddrPort(at)
@@ -22,15 +22,15 @@ func peer(from, at string) (uid int, known bool) {
 		if err != nil {
 			continue
 		}
+		uid, known = -1, true
 		for line := range strings.Lines(string(text)) {
-			const established = "01" // others may be of whoever had the port before
-			if f := strings.Fields(line); len(f) > 7 && f[1] == prefix+end(client) && f[2] == prefix+end(server) && f[3] == established {
+			if f := strings.Fields(line); len(f) > 7 && f[1] == prefix+end(client) && f[2] == prefix+end(server) { // in whatever state: he may have said all that he will say
 				uid, err := strconv.Atoi(f[7])
 				return uid, err == nil
 			}
 		}
 	}
-	return 0, false
+	return uid, known
 }
 
 // end is one of a connection's two ends, as the kernel writes it.
