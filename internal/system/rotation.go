@@ -251,6 +251,7 @@ const (
 	byEvidence = "only by evidence: the target shows no session of the old account for long enough"
 	byDeadline = "only by deadline: the target does not show who uses what"
 	byNothing  = "not at all: nobody is waited for"
+	byLeaving  = "it is not waited for: its lease was given back, or revoked"
 )
 
 // rotationPlan says what the next rotation will do. It touches nothing.
@@ -291,7 +292,10 @@ func (b *Backend) rotationPlan(_ context.Context, r *engine.Request) (*engine.Re
 		}
 		one := user(r, &u)
 		one["moves"], one["breaks_at"] = byNothing, stamp(deadline)
-		if alternates {
+		switch {
+		case u.Revoked:
+			one["moves"], one["breaks_at"] = byLeaving, nil
+		case alternates:
 			says, err := acknowledges(r.View, t.mount, &u)
 			if err != nil {
 				return nil, err
@@ -303,9 +307,11 @@ func (b *Backend) rotationPlan(_ context.Context, r *engine.Request) (*engine.Re
 				one["moves"], one["breaks_at"] = byWord, nil
 			}
 		}
-		if one["moves"] == byWord {
+		switch one["moves"] {
+		case byLeaving:
+		case byWord:
 			acknowledge++
-		} else {
+		default:
 			silent++
 		}
 		if len(holders) < mostLeases {
