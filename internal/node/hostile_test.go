@@ -205,12 +205,16 @@ func TestTokensThatAreNoGood(t *testing.T) {
 	r.must(204, "POST", "auth/token/revoke", `{"token":"`+revoked+`"}`)
 	spent := make(r, `{"num_uses":1,"policies":["default"]}`)
 	good := r.token
+	changed := good[:len(good)-1] + "A"
+	if changed == good {
+		changed = good[:len(good)-1] + "B"
+	}
 	r.token = spent
 	r.must(200, "GET", "auth/token/lookup-self", "")
 	answers := map[string][]string{}
 	for name, token := range map[string]string{
 		"unknown": "hvs.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "short": "x", "of another server": other.token, "batch of another server": batch,
-		"revoked": revoked, "used up": spent, "changed": good[:len(good)-1] + "A", "batch, made up": "hvb." + strings.Repeat("A", 100), "in another case": strings.ToUpper(good),
+		"revoked": revoked, "used up": spent, "changed": changed, "batch, made up": "hvb." + strings.Repeat("A", 100), "in another case": strings.ToUpper(good),
 	} {
 		for _, path := range []string{"secret/data/app", "secret/data/none", "nowhere/x", "sys/mounts", "auth/token/lookup-self"} {
 			r.token = token
