@@ -206,9 +206,9 @@ func addresses(prefixes []netip.Prefix) []string {
 	return out
 }
 
-// Within reports whether the address is in one of the blocks. No blocks: any address is.
+// Within reports whether the address is in one of the blocks, whatever zone it has: blocks have none. No blocks: any address is.
 func Within(blocks []netip.Prefix, a netip.Addr) bool {
-	return len(blocks) == 0 || slices.ContainsFunc(blocks, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+	return len(blocks) == 0 || slices.ContainsFunc(blocks, func(p netip.Prefix) bool { return p.Contains(a.Unmap().WithZone("")) })
 }
 
 // Inside reports whether each of the inner blocks lies in one of the outer ones. No outer blocks: they do.

@@ -188,7 +188,7 @@ func (h *Handler) client(r *http.Request) (netip.Addr, error) {
 
 func (h *Handler) trusted(a netip.Addr) bool {
 	for _, p := range h.proxies {
-		if p.Contains(a) {
+		if p.Contains(a.WithZone("")) {
 			return true
 		}
 	}
