@@ -427,10 +427,7 @@ func (w *Worker) drain(ctx context.Context, hold *claim.Hold, t target) (did boo
 			w.Log.Error("looking for rotations failed; it is tried again", "target", t.name, "error", err)
 			return did
 		}
-		if w.barred() {
-			return did
-		}
-		if q.row == "" {
+		if q.row == "" || w.barred() {
 			return did
 		}
 		ok, more := w.do(ctx, t, q.account)
