@@ -50,10 +50,10 @@ func newLeaseClock(c lessor.Clock) *leaseClock {
 func (l *leaseClock) accept() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wall, l.ahead, l.past = l.clock.Now(), 0, 0
 	if m, ok := l.clock.(Monotonic); ok {
 		l.mono = m.Elapsed()
 	}
+	l.wall, l.ahead, l.past = l.clock.Now(), 0, 0
 }
 
 // follow makes t, a header's time, a lower bound.
@@ -76,12 +76,19 @@ func (l *leaseClock) resume(head time.Time) {
 	}
 }
 
+// now reads the monotonic clock first: if the machine stands for hours before it reads the other, the wall clock seems to have jumped, and the next call sees that it
+// has not. The other way round a wall clock of before would be taken for what belongs to a monotonic one of after, for good.
 func (l *leaseClock) now() time.Time {
+	var mono time.Duration
+	m, steadily := l.clock.(Monotonic)
+	if steadily {
+		mono = m.Elapsed()
+	}
 	wall := l.clock.Now()
 	l.mu.Lock()
 	elapsed := wall.Sub(l.wall) // monotonic if both have the reading
-	if m, ok := l.clock.(Monotonic); ok {
-		elapsed = m.Elapsed() - l.mono
+	if steadily {
+		elapsed = mono - l.mono
 	}
 	steady := l.wall.Round(0).Add(elapsed)
 	if d := wall.Round(0).Sub(steady); d > Drift {
